@@ -1,0 +1,145 @@
+"""The CLIP tokenizer against transformers' own, its folders, and prompts that do not fit."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizerFast
+
+from i2v_jax.errors import InputError
+from i2v_jax.tokenizer import END, START, ClipTokenizer, byte_level_vocabulary
+
+TEXTS = [
+    "a photo of a cat walking on the beach, the best quality, it's raining, we're running",
+    "the cat's café in the rain; an astronaut riding a horse; 日本語 🐈 naïve ünïcödé",
+] * 3
+PROMPTS = [
+    "",
+    "a photo of a cat",
+    "A Cat, RUNNING!! in the Rain...",
+    "hello!wow !! !",
+    "it's John's they're we've I'm you'll he'd IT'S 're' ''re",
+    "123 45.6 2nd ½ ² Ⅷ ٣",
+    "naïve café Ünïcödé e\u0301 cafe\u0301",
+    "日本語の猫 中文 مرحبا שלום हिन्दी ไทย",
+    "emoji 🐈 👩‍👩‍👧 flags 🇫🇷",
+    "tabs\tand\nnew\r\nlines  double\u00a0nbsp\u3000wide\u200bzero",
+    " lead trail ",
+    "<|endoftext|> middle <|startoftext|>!<|endoftext|>",
+    "under_score-hyphen/slash\\back (masterpiece:1.2), [best] “quotes”—dash",
+    "ΑΣ ΟΔΟΣ İstanbul ǅ ﬁ ß",
+    "\x00ctl\x07\x1b \ufeffbom",
+    "a" * 300,
+    "cat " * 100,
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return byte_level_vocabulary(TEXTS, 60)
+
+
+def random_prompts(count: int) -> list[str]:
+    source = random.Random(0)
+    symbols = "aAbZtheCc 09'!.,<|>\n\tñÉ日🐈ǅßΣ\u0301½_\u00a0"
+    return ["".join(source.choices(symbols, k=source.randint(1, 60))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("pad_token", [END, "!"])
+def test_ids_equal_those_of_transformers(tmp_path, vocabulary, pad_token):
+    ClipTokenizer(*vocabulary, pad_token).save(tmp_path)
+    prompts = PROMPTS + random_prompts(200)
+    wanted = CLIPTokenizerFast.from_pretrained(tmp_path)(
+        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="np"
+    )["input_ids"]
+    with pytest.warns(UserWarning, match="do not fit"):
+        ids = ClipTokenizer.from_folder(tmp_path).encode(prompts, truncate=True)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, wanted)
+
+
+def test_folders_of_every_kind_give_the_same_tokenizer(tmp_path, vocabulary):
+    ours = ClipTokenizer(*vocabulary, "!")
+    ours.save(tmp_path / "both" / "tokenizer_2")
+    CLIPTokenizerFast.from_pretrained(tmp_path / "both" / "tokenizer_2").save_pretrained(tmp_path / "json")
+    for name in ("vocab.json", "merges.txt"):  # transformers 5 saves tokenizer.json alone
+        (tmp_path / "json" / name).unlink()
+    wanted = ours.encode("a cat, walking!")
+    for read in (
+        ClipTokenizer.from_folder(tmp_path / "both" / "tokenizer_2"),
+        ClipTokenizer.from_pretrained(tmp_path / "both", "tokenizer_2"),
+        ClipTokenizer.from_folder(tmp_path / "json"),
+    ):
+        np.testing.assert_array_equal(read.encode("a cat, walking!"), wanted)
+
+
+def test_special_tokens_map_decides_the_pad_token_as_in_transformers(tmp_path, vocabulary):
+    ClipTokenizer(*vocabulary).save(tmp_path)
+    path = tmp_path / "special_tokens_map.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "!"}))
+    wanted = CLIPTokenizerFast.from_pretrained(tmp_path)("cat", padding="max_length", max_length=77)["input_ids"]
+    np.testing.assert_array_equal(ClipTokenizer.from_folder(tmp_path).encode("cat")[0], wanted)
+    assert wanted[-1] == 0
+
+
+def test_vocabulary_has_clips_layout_and_spells_any_text(vocabulary):
+    tokens, merges = vocabulary
+    assert len(merges) == 60 and len(tokens) == 512 + 60 + 2
+    assert list(tokens.values()) == list(range(len(tokens)))
+    # ids of the published vocabulary that do not depend on its merges
+    assert (tokens["!"], tokens["a"], tokens["!</w>"], tokens["a</w>"]) == (0, 64, 256, 320)
+    assert (tokens[START], tokens[END]) == (len(tokens) - 2, len(tokens) - 1)
+    everything = "".join(map(chr, range(33, 1000))) + "猫🐈"
+    spelled = ClipTokenizer(tokens, merges, length=10_000).encode(everything)[0]
+    end = int(np.argmax(spelled == tokens[END]))  # also what an unknown symbol would become
+    assert end > len(everything) and np.all(spelled[end:] == tokens[END])
+    assert byte_level_vocabulary(TEXTS, 60) == vocabulary
+
+
+def test_learned_words_are_one_token(vocabulary):
+    tokens, merges = byte_level_vocabulary(["cat cat cat dog dog"], 100)
+    assert "cat</w>" in tokens and len(tokens) < 512 + 100 + 2
+    assert list(ClipTokenizer(tokens, merges).encode("Cat")[0, :3]) == [tokens[START], tokens["cat</w>"], tokens[END]]
+
+
+def test_a_long_prompt_names_the_cut_words():
+    tokenizer = ClipTokenizer(*byte_level_vocabulary(["cat dog bird"], 100))
+    prompt = "cat " * 75
+    assert tokenizer.cut_words(prompt) == ""
+    assert tokenizer.encode(prompt).shape == (1, 77)
+    with pytest.raises(InputError, match="77 tokens.*'dog, bird'.*Shorten"):
+        tokenizer.encode(["fine", prompt + "dog, bird"])
+    # a word of which only the end is cut is named whole
+    assert tokenizer.cut_words("cat " * 73 + "zebra bird") == "zebra bird"
+    with pytest.warns(UserWarning, match="'dog'"):
+        ids = tokenizer.encode(prompt + "dog", truncate=True)
+    np.testing.assert_array_equal(ids, tokenizer.encode(prompt))
+
+
+def test_bad_prompts_and_folders_are_input_errors(tmp_path, vocabulary):
+    tokenizer = ClipTokenizer(*vocabulary)
+    with pytest.raises(InputError, match="text, None"):
+        tokenizer.encode([None])
+    with pytest.raises(InputError, match="No tokenizer in"):
+        ClipTokenizer.from_folder(tmp_path)
+    for name, content, message in (
+        ("vocab.json", '{"a": 0', "cannot be read"),
+        ("vocab.json", '{"a": 0}', "no '<|startoftext|>'"),
+        ("merges.txt", "#version: 0.2\nxq zj\n", "do not fit"),
+        ("merges.txt", "#version: 0.2\nonly-one\n", "do not fit|cannot be read"),
+        ("tokenizer_config.json", '{"model_max_length": "many"}', "cannot be read"),
+    ):
+        tokenizer.save(tmp_path)
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=message.replace("|>", r"\|>").replace("<|", r"<\|")):
+            ClipTokenizer.from_folder(tmp_path)
+    with pytest.raises(InputError, match="no folder 'not/a/model' here|there is no folder 'not/a/model'"):
+        ClipTokenizer.from_pretrained("not/a/model")
+
+
+def test_torch_and_transformers_are_not_imported():
+    check = "import sys, i2v_jax.tokenizer; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "set()"
