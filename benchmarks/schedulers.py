@@ -1,0 +1,141 @@
+"""Whole sampling runs against diffusers' schedulers: `python -m benchmarks.schedulers` prints the relative errors.
+
+Both sides run the same made-up network from the same latents, with the same noise injected at every step.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+from unittest import mock
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion.noise_schedule import DIFFUSERS_KINDS, PREDICTION_TYPES, NoiseSchedule
+
+SHAPE = (2, 3, 4, 5, 4)
+# Column of the table -> sampler, its options, diffusers' scheduler, its options.
+SAMPLERS = {
+    "ddim": ("ddim", {}, diffusers.DDIMScheduler, {"clip_sample": False}),
+    "ddim, eta 1": ("ddim", {"eta": 1.0}, diffusers.DDIMScheduler, {"clip_sample": False}),
+    "ddim, stops at 0": (
+        "ddim",
+        {"set_alpha_to_one": False},
+        diffusers.DDIMScheduler,
+        {"clip_sample": False, "set_alpha_to_one": False},
+    ),
+    "euler": ("euler", {}, diffusers.EulerDiscreteScheduler, {}),
+    "euler_ancestral": ("euler_ancestral", {}, diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpmpp_2m": ("dpmpp_2m", {}, diffusers.DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m, Karras": (
+        "dpmpp_2m",
+        {"karras_sigmas": True},
+        diffusers.DPMSolverMultistepScheduler,
+        {"use_karras_sigmas": True},
+    ),
+    "lcm": ("lcm", {}, diffusers.LCMScheduler, {"clip_sample": False}),
+}
+
+
+def cases():
+    """Every (column, spacing, prediction type) that diffusers has too."""
+    for column, spacing, prediction_type in itertools.product(SAMPLERS, samplers.SPACINGS, PREDICTION_TYPES):
+        if column in ("lcm", "dpmpp_2m, Karras") and spacing != "leading":
+            continue  # their timesteps are their own
+        if column == "euler_ancestral" and prediction_type == "sample":
+            continue  # not implemented in diffusers
+        yield column, spacing, prediction_type
+
+
+def run_pair(column, spacing, schedule: NoiseSchedule, num_steps, t0=1.0):
+    """Runs one case on both sides; returns ours and theirs, each the latents after every step, [steps, *SHAPE]."""
+    name, options, scheduler_class, scheduler_options = SAMPLERS[column]
+    sampler = samplers.make(name, schedule, num_steps, spacing=spacing, **options)
+    kind = {ours: theirs for theirs, ours in DIFFUSERS_KINDS.items()}[schedule.kind]
+    scheduler = scheduler_class(
+        beta_schedule=kind,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        num_train_timesteps=schedule.num_train_timesteps,
+        prediction_type=schedule.prediction_type,
+        rescale_betas_zero_snr=schedule.zero_terminal_snr,
+        timestep_spacing=spacing,
+        steps_offset=1,
+        **scheduler_options,
+    )
+    rng = np.random.default_rng(0)
+    clean, noise, *step_noise = rng.standard_normal((2 + num_steps, *SHAPE), np.float32)
+    start = sampler.start_index(t0)
+    ours = run_ours(sampler, clean, noise, step_noise, start)
+    theirs = run_diffusers(scheduler, num_steps, clean, noise, step_noise, start, options.get("eta"))
+    return ours, theirs
+
+
+def network(x, t, tanh, sin):
+    """A made-up network for either library: not linear, mixes channels, knows the time."""
+    mixed = 0.6 * x + 0.4 * x[..., [1, 2, 3, 0]]
+    return tanh(mixed) + 0.3 * x * sin(t / 100)
+
+
+def run_ours(sampler, clean, noise, step_noise, start):
+    @jax.jit
+    def step(state, i, noise):
+        t = jnp.asarray(sampler.timesteps)[i]
+        prediction = network(sampler.scale_input(state.latents, i), t, jnp.tanh, jnp.sin)
+        return sampler.step(state, i, prediction, noise)
+
+    state, trajectory = sampler.init(sampler.add_noise(clean, noise, start)), []
+    for i in range(start, sampler.num_steps):
+        state = step(state, i, step_noise[i])
+        trajectory.append(np.asarray(state.latents))
+    return np.stack(trajectory)
+
+
+def run_diffusers(scheduler, num_steps, clean, noise, step_noise, start, eta):
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps[start:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    clean, noise = torch.from_numpy(clean), torch.from_numpy(noise)
+    latents, trajectory = scheduler.add_noise(clean, noise, timesteps[:1]), []
+    options = {} if eta is None else {"eta": eta}
+    for i, t in enumerate(timesteps, start):
+        prediction = network(scheduler.scale_model_input(latents, t), t.float(), torch.tanh, torch.sin)
+        with injected(scheduler, step_noise[i]):
+            latents = scheduler.step(prediction, t, latents, **options).prev_sample
+        trajectory.append(latents.numpy())
+    return np.stack(trajectory)
+
+
+@contextlib.contextmanager
+def injected(scheduler, noise):
+    """Makes diffusers draw this noise."""
+    with mock.patch(f"{type(scheduler).__module__}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise)):
+        yield
+
+
+def worst_step_error(ours, theirs) -> float:
+    """The largest relative error ||ours - theirs|| / ||theirs|| of any step."""
+    axes = tuple(range(1, ours.ndim))
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    return float((np.sqrt(((ours - theirs) ** 2).sum(axes)) / np.sqrt((theirs**2).sum(axes))).max())
+
+
+def main():
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    schedule = NoiseSchedule()
+    print("| sampler | spacing | prediction | relative error, last of 25 steps | worst step |\n|---|---|---|---|---|")
+    for column, spacing, prediction_type in cases():
+        case = dataclasses.replace(schedule, prediction_type=prediction_type)
+        ours, theirs = run_pair(column, spacing, case, num_steps=25)
+        last, worst = worst_step_error(ours[-1:], theirs[-1:]), worst_step_error(ours, theirs)
+        print(f"| {column} | {spacing} | {prediction_type} | {last:.1e} | {worst:.1e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,474 @@
+"""Samplers: from noisy latents to clean ones in a few steps, each step one formula of its paper.
+
+A sampler is a set of static tables, one entry per step, and a pure update rule; it knows no network and no frames.
+Timesteps and tables follow diffusers, so a run equals that of the scheduler of the same name.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule, to_epsilon, to_x0
+from i2v_jax.errors import InputError, nearest
+
+
+class State(NamedTuple):
+    """What a run carries from step to step.
+
+    Attributes:
+        latents: the noisy latents, in the sampler's own scaling, float32.
+        x0: the clean latents estimated at the last step (zeros before the first), float32.
+        steps_taken: number of steps taken so far, int32.
+    """
+
+    latents: Float[Array, "*shape"]
+    x0: Float[Array, "*shape"]
+    steps_taken: Int[Array, ""]
+
+
+class Estimate(NamedTuple):
+    """What an update rule sees, all float32: the latents x, the x_0 and epsilon the network's prediction stands for,
+    the x_0 of the step before (this step's own at the first one), and fresh Gaussian noise."""
+
+    x: Float[Array, "*shape"]
+    x0: Float[Array, "*shape"]
+    epsilon: Float[Array, "*shape"]
+    previous_x0: Float[Array, "*shape"]
+    noise: Float[Array, "*shape"] | float
+
+
+def ddim_update(now: Estimate, alpha_next, direction, std) -> Float[Array, "*shape"]:
+    """DDIM (Song et al. 2021, eq. 12); direction = sqrt(sigma_next^2 - std^2)."""
+    return alpha_next * now.x0 + direction * now.epsilon + std * now.noise
+
+
+def euler_update(now: Estimate, sigma, sigma_next) -> Float[Array, "*shape"]:
+    """Euler's method on dx/dsigma = epsilon (Karras et al. 2022, algorithm 1 without the correction)."""
+    return now.x + (sigma_next - sigma) * now.epsilon
+
+
+def euler_ancestral_update(now: Estimate, sigma, sigma_down, sigma_up) -> Float[Array, "*shape"]:
+    """Euler's method to sigma_down, then noise up to sqrt(sigma_down^2 + sigma_up^2) (k-diffusion's ancestral step)."""
+    return now.x + (sigma_down - sigma) * now.epsilon + sigma_up * now.noise
+
+
+def dpmpp_2m_update(now: Estimate, noise_ratio, gain, half_step_ratio) -> Float[Array, "*shape"]:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2).
+
+    noise_ratio = sigma_next / sigma, gain = alpha_next (1 - e^-h), half_step_ratio = 1 / 2r, 0 where first order.
+    """
+    x0 = now.x0 + half_step_ratio * (now.x0 - now.previous_x0)
+    return noise_ratio * now.x + gain * x0
+
+
+def lcm_update(now: Estimate, c_skip, c_out, alpha_next, sigma_next) -> Float[Array, "*shape"]:
+    """Multistep consistency sampling (Luo et al. 2023, algorithm 3): jump to x_0, add fresh noise for the next step."""
+    return alpha_next * (c_skip * now.x + c_out * now.x0) + sigma_next * now.noise
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """A run's steps; made by `make`. In the sampler's own scaling, latents at step i are
+    scale_i (alpha_i x_0 + sigma_i epsilon) with alpha_i^2 + sigma_i^2 = 1; the network sees them divided by scale_i.
+
+    Attributes:
+        schedule: the network's noise schedule.
+        timesteps: what the network is told at each step, descending, float32 (Euler's `linspace` is not whole).
+        alpha, sigma, scale: tables of the line above, float32.
+        update: the update rule, called with an `Estimate` and this step's entries of `coefficients` by name.
+        coefficients: the update rule's own tables, each of `num_steps` float32 entries.
+        stochastic: whether steps need fresh noise.
+    """
+
+    schedule: NoiseSchedule
+    timesteps: Float[np.ndarray, "n"]
+    alpha: Float[np.ndarray, "n"]
+    sigma: Float[np.ndarray, "n"]
+    scale: Float[np.ndarray, "n"]
+    update: Callable[..., Float[Array, "*shape"]]
+    coefficients: dict[str, Float[np.ndarray, "n"]]
+    stochastic: bool
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+    def start_index(self, t0: float) -> int:
+        """The first step whose timestep is at most t0 num_train_timesteps: where a run of prior strength t0 starts.
+
+        Args:
+            t0: in (0, 1]; 1 is the whole run, less starts later, from less noise, and takes fewer steps.
+
+        Raises:
+            InputError: t0 out of range, or so small that no step is left.
+        """
+        if not 0 < t0 <= 1:
+            raise InputError(f"t0 = {t0} given; wanted a number in (0, 1], 1 for the whole run")
+        late_enough = np.flatnonzero(self.timesteps <= t0 * self.schedule.num_train_timesteps)
+        if not len(late_enough):
+            least = self.timesteps[-1] / self.schedule.num_train_timesteps
+            raise InputError(f"t0 = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
+        return int(late_enough[0])
+
+    def init(self, latents: Float[Array, "*shape"]) -> State:
+        """The state a run starts from, given noisy latents in the sampler's own scaling, as `add_noise` makes them."""
+        latents = jnp.asarray(latents, jnp.float32)
+        return State(latents, jnp.zeros_like(latents), jnp.zeros((), jnp.int32))
+
+    def scale_input(self, latents: Float[Array, "*shape"], i: Int[Array, ""]) -> Float[Array, "*shape"]:
+        """What the network sees at step i: the latents with unit variance, float32."""
+        return jnp.asarray(latents, jnp.float32) / _at(self.scale, i)
+
+    def add_noise(
+        self, clean: Float[Array, "*shape"], noise: Float[Array, "*shape"], i: Int[Array, ""]
+    ) -> Float[Array, "*shape"]:
+        """The noisy latents at step i, in the sampler's own scaling, float32."""
+        clean, noise = jnp.asarray(clean, jnp.float32), jnp.asarray(noise, jnp.float32)
+        return _at(self.scale, i) * (_at(self.alpha, i) * clean + _at(self.sigma, i) * noise)
+
+    def step(
+        self,
+        state: State,
+        i: Int[Array, ""],
+        prediction: Float[Array, "*shape"],
+        noise: Float[Array, "*shape"] | None = None,
+    ) -> State:
+        """One step, from step i's noise level to the next.
+
+        Args:
+            state: the run so far.
+            i: the step, 0 .. num_steps - 1; may be traced.
+            prediction: the network's output for `scale_input(state.latents, i)` at `timesteps[i]`, any float dtype.
+            noise: standard Gaussian noise; needed when `stochastic`, else not used.
+
+        Raises:
+            ValueError: a stochastic sampler without noise.
+        """
+        if self.stochastic and noise is None:
+            raise ValueError("this sampler is stochastic: each step needs `noise`, Gaussian, of the latents' shape")
+        x = jnp.asarray(state.latents, jnp.float32)
+        seen, alpha, sigma = self.scale_input(x, i), _at(self.alpha, i), _at(self.sigma, i)
+        x0 = to_x0(self.schedule.prediction_type, prediction, seen, alpha, sigma)
+        now = Estimate(
+            x=x,
+            x0=x0,
+            epsilon=to_epsilon(self.schedule.prediction_type, prediction, seen, alpha, sigma),
+            previous_x0=jnp.where(state.steps_taken > 0, state.x0, x0),
+            noise=jnp.asarray(noise, jnp.float32) if self.stochastic else 0.0,
+        )
+        latents = self.update(now, **{name: _at(table, i) for name, table in self.coefficients.items()})
+        return State(latents, x0, state.steps_taken + 1)
+
+
+def sample(
+    denoise: Callable[[Float[Array, "*shape"], Float[Array, ""]], Float[Array, "*shape"]],
+    sampler: Sampler,
+    state: State,
+    noise: Callable[[Int[Array, ""]], Float[Array, "*shape"]] | None = None,
+    start_index: int = 0,
+) -> State:
+    """Runs a sampler from `start_index` to its end in one `lax.scan`.
+
+    Args:
+        denoise: the network with its guidance: (scaled latents, timestep float32) -> prediction.
+        sampler: from `make`, or from `hold_first_frame`.
+        state: from `sampler.init`, with latents as noisy as step `start_index` wants.
+        noise: the noise of step i, say `gaussian_noise(key, shape)`; for stochastic samplers.
+        start_index: first step, from `sampler.start_index(t0)`.
+
+    Returns:
+        The state after the last step; its latents are clean.
+    """
+
+    def body(state, i):
+        prediction = denoise(sampler.scale_input(state.latents, i), _at(sampler.timesteps, i))
+        return sampler.step(state, i, prediction, noise(i) if sampler.stochastic and noise else None), None
+
+    return jax.lax.scan(body, state, jnp.arange(start_index, sampler.num_steps))[0]
+
+
+def gaussian_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Callable[[Int[Array, ""]], Float[Array, "*shape"]]:
+    """The noise of each step as a function of the step alone, so that a scan and a loop draw the same."""
+    return lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32)
+
+
+def pin_first_frame(latents: Float[Array, "b f h w c"], first_frame: Float[Array, "b 1 h w c"]):
+    """The latents with frame 1 replaced; chosen by frame index, so that frames may lie on different devices."""
+    is_first = jnp.arange(latents.shape[-4])[:, None, None, None] == 0
+    return jnp.where(is_first, first_frame.astype(latents.dtype), latents)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstFrameSampler(Sampler):
+    """A sampler of video whose first frame is clean at every step; made by `hold_first_frame`."""
+
+    first_frame: Float[Array, "b 1 h w c"]
+
+    def init(self, latents: Float[Array, "b f h w c"]) -> State:
+        return self._held(super().init(latents))
+
+    def scale_input(self, latents: Float[Array, "b f h w c"], i: Int[Array, ""]) -> Float[Array, "b f h w c"]:
+        return pin_first_frame(super().scale_input(latents, i), self.first_frame)
+
+    def add_noise(
+        self, clean: Float[Array, "b f h w c"], noise: Float[Array, "b f h w c"], i: Int[Array, ""]
+    ) -> Float[Array, "b f h w c"]:
+        return pin_first_frame(super().add_noise(clean, noise, i), self.first_frame)
+
+    def step(self, state: State, i: Int[Array, ""], prediction: Float[Array, "b f h w c"], noise=None) -> State:
+        return self._held(super().step(state, i, prediction, noise))
+
+    def _held(self, state: State) -> State:
+        latents, x0 = (pin_first_frame(x, self.first_frame) for x in (state.latents, state.x0))
+        return state._replace(latents=latents, x0=x0)
+
+
+def hold_first_frame(sampler: Sampler, first_frame: Float[Array, "b 1 h w c"]) -> FirstFrameSampler:
+    """The same sampler for video whose first frame stays clean (I2V-Adapter, section 3.1).
+
+    The frame is held in the latents, before the first step and after each, and in what the network sees, where it is
+    never scaled. May be called inside `jit`, with a traced `first_frame`.
+
+    Args:
+        sampler: from `make`.
+        first_frame: clean latents of the picture.
+    """
+    return FirstFrameSampler(**vars(sampler), first_frame=first_frame)
+
+
+def ddim(
+    schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int, eta: float, set_alpha_to_one: bool
+) -> Sampler:
+    """DDIM's tables. As in diffusers, "next" lies T // num_steps below a timestep, whatever the spacing."""
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta} given; wanted a number in [0, 1], 0 for deterministic DDIM")
+    timesteps = _timesteps(schedule, num_steps, spacing, steps_offset).round().astype(int)
+    alpha, sigma = _trained_scales(schedule, timesteps)
+    below = timesteps - schedule.num_train_timesteps // num_steps
+    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
+    last = 1.0 if set_alpha_to_one else alphas_cumprod[0]
+    next_cumprod = np.where(below >= 0, alphas_cumprod[np.maximum(below, 0)], last)
+    variance = (1 - next_cumprod) / sigma**2 * (1 - alpha**2 / next_cumprod)
+    std = eta * np.sqrt(np.maximum(variance, 0))
+    return _sampler(
+        schedule,
+        timesteps,
+        alpha,
+        sigma,
+        ddim_update,
+        {
+            "alpha_next": np.sqrt(next_cumprod),
+            "direction": np.sqrt(np.maximum(1 - next_cumprod - std**2, 0)),
+            "std": std,
+        },
+        stochastic=eta > 0,
+    )
+
+
+def euler(schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int) -> Sampler:
+    """Euler's tables, over noise levels sigma / alpha; the latents keep the signal's scale and let the noise grow."""
+    timesteps, sigma, sigma_next = _noise_levels(schedule, _timesteps(schedule, num_steps, spacing, steps_offset))
+    coefficients = {"sigma": sigma, "sigma_next": sigma_next}
+    return _sampler(schedule, timesteps, *_unit_variance(sigma), euler_update, coefficients, np.hypot(1, sigma))
+
+
+def euler_ancestral(schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int) -> Sampler:
+    """Euler's tables with part of each next noise level, sigma_up, made of fresh noise."""
+    timesteps, sigma, sigma_next = _noise_levels(schedule, _timesteps(schedule, num_steps, spacing, steps_offset))
+    return _sampler(
+        schedule,
+        timesteps,
+        *_unit_variance(sigma),
+        euler_ancestral_update,
+        {
+            "sigma": sigma,
+            "sigma_down": sigma_next**2 / sigma,
+            "sigma_up": sigma_next * np.sqrt(sigma**2 - sigma_next**2) / sigma,
+        },
+        np.hypot(1, sigma),
+        stochastic=True,
+    )
+
+
+def dpmpp_2m(
+    schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int, karras_sigmas: bool
+) -> Sampler:
+    """DPM-Solver++(2M)'s tables. First order at a run's first step (no history) and last (to zero noise)."""
+    if karras_sigmas:
+        timesteps, sigma, sigma_next = _karras_noise_levels(schedule, num_steps)
+    else:
+        timesteps = _timesteps(schedule, num_steps, spacing, steps_offset, num_points=num_steps + 1).round()
+        timesteps, sigma, sigma_next = _noise_levels(schedule, timesteps)
+    alpha_next, _ = _unit_variance(sigma_next)
+    half_step_ratio = np.zeros(num_steps)
+    h = np.log(sigma[:-1] / sigma[1:])  # lambda_next - lambda, for every step but the last
+    half_step_ratio[1:-1] = h[1:] / (2 * h[:-1])
+    return _sampler(
+        schedule,
+        timesteps,
+        *_unit_variance(sigma),
+        dpmpp_2m_update,
+        {
+            "noise_ratio": alpha_next * sigma_next * np.hypot(1, sigma) / sigma,
+            "gain": alpha_next * (1 - sigma_next / sigma),
+            "half_step_ratio": half_step_ratio,
+        },
+    )
+
+
+def lcm(schedule: NoiseSchedule, num_steps: int, *, original_steps: int) -> Sampler:
+    """LCM's tables: its timesteps are some of those it was distilled on, which end at the last training timestep."""
+    train_steps = schedule.num_train_timesteps
+    if not 1 <= num_steps <= original_steps <= train_steps:
+        raise InputError(
+            f"{num_steps} steps of {original_steps} original_steps given; "
+            f"wanted 1 <= steps <= original_steps <= {train_steps}"
+        )
+    distilled = np.arange(original_steps, 0, -1) * (train_steps // original_steps) - 1
+    timesteps = distilled[np.linspace(0, original_steps, num_steps, endpoint=False).astype(int)]
+    alpha, sigma = _trained_scales(schedule, timesteps)
+    sigma_data, scaled = 0.5, 10.0 * timesteps  # Luo et al. 2023, appendix; the timestep scaling is diffusers' default
+    return _sampler(
+        schedule,
+        timesteps,
+        alpha,
+        sigma,
+        lcm_update,
+        {
+            "c_skip": sigma_data**2 / (scaled**2 + sigma_data**2),
+            "c_out": scaled / np.hypot(scaled, sigma_data),
+            "alpha_next": np.append(alpha[1:], 1.0),
+            "sigma_next": np.append(sigma[1:], 0.0),
+        },
+        stochastic=True,
+    )
+
+
+SAMPLERS = {
+    "ddim": ddim,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "dpmpp_2m": dpmpp_2m,
+    "lcm": lcm,
+}
+# What `make` can be told, and what it takes when it is not told. A sampler gets the options its builder names.
+OPTIONS = {
+    "spacing": "leading",
+    "steps_offset": 1,
+    "eta": 0.0,
+    "set_alpha_to_one": True,
+    "karras_sigmas": False,
+    "original_steps": 50,
+}
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampler:
+    """Makes a sampler.
+
+    Args:
+        name: one of `SAMPLERS`.
+        schedule: the noise schedule and prediction type of the network.
+        num_steps: number of steps, 1 .. `schedule.num_train_timesteps`.
+        **options: any of `OPTIONS`:
+            spacing: how timesteps are spread (Lin et al. 2023, table 2): `leading`, `trailing` or `linspace`; lcm has
+                its own.
+            steps_offset: added to `leading` timesteps; 1 for Stable Diffusion.
+            eta: ddim, in [0, 1]: 0 is deterministic, 1 as noisy as DDPM.
+            set_alpha_to_one: ddim, whether the last step ends in clean latents or in those of timestep 0.
+            karras_sigmas: dpmpp_2m, the noise levels of Karras et al. 2022, eq. 5, whatever the spacing.
+            original_steps: lcm, the number of steps it was distilled on, of which `num_steps` are taken.
+
+    Raises:
+        InputError: unknown sampler, spacing or option, an option this sampler does not have, a number out of range,
+            or a start at pure noise for a network that predicts epsilon, which says nothing there.
+    """
+    if name not in SAMPLERS:
+        raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}.{nearest(name, SAMPLERS)}")
+    if not 1 <= num_steps <= schedule.num_train_timesteps:
+        raise InputError(f"{num_steps} sampling steps given; wanted 1 .. {schedule.num_train_timesteps}")
+    own = inspect.signature(SAMPLERS[name]).parameters
+    for option, value in options.items():
+        if option not in OPTIONS:
+            known = ", ".join(OPTIONS)
+            raise InputError(f"unknown sampler option {option!r}; known: {known}.{nearest(option, OPTIONS)}")
+        if option not in own and value != OPTIONS[option]:
+            raise InputError(f"sampler {name!r} has no {option}, {value!r} given; leave it at {OPTIONS[option]!r}")
+    settings = {option: value for option, value in (OPTIONS | options).items() if option in own}
+    return SAMPLERS[name](schedule, num_steps, **settings)
+
+
+def _sampler(schedule, timesteps, alpha, sigma, update, coefficients, scale=None, stochastic=False) -> Sampler:
+    if schedule.prediction_type == "epsilon" and not alpha.all():
+        raise InputError(
+            "this run starts at pure noise (zero terminal SNR), where a network that predicts epsilon says nothing of "
+            "the picture; wanted prediction_type v_prediction or sample, or leading spacing"
+        )
+    scale = np.ones(len(timesteps)) if scale is None else scale
+    tables = (np.asarray(table, np.float32) for table in (timesteps, alpha, sigma, scale))
+    coefficients = {name: np.asarray(table, np.float32) for name, table in coefficients.items()}
+    return Sampler(schedule, *tables, update, coefficients, stochastic)
+
+
+def _at(table: Float[np.ndarray, "n"], i: Int[Array, ""]) -> Float[Array, ""]:
+    return jnp.asarray(table)[i]
+
+
+def _timesteps(
+    schedule: NoiseSchedule, num_steps: int, spacing: str, steps_offset: int, num_points: int | None = None
+) -> Float[np.ndarray, "n"]:
+    """Descending timesteps: the first `num_steps` of a grid of `num_points`, by default all of it."""
+    last, num_points = schedule.num_train_timesteps, num_points or num_steps
+    if num_points > last:
+        raise InputError(f"{num_steps} steps given; this sampler wants fewer than {last}, the training timesteps")
+    if spacing == "leading":
+        timesteps = np.arange(num_points)[::-1] * (last // num_points) + float(steps_offset)
+    elif spacing == "trailing":
+        timesteps = np.arange(last, 0, -last / num_steps).round() - 1
+    elif spacing == "linspace":
+        timesteps = np.linspace(0, last - 1, num_points)[::-1]
+    else:
+        raise InputError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}.{nearest(spacing, SPACINGS)}")
+    timesteps = timesteps[:num_steps]
+    if not 0 <= timesteps[-1] <= timesteps[0] < last:
+        raise InputError(
+            f"{num_steps} steps with steps_offset {steps_offset} run over timesteps {timesteps[-1]:.0f} .. "
+            f"{timesteps[0]:.0f}; wanted 0 .. {last - 1}: take fewer steps or a smaller offset"
+        )
+    return timesteps
+
+
+def _trained_scales(schedule: NoiseSchedule, timesteps: Int[np.ndarray, "n"]):
+    """alpha and sigma at whole timesteps."""
+    alphas_cumprod = schedule.alphas_cumprod[timesteps].astype(np.float64)
+    return np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+
+
+def _unit_variance(noise_level: Float[np.ndarray, "n"]):
+    """alpha and sigma with alpha^2 + sigma^2 = 1 and sigma / alpha = noise_level."""
+    return 1 / np.hypot(1, noise_level), noise_level / np.hypot(1, noise_level)
+
+
+def _noise_levels(schedule: NoiseSchedule, timesteps: Float[np.ndarray, "n"]):
+    """The timesteps, with the noise level sigma / alpha of each and of the one after; the run ends at 0."""
+    train_steps = np.arange(schedule.num_train_timesteps)
+    levels = np.interp(timesteps, train_steps, schedule.noise_to_signal).astype(np.float32).astype(np.float64)
+    return timesteps, levels, np.append(levels[1:], 0.0)
+
+
+def _karras_noise_levels(schedule: NoiseSchedule, num_steps: int):
+    """As `_noise_levels`, over the whole of the schedule by Karras et al. 2022, eq. 5, with rho = 7."""
+    trained = schedule.noise_to_signal.astype(np.float64)
+    first, last = trained[-1] ** (1 / 7), trained[0] ** (1 / 7)
+    levels = (first + np.linspace(0, 1, num_steps) * (last - first)) ** 7
+    timesteps = np.interp(np.log(levels), np.log(trained), np.arange(len(trained)))
+    # diffusers rounds to the nearest trained timestep, but for the cosine schedule rounds down
+    timesteps = np.floor(timesteps) if schedule.kind == "cosine" else timesteps.round()
+    levels = levels.astype(np.float32).astype(np.float64)
+    return timesteps, levels, np.append(levels[1:], 0.0)
