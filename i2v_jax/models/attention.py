@@ -1,0 +1,160 @@
+"""Attention: one entry point with a choice of implementation, and the module that all our networks use.
+
+Implementations: `xla` (plain products, any platform), `blocked` (a loop over heads and blocks of queries: small memory,
+and fast on CPUs), `cudnn` (fused, NVIDIA GPUs, bfloat16 or float16), `flash` (Pallas kernel, TPUs).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.layers import Dense
+
+
+def attention(
+    q: Float[Array, "b g s h d"],
+    k: Float[Array, "b k t h d"],
+    v: Float[Array, "b k t h d"],
+    implementation: str = "xla",
+) -> Float[Array, "b g s h d"]:
+    """Softmax attention of each group's queries (`softmax(q k^T / sqrt(d)) v`, scores and softmax in float32).
+
+    Args:
+      q: queries: batch, groups (frames in a spatial layer, places in a temporal one), sequence, heads, head size.
+      k: keys; `k == g` groups for attention within a group, or 1 when all groups share them (a prompt, the first frame).
+      v: values, shaped as `k`.
+      implementation: one of `IMPLEMENTATIONS`.
+
+    Raises:
+      InputError: unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise InputError(
+            f"Unknown attention implementation {implementation!r}; known: {known}."
+            + nearest(implementation, IMPLEMENTATIONS)
+        )
+    fold = _groups_into_sequence if k.shape[1] == 1 else _groups_into_batch
+    out = IMPLEMENTATIONS[implementation](fold(q), _groups_into_batch(k), _groups_into_batch(v))
+    return out.reshape(q.shape)
+
+
+def _groups_into_batch(x):
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _groups_into_sequence(x):
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+# Each takes q [b s h d], k and v [b t h d] and returns [b s h d].
+
+
+def _xla(q, k, v):
+    scores = jnp.einsum("bshd,bthd->bhst", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhst,bthd->bshd", weights, v)
+
+
+_BLOCK = 1 << 20  # scores held at once: 4 MiB of float32
+
+
+def _blocked(q, k, v):
+    b, s, h, d = q.shape
+    t = k.shape[1]
+    if s * t <= _BLOCK // 8:  # all heads of one picture fit
+        return _xla(q, k, v)
+    blocks = next(n for n in range(max(1, s * t // _BLOCK), s + 1) if s % n == 0)
+    heads_first = lambda x: x.transpose(0, 2, 1, 3).reshape(b * h, -1, d)  # noqa: E731
+    queries = heads_first(q * d**-0.5).reshape(b * h, blocks, s // blocks, d)
+
+    def one_head(qkv):
+        q, k, v = qkv
+
+        def one_block(q):
+            scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+            weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+            return (weights.astype(v.dtype) @ v) / jnp.sum(weights, -1, keepdims=True).astype(v.dtype)
+
+        return lax.map(one_block, q)
+
+    out = lax.map(one_head, (queries, heads_first(k), heads_first(v)))
+    return out.reshape(b, h, s, d).transpose(0, 2, 1, 3)
+
+
+def _cudnn(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _flash(q, k, v):
+    from i2v_jax.models.flash_tpu import flash_attention
+
+    return flash_attention(q, k, v)
+
+
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "blocked": _blocked, "cudnn": _cudnn, "flash": _flash}
+
+
+class Projections(NamedTuple):
+    """What a branch beside an attention may look at. Groups are frames in a spatial layer."""
+
+    hidden: Float[Array, "b g s c"]
+    query: Float[Array, "b g s h d"]
+    key: Float[Array, "b k t h d"]
+    value: Float[Array, "b k t h d"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention `A(Q, K, V) W_O`, with any number of branches beside it.
+
+    A branch is a module that sees the `Projections` and the network's conditioning and returns `(inner, outer)`: what
+    to add before and after the output projection (either may be 0). This module knows no branch by name.
+    """
+
+    num_heads: int
+    branches: tuple[tuple[str, Callable[..., nn.Module]], ...] = ()
+    implementation: str = "xla"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "b g s c"],
+        context: Float[Array, "b k t e"] | None = None,
+        conditioning: Any = None,
+    ) -> Float[Array, "b g s c"]:
+        channels = hidden.shape[-1]
+        context = hidden if context is None else context
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        project = functools.partial(Dense, channels, use_bias=False, **dtypes)
+        projections = Projections(
+            hidden,
+            split_heads(project(name="to_q")(hidden), self.num_heads),
+            split_heads(project(name="to_k")(context), self.num_heads),
+            split_heads(project(name="to_v")(context), self.num_heads),
+        )
+        inner = merge_heads(attention(*projections[1:], self.implementation))
+        outer = 0
+        for name, branch in self.branches:
+            module = branch(implementation=self.implementation, name=name, **dtypes)
+            more_inner, more_outer = module(projections, conditioning)
+            inner, outer = inner + more_inner, outer + more_outer
+        return Dense(channels, name="to_out", **dtypes)(inner) + outer
+
+
+def split_heads(x: Float[Array, "b g s c"], num_heads: int) -> Float[Array, "b g s h d"]:
+    """Splits channels into heads."""
+    return x.reshape(*x.shape[:-1], num_heads, -1)
+
+
+def merge_heads(x: Float[Array, "b g s h d"]) -> Float[Array, "b g s c"]:
+    """Joins heads into channels."""
+    return x.reshape(*x.shape[:-2], -1)

@@ -1,0 +1,89 @@
+"""AnimateDiff's temporal transformer (Guo et al. 2024): each place of the picture attends over its frames."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from i2v_jax.models.attention import Attention
+from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, shard
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionConfig:
+    """Layout of the motion modules.
+
+    Attributes:
+      max_positions: frames that the positional encoding reaches: 24 (v1) or 32 (v2, v3, SDXL-beta).
+      mid_block: whether the middle block has one (v2).
+      num_heads: attention heads.
+      num_layers: transformer blocks in each module.
+      norm_groups: groups of the norm before it.
+      pooled_norm: that norm's statistics over all frames, as diffusers computes it; the original code, and so the
+        default here, takes each frame's own.
+    """
+
+    max_positions: int = 24
+    mid_block: bool = False
+    num_heads: int = 8
+    num_layers: int = 1
+    norm_groups: int = 32
+    pooled_norm: bool = False
+
+
+V1 = MotionConfig()
+V2 = MotionConfig(max_positions=32, mid_block=True)
+V3 = MotionConfig(max_positions=32)
+SDXL_BETA = MotionConfig(max_positions=32)
+
+
+def frame_positions(max_positions: int, dim: int) -> Float[np.ndarray, "max_positions dim"]:
+    """Sinusoidal positions of the frames: sines in even channels, cosines in odd ones (Vaswani et al. 2017)."""
+    frequencies = np.exp(np.arange(0, dim, 2, dtype=np.float32) * np.float32(-np.log(10000.0) / dim))
+    angles = np.arange(max_positions, dtype=np.float32)[:, None] * frequencies
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(max_positions, -1)[:, :dim]
+
+
+class TemporalBlock(nn.Module):
+    """Two self-attentions over frames, positions added to each one's input, then a feed-forward."""
+
+    config: MotionConfig
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s f c"]) -> Float[Array, "b s f c"]:
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        positions = jnp.asarray(frame_positions(self.config.max_positions, x.shape[-1])[: x.shape[-2]], self.dtype)
+        for i in (1, 2):
+            hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
+            x = x + Attention(self.config.num_heads, implementation=self.attention, name=f"attn{i}", **dtypes)(hidden)
+        return x + FeedForward(name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
+
+
+class MotionModule(nn.Module):
+    """Group norm, dense in, temporal blocks with space folded into the batch, dense out, added to the input."""
+
+    config: MotionConfig
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        b, f, h, w, c = x.shape
+        if f > self.config.max_positions:
+            raise ValueError(f"{f} frames, but the motion module knows {self.config.max_positions} positions")
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = GroupNorm(self.config.norm_groups, 1e-6, self.config.pooled_norm, name="norm", **dtypes)
+        hidden = norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)
+        hidden = shard(hidden, "batch", "space", None, None)
+        hidden = Dense(c, name="proj_in", **dtypes)(hidden)
+        for i in range(self.config.num_layers):
+            hidden = TemporalBlock(self.config, self.attention, name=f"blocks_{i}", **dtypes)(hidden)
+        hidden = Dense(c, name="proj_out", **dtypes)(hidden)
+        return x + hidden.swapaxes(1, 2).reshape(x.shape)

@@ -1,0 +1,365 @@
+"""The denoising UNet of Stable Diffusion 1.5 and XL, with AnimateDiff's motion modules and adapters beside its attentions.
+
+One network for all of them: which parts exist is the config's say. Published layouts: diffusers' UNet2DConditionModel,
+AnimateDiff's UNet3DConditionModel, I2V-Adapter's merged UNet.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from i2v_jax.errors import InputError
+from i2v_jax.models.branches import Conditioning
+from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
+from i2v_jax.models.motion import MotionConfig, MotionModule
+from i2v_jax.models.resnet import ResnetBlock, nearest_resize
+from i2v_jax.models.transformer import SpatialTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedConditioning:
+    """SDXL's second conditioning: pooled text and six sizes (original height and width, crop top and left, target).
+
+    Attributes:
+      time_dim: sinusoidal dimension of each size.
+      projection_input_dim: 6 * time_dim + width of the pooled text.
+    """
+
+    time_dim: int = 256
+    projection_input_dim: int = 2816
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Shape and arithmetic of a UNet. Tuples have an entry per level, the finest first.
+
+    Attributes:
+      in_channels, out_channels: latent channels.
+      block_out_channels: width of each level.
+      layers_per_block: residual blocks per level on the way down; one more on the way up.
+      down_attention, up_attention: which blocks have spatial transformers (up: the coarsest first, as they run).
+      transformer_depth: transformer blocks per spatial transformer; the middle block has the last level's.
+      num_heads: attention heads; the middle block has the last level's.
+      cross_attention_dim: width of prompt and image tokens.
+      linear_projection: the published file keeps the transformers' in and out projections as linear layers rather than
+        1x1 convolutions (the same function; kept for export).
+      norm_groups: groups of every group norm outside the motion modules.
+      added_conditioning: SDXL's, or None.
+      motion: layout of the motion modules, or None for a picture model.
+      pooled_norms: resnet norms and the output norm pool over frames (AnimateDiff v1).
+      self_attention_branches, cross_attention_branches: names in `models.branches.BRANCHES`.
+      attention, convolution: implementations, see `models.attention` and `models.convolution`.
+      remat: recompute activations in the backward pass: "none", "full", or a name in `jax.checkpoint_policies`.
+      dtype: of activations; norms, softmax and timestep embedding are float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_attention: tuple[bool, ...] = (True, True, True, False)
+    up_attention: tuple[bool, ...] = (False, True, True, True)
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 1)
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768
+    linear_projection: bool = False
+    norm_groups: int = 32
+    added_conditioning: AddedConditioning | None = None
+    motion: MotionConfig | None = None
+    pooled_norms: bool = False
+    self_attention_branches: tuple[str, ...] = ()
+    cross_attention_branches: tuple[str, ...] = ()
+    attention: str = "xla"
+    convolution: str = "xla"
+    remat: str = "none"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        for name in ("down_attention", "up_attention", "transformer_depth", "num_heads"):
+            given = getattr(self, name)
+            if len(given) != levels:
+                raise InputError(f"UNetConfig.{name} has {len(given)} entries, wanted one per level ({levels}): {given}")
+
+    @property
+    def downscale(self) -> int:
+        """Factor between the finest and the coarsest level."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "UNetConfig":
+        """Reads the `config.json` of a diffusers UNet2DConditionModel or UNetMotionModel (or their 3D namesakes).
+
+        Raises:
+          InputError: a setting that this UNet does not have.
+        """
+        for key, wanted in _FIXED.items():
+            if config.get(key, wanted[0]) not in wanted:
+                raise InputError(f"UNet config: {key}={config[key]!r} is not supported; wanted {wanted[0]!r}.")
+        widths = tuple(config["block_out_channels"])
+
+        def per_level(value):
+            return tuple(value) if isinstance(value, list | tuple) else (value,) * len(widths)
+
+        added = None
+        if config.get("addition_embed_type"):
+            added = AddedConditioning(
+                config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+            )
+        motion = None
+        if "motion_max_seq_length" in config:
+            motion = MotionConfig(
+                max_positions=config["motion_max_seq_length"],
+                mid_block=config.get("use_motion_mid_block", True),
+                num_heads=config.get("motion_num_attention_heads", 8),
+            )
+        fields = dict(
+            in_channels=config.get("in_channels", 4),
+            out_channels=config.get("out_channels", 4),
+            block_out_channels=widths,
+            layers_per_block=config.get("layers_per_block", 2),
+            down_attention=tuple("CrossAttn" in name for name in config["down_block_types"]),
+            up_attention=tuple("CrossAttn" in name for name in config["up_block_types"]),
+            transformer_depth=per_level(config.get("transformer_layers_per_block", 1)),
+            # diffusers' `attention_head_dim` is, for these models, the number of heads
+            num_heads=per_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8)),
+            cross_attention_dim=config.get("cross_attention_dim", 768),
+            linear_projection=config.get("use_linear_projection", False),
+            norm_groups=config.get("norm_num_groups", 32),
+            added_conditioning=added,
+            motion=motion,
+        )
+        return cls(**(fields | overrides))
+
+
+# Settings of published configs that these networks know one value of (first: the default).
+_FIXED = {
+    "act_fn": ("silu",),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "center_input_sample": (False,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim_type": (None, "ip_image_proj"),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_scale_factor": (1,),
+    "norm_eps": (1e-5,),
+    "only_cross_attention": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_type": ("positional",),
+}
+
+SD15 = UNetConfig()
+SDXL = UNetConfig(
+    block_out_channels=(320, 640, 1280),
+    down_attention=(False, True, True),
+    up_attention=(True, True, False),
+    transformer_depth=(1, 2, 10),
+    num_heads=(5, 10, 20),
+    cross_attention_dim=2048,
+    linear_projection=True,
+    added_conditioning=AddedConditioning(),
+)
+TINY = UNetConfig(
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_attention=(True, False),
+    up_attention=(False, True),
+    transformer_depth=(1, 1),
+    num_heads=(2, 4),
+    cross_attention_dim=32,
+    norm_groups=8,
+)
+
+
+class Layer(nn.Module):
+    """A residual block, then (where the config has them) a spatial transformer and a motion module."""
+
+    config: UNetConfig
+    level: int
+    attention: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w i"], conditioning: Conditioning) -> Float[Array, "b f h w o"]:
+        c = self.config
+        x = resnet(c, self.level, "resnet")(x, conditioning.time)
+        if self.attention:
+            x = transformer(c, self.level)(x, conditioning)
+        if c.motion:
+            x = motion(c)(x)
+        return shard(x, "batch", "frames", "height", "width", None)
+
+
+class MidBlock(nn.Module):
+    """The coarsest level's middle: residual block, spatial transformer, motion module (v2), residual block."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"], conditioning: Conditioning) -> Float[Array, "b f h w c"]:
+        c, level = self.config, len(self.config.block_out_channels) - 1
+        x = resnet(c, level, "resnet_0")(x, conditioning.time)
+        x = transformer(c, level)(x, conditioning)
+        if c.motion and c.motion.mid_block:
+            x = motion(c)(x)
+        return resnet(c, level, "resnet_1")(x, conditioning.time)
+
+
+class DownBlock(nn.Module):
+    """The layers of a level, then a stride-2 convolution; returns every output, for the way up."""
+
+    config: UNetConfig
+    level: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w i"], conditioning: Conditioning) -> list[Float[Array, "b f _h _w o"]]:
+        c, outputs = self.config, []
+        for i in range(c.layers_per_block):
+            layer = remat(Layer, c)(c, self.level, c.down_attention[self.level], name=f"layers_{i}")
+            x = layer(x, conditioning)
+            outputs.append(x)
+        if self.level < len(c.block_out_channels) - 1:
+            outputs.append(conv(c, c.block_out_channels[self.level], "downsample", stride=2)(x))
+        return outputs
+
+
+class UpBlock(nn.Module):
+    """The layers of a level, each after joining an output of the way down; then resize and convolve."""
+
+    config: UNetConfig
+    level: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b f h w i"], skips: list[Float[Array, "b f _h _w _c"]], conditioning: Conditioning
+    ) -> Float[Array, "b f h2 w2 o"]:
+        c = self.config
+        attention = c.up_attention[len(c.block_out_channels) - 1 - self.level]
+        for i in range(c.layers_per_block + 1):
+            x = jnp.concatenate([x, skips.pop()], -1)
+            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, conditioning)
+        if self.level > 0:
+            x = nearest_resize(x, *skips[-1].shape[-3:-1])  # odd sizes: exactly the next skip's
+            x = conv(c, c.block_out_channels[self.level], "upsample")(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts noise (or v, or x0: the schedule knows) for a noisy latent video.
+
+    Spatial layers work on each frame, temporal ones on each place; a picture model is a video model of one frame.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        sample: Float[Array, "b f h w i"],
+        timesteps: Float[Array, " b"],
+        text: Float[Array, "b t e"],
+        image_tokens: Float[Array, "b n e"] | None = None,
+        added: Mapping[str, Array] | None = None,
+        scales: Mapping[str, Any] | None = None,
+    ) -> Float[Array, "b f h w o"]:
+        """Runs the network.
+
+        Args:
+          sample: noisy latents; any height and width.
+          timesteps: in [0, 1000), one per video, or a scalar for all.
+          text: prompt tokens.
+          image_tokens: image prompt tokens, for UNets with the "image_tokens" branch.
+          added: SDXL's `text_embeds` [b d] and `time_ids` [b 6].
+          scales: strength of each branch by name (scalars, may be traced); 1 where absent.
+        """
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        sample = shard(sample, "batch", "frames", "height", "width", None)
+        conditioning = Conditioning(
+            time=self._time(jnp.broadcast_to(timesteps, sample.shape[:1]), added),
+            text=jnp.asarray(text, c.dtype)[:, None],
+            image_tokens=None if image_tokens is None else jnp.asarray(image_tokens, c.dtype)[:, None],
+            scales=scales or {},
+        )
+        x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
+        skips = [x]
+        levels = range(len(c.block_out_channels))
+        for level in levels:
+            skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], conditioning)
+        x = remat(MidBlock, c)(c, name="mid_block")(skips[-1], conditioning)
+        for i, level in enumerate(reversed(levels)):
+            x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, conditioning)
+        x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
+        x = conv(c, c.out_channels, "conv_out")(x)
+        return shard(x, "batch", "frames", "height", "width", None)
+
+    def _time(self, timesteps, added):
+        c = self.config
+        width = c.block_out_channels[0]
+        mlp = dict(features=4 * width, param_dtype=c.param_dtype)
+        time = EmbeddingMLP(name="time_embedding", **mlp)(sinusoidal_embedding(timesteps, width))
+        if c.added_conditioning:
+            if added is None:
+                raise InputError("This UNet (SDXL) wants `added` with `text_embeds` [b d] and `time_ids` [b 6].")
+            sizes = sinusoidal_embedding(added["time_ids"], c.added_conditioning.time_dim)
+            joined = jnp.concatenate([added["text_embeds"], sizes.reshape(sizes.shape[0], -1)], -1)
+            time += EmbeddingMLP(name="add_embedding", **mlp)(jnp.asarray(joined, jnp.float32))
+        return jnp.asarray(time, c.dtype)
+
+
+# How a config builds each kind of part.
+
+
+def resnet(c: UNetConfig, level: int, name: str) -> ResnetBlock:
+    return ResnetBlock(
+        c.block_out_channels[level],
+        c.norm_groups,
+        pooled_norms=c.pooled_norms,
+        convolution=c.convolution,
+        dtype=c.dtype,
+        param_dtype=c.param_dtype,
+        name=name,
+    )
+
+
+def transformer(c: UNetConfig, level: int) -> SpatialTransformer:
+    return SpatialTransformer(
+        c.transformer_depth[level],
+        c.num_heads[level],
+        c.norm_groups,
+        c.self_attention_branches,
+        c.cross_attention_branches,
+        c.attention,
+        c.dtype,
+        c.param_dtype,
+        name="attention",
+    )
+
+
+def motion(c: UNetConfig) -> MotionModule:
+    return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, name="motion")
+
+
+def conv(c: UNetConfig, features: int, name: str, stride: int = 1) -> Conv:
+    return Conv(features, stride, implementation=c.convolution, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+
+
+def remat(module: type[nn.Module], c: UNetConfig) -> type[nn.Module]:
+    """Wraps a module to keep its inputs only ("full") or what a policy of `jax.checkpoint_policies` names."""
+    if c.remat == "none":
+        return module
+    policy = None if c.remat == "full" else getattr(jax.checkpoint_policies, c.remat, None)
+    if policy is None and c.remat != "full":
+        raise InputError(f"Unknown remat {c.remat!r}; known: none, full, or a name in jax.checkpoint_policies.")
+    return nn.remat(module, policy=policy)
