@@ -102,6 +102,7 @@ def test_vocabulary_has_clips_layout_and_spells_any_text(vocabulary):
 def test_learned_words_are_one_token(vocabulary):
     tokens, merges = byte_level_vocabulary(["cat cat cat dog dog"], 100)
     assert "cat</w>" in tokens and len(tokens) < 512 + 100 + 2
+    assert "cat</w>" in byte_level_vocabulary(["cat cat cat dog dog"], 2)[0]  # the most frequent pairs come first
     assert list(ClipTokenizer(tokens, merges).encode("Cat")[0, :3]) == [tokens[START], tokens["cat</w>"], tokens[END]]
 
 

@@ -28,7 +28,7 @@ def attention(
 
     Args:
       q: queries: batch, groups (frames in a spatial layer, places in a temporal one), sequence, heads, head size.
-      k: keys; `k == g` groups for attention within a group, or 1 when all groups share them (a prompt, the first frame).
+      k: keys; `k == g` for attention within a group, 1 where all groups share them (a prompt, the first frame).
       v: values, shaped as `k`.
       implementation: one of `IMPLEMENTATIONS`.
 

@@ -47,7 +47,10 @@ class FirstFrame(nn.Module):
 
 
 class ImageTokens(nn.Module):
-    """IP-Adapter (Ye et al. 2023): the text branch's queries also attend to image tokens, with keys and values of their own."""
+    """IP-Adapter (Ye et al. 2023): the text branch's queries also attend to image tokens.
+
+    Keys and values of the image tokens have projections of their own; the outputs are added before W_O.
+    """
 
     implementation: str = "xla"
     dtype: Any = jnp.float32

@@ -24,7 +24,9 @@ class ResnetBlock(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w i"], time: Float[Array, "b e"] | None = None) -> Float[Array, "b f h w o"]:
+    def __call__(
+        self, x: Float[Array, "b f h w i"], time: Float[Array, "b e"] | None = None
+    ) -> Float[Array, "b f h w o"]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         norm = dict(groups=self.norm_groups, epsilon=self.norm_epsilon, pooled=self.pooled_norms, **dtypes)
         conv = dict(implementation=self.convolution, **dtypes)

@@ -1,4 +1,4 @@
-"""The denoising UNet of Stable Diffusion 1.5 and XL, with AnimateDiff's motion modules and adapters beside its attentions.
+"""The denoising UNet of Stable Diffusion 1.5 and XL, with motion modules, and adapters beside its attentions.
 
 One network for all of them: which parts exist is the config's say. Published layouts: diffusers' UNet2DConditionModel,
 AnimateDiff's UNet3DConditionModel, I2V-Adapter's merged UNet.
@@ -86,7 +86,7 @@ class UNetConfig:
         for name in ("down_attention", "up_attention", "transformer_depth", "num_heads"):
             given = getattr(self, name)
             if len(given) != levels:
-                raise InputError(f"UNetConfig.{name} has {len(given)} entries, wanted one per level ({levels}): {given}")
+                raise InputError(f"UNetConfig.{name} has {len(given)} entries, wanted {levels}, one per level: {given}")
 
     @property
     def downscale(self) -> int:
