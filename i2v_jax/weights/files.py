@@ -1,0 +1,407 @@
+"""Tensors on disk, one read at a time: safetensors (single, sharded), diffusers folders, hub ids, PyTorch pickles.
+
+Whatever the file, the caller sees a lazy mapping of names to tensors; headers are checked before memory is taken.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from i2v_jax.errors import InputError, nearest
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+MAX_RANK = 32
+MAX_NAME = 1000  # characters
+
+WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file stems of diffusers and transformers
+SUFFIXES = ("safetensors", "bin")  # in the order of preference
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tensor that is not read yet: its shape, dtype and file are known; `read()` returns it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, array) -> "Entry":
+        """Wraps an array that is in memory (NumPy or JAX)."""
+        return cls(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensors(Mapping[str, np.ndarray]):
+    """Named tensors of one component, read when they are asked for.
+
+    Attributes:
+        entries: name -> what is known before reading.
+        source: what the user named, for messages.
+        metadata: the `__metadata__` of a safetensors file.
+        config: the `config.json` that lies beside the weights, None where there is none.
+        prefix: what stood before every name in the file (`module.` of data-parallel training), stripped here.
+    """
+
+    entries: dict[str, Entry]
+    source: str
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    config: dict | None = None
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], source: str = "arrays in memory") -> "Tensors":
+        """Wraps arrays that are in memory."""
+        return cls({name: Entry.of(array) for name, array in arrays.items()}, source)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.entries[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def files(self) -> list[Path]:
+        """Returns the files that hold the tensors."""
+        return sorted({entry.file for entry in self.entries.values() if entry.file})
+
+    def holding(self, entries: dict[str, Entry]) -> "Tensors":
+        """Returns other tensors of the same source."""
+        return dataclasses.replace(self, entries=entries)
+
+    def select(self, pattern: str) -> "Tensors":
+        """Returns the tensors whose whole name matches the regular expression."""
+        return self.holding({name: entry for name, entry in self.entries.items() if re.fullmatch(pattern, name)})
+
+
+def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str | None = None) -> Tensors:
+    """Opens weights wherever they are, without reading a tensor.
+
+    Args:
+        source: a safetensors file or a pickle (`.ckpt`, `.pth`, `.pt`, `.bin`); a folder of diffusers or transformers
+            (`config.json` beside the weights, sharded or not); a pipeline's folder, with the component in `folder`;
+            a hub id `owner/name`, or `owner/name/path/to/file.safetensors`; tensors already open are returned as
+            they are.
+        folder: the component's folder within a pipeline, such as `unet`.
+        variant: which precision of several, such as `fp16`; by default the full one, or fp16 where it is alone.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, or it is no format we know.
+    """
+    if isinstance(source, Tensors):
+        return source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        tensors = _open_folder(path, folder, variant)
+    elif path.exists():
+        tensors = _open_file(path)
+    elif (match := HUB_ID.fullmatch(str(source))) and not path.parent.exists():
+        tensors = _open_hub(match["repo"], match["inside"] or "", folder, variant)
+    else:
+        siblings = os.listdir(path.parent) if path.parent.is_dir() else ()
+        raise InputError(
+            f"{source} does not exist. Wanted: a weights file, a diffusers folder or a hub id 'owner/name'."
+            + nearest(path.name, siblings)
+        )
+    return _without_prefix(dataclasses.replace(tensors, source=str(source)))
+
+
+def sha256(path: str | Path) -> str:
+    """Returns the SHA-256 of a file as hexadecimal digits, reading it in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, one tensor at a time, beside its place and then renamed into it.
+
+    Args:
+        path: the file; one that is there is replaced, only once the new one is complete.
+        tensors: what to write; each is read just before it is written.
+        metadata: text kept in the file's header.
+
+    Raises:
+        InputError: the file cannot be written (no such folder, no space, no permission).
+    """
+    path = Path(path)
+    header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    order = sorted(tensors.entries.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps data aligned
+    for name, entry in order:
+        begin, end = end, end + math.prod(entry.shape) * entry.dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, entry in order:
+                array = np.asarray(entry.read(), order="C")
+                if (array.shape, array.dtype) != (entry.shape, entry.dtype):
+                    raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
+                file.write(array.reshape(-1).view(np.uint8))
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _open_file(path: Path) -> Tensors:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    config = _read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else None
+    if start[8:9] == b"{":
+        tensors = _open_safetensors(path)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):
+        tensors = _open_pickle(path)
+    elif start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`.")
+    else:
+        raise InputError(f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle.")
+    return dataclasses.replace(tensors, config=config)
+
+
+def _open_folder(path: Path, folder: str, variant: str | None) -> Tensors:
+    if found := _find_weights(path, folder, variant):
+        return _open_shards(found) if found.suffix == ".json" else _open_file(found)
+    place = path / folder if (path / folder).is_dir() else path
+    held = ", ".join(sorted(os.listdir(place))[:8]) or "nothing"
+    wanted = " or ".join(f"{stem}{f'.{variant}' if variant else ''}.safetensors" for stem in WEIGHTS[:2])
+    raise InputError(f"No weights in {place}: it holds {held}. Wanted: {wanted}.")
+
+
+def _find_weights(path: Path, folder: str, variant: str | None) -> Path | None:
+    places = [place for place in (path / folder, path) if place.is_dir()]
+    for place, suffix, middle, stem in itertools.product(places, SUFFIXES, _variants(variant), WEIGHTS):
+        names = (
+            f"{stem}.{suffix}.index{middle}.json",
+            f"{stem}{middle}.{suffix}.index.json",
+            f"{stem}{middle}.{suffix}",
+        )
+        for name in names:
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def _variants(variant: str | None) -> list[str]:
+    return [f".{variant}"] if variant else ["", ".fp16"]
+
+
+def _open_shards(index: Path) -> Tensors:
+    listing = _read_json(index)
+    places = listing.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index} has no 'weight_map' of tensor names to files.")
+    shards = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise InputError(f"{index} names {name!r}: a shard lies beside its index.")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index} names {name}, which is not there. Fetch it, or fetch the model again.")
+        shards[name] = _open_file(index.parent / name)
+    missing = [f"{name} ({place})" for name, place in places.items() if name not in shards[place]]
+    if missing:
+        raise InputError(f"{index} promises tensors that their files lack: {', '.join(missing[:3])}.")
+    entries = {name: shards[place].entries[name] for name, place in places.items()}
+    first = next(iter(shards.values()))
+    return dataclasses.replace(first, entries=entries)
+
+
+def _open_hub(repo: str, inside: str, folder: str, variant: str | None) -> Tensors:
+    """Fetches only the wanted component; what an earlier run fetched is used without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if Path(inside).suffix in FILE_SUFFIXES:
+            beside = str(Path(inside).parent / "config.json")
+            return _open_file(Path(snapshot_download(repo, allow_patterns=[inside, beside])) / inside)
+        for suffix, middle in itertools.product(SUFFIXES, _variants(variant)):
+            names = ["config.json"]
+            for stem in WEIGHTS:
+                names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
+            places = [Path(inside), Path(inside, folder)]
+            root = snapshot_download(repo, allow_patterns=[str(place / name) for place in places for name in names])
+            if _find_weights(Path(root, inside), folder, variant):
+                return _open_folder(Path(root, inside), folder, variant)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"Cannot fetch {repo!r} from the hub: {str(error).splitlines()[0]} Where there is a network, "
+            f"`hf download {repo} --local-dir {repo}` puts it on disk; then give that folder instead."
+        ) from error
+    raise InputError(f"{repo!r} on the hub has no weights in {inside or folder or 'its root'}.")
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise InputError(f"{path} is cut short or damaged: a header of {length} bytes in a file of {size}.")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", {})
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged: its header is not a JSON object ({error}).") from error
+    start, entries, spans = 8 + length, {}, []
+    for name, fields in header.items():
+        try:
+            dtype, shape, (begin, end) = DTYPES[fields["dtype"]], tuple(fields["shape"]), fields["data_offsets"]
+            sound = all(type(n) is int and 0 <= n <= size for n in (*shape, begin, end)) and len(shape) <= MAX_RANK
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {name!r} is described as {str(fields)[:200]}.") from error
+        if not sound or math.prod(shape) * dtype.itemsize != end - begin or start + end > size:
+            raise InputError(
+                f"{path} is cut short or damaged: {name!r} is declared {dtype} {shape} in bytes {begin} to {end} "
+                f"of {size - start}. Fetch it again."
+            )
+        spans.append((begin, end, name))
+        entries[name] = Entry(shape, dtype, _reader(path, name, start + begin, shape, dtype), path)
+    for (_, end, first), (begin, _, second) in itertools.pairwise(sorted(spans)):
+        if begin < end:
+            raise InputError(f"{path} is damaged: {first!r} and {second!r} overlap.")
+    return Tensors(entries, str(path), metadata if isinstance(metadata, dict) else {})
+
+
+def _reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+    # Plain reads, not a memory map: pages that were read and converted must not stay in this process.
+    def read() -> np.ndarray:
+        array = np.empty(shape, dtype)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{path} was cut short while {name!r} was read.")
+                done += count
+        return array
+
+    return read
+
+
+def _open_pickle(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
+        ) from error
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                claimed = sum(member.file_size for member in archive.infolist())
+            if claimed > path.stat().st_size:
+                raise InputError(f"{path} is damaged: it claims {claimed} bytes in a file of {path.stat().st_size}.")
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except InputError:
+        raise
+    except Exception as error:  # damaged and malicious pickles fail in more ways than can be listed
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if "Unsupported" in line), lines[0]).strip()
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors and was refused (nothing in it was run): {reason[:200]}"
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path} holds a {type(loaded).__name__}; wanted named tensors.")
+    entries = dict(_walk(path, loaded))
+    if not entries:
+        raise InputError(f"{path} holds no tensors, only {[str(key) for key in loaded][:8]}.")
+    return Tensors(entries, str(path))
+
+
+def _walk(path: Path, loaded: dict) -> Iterator[tuple[str, Entry]]:
+    """The tensors of nested dictionaries, names joined by dots. Step counts and the like are passed over."""
+    import torch
+
+    queue, seen = [("", loaded)], {id(loaded)}
+    for prefix, node in queue:  # grows while it is read
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, torch.Tensor):
+                yield name, _torch_entry(path, name, value)
+            elif isinstance(value, dict):
+                if id(value) in seen or len(name) > MAX_NAME:
+                    raise InputError(f"{path}: {name[:80]!r} holds itself, stands twice or is nested too deep.")
+                seen.add(id(value))
+                queue.append((f"{name}.", value))
+
+
+def _torch_entry(path: Path, name: str, tensor) -> Entry:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or not any(dtype == known.name for known in DTYPE_NAMES):
+        raise InputError(f"{path}: {name!r} is {dtype} {tensor.layout} on {tensor.device}; wanted a dense tensor.")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"{path}: {name!r} claims shape {tuple(tensor.shape)}, more than the file stores for it.")
+
+    def read() -> np.ndarray:
+        bytes_ = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return bytes_.view(np.dtype(dtype)).reshape(tensor.shape)
+
+    return Entry(tuple(tensor.shape), np.dtype(dtype), read, path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}; wanted an object.")
+    return value
+
+
+def _without_prefix(tensors: Tensors, prefix: str = "module.") -> Tensors:
+    if not tensors or not all(name.startswith(prefix) for name in tensors):
+        return tensors
+    entries = {name.removeprefix(prefix): entry for name, entry in tensors.entries.items()}
+    return dataclasses.replace(tensors, entries=entries, prefix=prefix)

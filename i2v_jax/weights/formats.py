@@ -1,0 +1,255 @@
+"""The name tables themselves: diffusers, transformers, the published I2V-Adapter, AnimateDiff and IP-Adapter files.
+
+A file that holds a part (a motion module, an adapter) is read by the table of the whole.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from i2v_jax.weights.names import (
+    BATCH_OF_ONE,
+    BUFFER,
+    CONV,
+    DENSE,
+    DENSE_AS_CONV,
+    EMBEDDING,
+    NORM,
+    RAW,
+    Row,
+    Table,
+    under,
+)
+
+RESNET = [
+    Row("norm1", "norm1", NORM),
+    Row("conv1", "conv1", CONV),
+    Row("time_emb_proj", "time_emb_proj", DENSE),
+    Row("norm2", "norm2", NORM),
+    Row("conv2", "conv2", CONV),
+    Row("conv_shortcut", "conv_shortcut", DENSE_AS_CONV),
+]
+ATTENTION = [
+    Row("to_q", "to_q", DENSE),
+    Row("to_k", "to_k", DENSE),
+    Row("to_v", "to_v", DENSE),
+    Row("to_out.0", "to_out", DENSE),
+]
+FEED_FORWARD = [Row("net.0.proj", "proj_in", DENSE), Row("net.2", "proj_out", DENSE)]
+BLOCK = [
+    Row("norm1", "norm1", NORM),
+    *under("attn1.", "attn1/", ATTENTION),
+    Row("norm2", "norm2", NORM),
+    *under("attn2.", "attn2/", ATTENTION),
+    Row("norm3", "norm3", NORM),
+    *under("ff.", "ff/", FEED_FORWARD),
+]
+FIRST_FRAME = [
+    Row("attn1.to_q_ff", "attn1/first_frame/to_q", DENSE),
+    Row("attn1.to_out_ff", "attn1/first_frame/to_out", DENSE),
+]
+IMAGE_TOKENS = [
+    Row("attn2.to_k_ip", "attn2/image_tokens/to_k", DENSE),
+    Row("attn2.to_v_ip", "attn2/image_tokens/to_v", DENSE),
+]
+
+
+def _transformer(projection) -> list[Row]:
+    blocks = BLOCK + FIRST_FRAME + IMAGE_TOKENS
+    return [
+        Row("norm", "norm", NORM),
+        Row("proj_in", "proj_in", projection),
+        *under("transformer_blocks.{k}.", "blocks_{k}/", blocks),
+        Row("proj_out", "proj_out", projection),
+    ]
+
+
+def _motion(blocks: list[Row]) -> list[Row]:
+    return [
+        Row("norm", "norm", NORM),
+        Row("proj_in", "proj_in", DENSE),
+        *under("transformer_blocks.{k}.", "blocks_{k}/", blocks),
+        Row("proj_out", "proj_out", DENSE),
+    ]
+
+
+DIFFUSERS_MOTION = _motion([*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
+ORIGINAL_MOTION = under(
+    "temporal_transformer.",
+    "",
+    _motion(
+        [
+            Row("norms.0", "norm1", NORM),
+            *under("attention_blocks.0.", "attn1/", [*ATTENTION, Row("pos_encoder.pe", "positions", BUFFER)]),
+            Row("norms.1", "norm2", NORM),
+            *under("attention_blocks.1.", "attn2/", [*ATTENTION, Row("pos_encoder.pe", "positions", BUFFER)]),
+            Row("ff_norm", "norm3", NORM),
+            *under("ff.", "ff/", FEED_FORWARD),
+        ]
+    ),
+)
+
+
+def _unet(projection, motion: list[Row]) -> list[Row]:
+    transformer = _transformer(projection)
+    layer = [
+        *under("resnets.{j}.", "layers_{j}/resnet/", RESNET),
+        *under("attentions.{j}.", "layers_{j}/attention/", transformer),
+        *under("motion_modules.{j}.", "layers_{j}/motion/", motion),
+    ]
+    return [
+        Row("conv_in", "conv_in", CONV),
+        Row("time_embedding.linear_{n}", "time_embedding/linear_{n}", DENSE),
+        Row("add_embedding.linear_{n}", "add_embedding/linear_{n}", DENSE),
+        *under("down_blocks.{i}.", "down_blocks_{i}/", layer),
+        Row("down_blocks.{i}.downsamplers.0.conv", "down_blocks_{i}/downsample", CONV),
+        *under("mid_block.resnets.{j}.", "mid_block/resnet_{j}/", RESNET),
+        *under("mid_block.attentions.0.", "mid_block/attention/", transformer),
+        *under("mid_block.motion_modules.0.", "mid_block/motion/", motion),
+        *under("up_blocks.{i}.", "up_blocks_{i}/", layer),
+        Row("up_blocks.{i}.upsamplers.0.conv", "up_blocks_{i}/upsample", CONV),
+        Row("conv_norm_out", "conv_norm_out", NORM),
+        Row("conv_out", "conv_out", CONV),
+    ]
+
+
+# "linear": the spatial transformers' projections are matrices (SDXL, SD2); otherwise 1x1 convolutions (SD1.5).
+DIFFUSERS_UNET = Table("diffusers UNet", _unet(DENSE_AS_CONV, DIFFUSERS_MOTION))
+DIFFUSERS_UNET_LINEAR = Table("diffusers UNet, linear projections", _unet(DENSE, DIFFUSERS_MOTION))
+PUBLISHED_UNET = Table("I2V-Adapter or AnimateDiff", _unet(DENSE_AS_CONV, ORIGINAL_MOTION))
+PUBLISHED_UNET_LINEAR = Table("I2V-Adapter or AnimateDiff, linear projections", _unet(DENSE, ORIGINAL_MOTION))
+
+VAE_ATTENTION = [Row("group_norm", "group_norm", NORM), *ATTENTION]
+
+
+def _old_vae_attention(kind) -> list[Row]:
+    return [
+        Row("group_norm", "group_norm", NORM),
+        Row("query", "to_q", kind),
+        Row("key", "to_k", kind),
+        Row("value", "to_v", kind),
+        Row("proj_attn", "to_out", kind),
+    ]
+
+
+def _vae(attention: list[Row]) -> list[Row]:
+    def half(side: str, resample: Row) -> list[Row]:
+        return [
+            Row("conv_in", "conv_in", CONV),
+            *under(f"{side}_blocks.{{i}}.resnets.{{j}}.", f"{side}_blocks_{{i}}/resnets_{{j}}/", RESNET),
+            *under(f"{side}_blocks.{{i}}.", f"{side}_blocks_{{i}}/", [resample]),
+            *under("mid_block.resnets.{j}.", "mid_block/resnet_{j}/", RESNET),
+            *under("mid_block.attentions.0.", "mid_block/attention/", attention),
+            Row("conv_norm_out", "conv_norm_out", NORM),
+            Row("conv_out", "conv_out", CONV),
+        ]
+
+    return [
+        *under("encoder.", "encoder/", half("down", Row("downsamplers.0.conv", "downsample", CONV))),
+        *under("decoder.", "decoder/", half("up", Row("upsamplers.0.conv", "upsample", CONV))),
+        Row("quant_conv", "quant_conv", DENSE_AS_CONV),
+        Row("post_quant_conv", "post_quant_conv", DENSE_AS_CONV),
+    ]
+
+
+DIFFUSERS_VAE = Table("diffusers AutoencoderKL", _vae(VAE_ATTENTION))
+OLD_VAE = Table("diffusers AutoencoderKL before 0.18", _vae(_old_vae_attention(DENSE)))
+OLD_VAE_CONV = Table("AutoencoderKL with convolutional attention", _vae(_old_vae_attention(DENSE_AS_CONV)))
+
+CLIP_LAYER = [
+    Row("layer_norm1", "layer_norm1", NORM),
+    *(Row(f"self_attn.{name}_proj", f"self_attn/{name}_proj", DENSE) for name in ("q", "k", "v", "out")),
+    Row("layer_norm2", "layer_norm2", NORM),
+    Row("mlp.fc1", "mlp/fc1", DENSE),
+    Row("mlp.fc2", "mlp/fc2", DENSE),
+]
+CLIP_TEXT = Table(
+    "transformers CLIP text",
+    [
+        Row("text_model.embeddings.token_embedding", "token_embedding", EMBEDDING),
+        Row("text_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
+        Row("text_model.embeddings.position_ids", "position_ids", BUFFER),
+        *under("text_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
+        Row("text_model.final_layer_norm", "final_layer_norm", NORM),
+        Row("text_projection", "text_projection", DENSE),
+        Row("logit_scale", "logit_scale", BUFFER),
+    ],
+)
+CLIP_VISION = Table(
+    "transformers CLIP vision",
+    [
+        Row("vision_model.embeddings.class_embedding", "class_embedding", RAW),
+        Row("vision_model.embeddings.patch_embedding", "patch_embedding", CONV),
+        Row("vision_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
+        Row("vision_model.embeddings.position_ids", "position_ids", BUFFER),
+        Row("vision_model.pre_layrnorm", "pre_layernorm", NORM),  # the spelling of transformers
+        *under("vision_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
+        Row("vision_model.post_layernorm", "post_layernorm", NORM),
+        Row("visual_projection", "visual_projection", DENSE),
+        Row("logit_scale", "logit_scale", BUFFER),
+    ],
+)
+
+IMAGE_PROJECTION = Table(
+    "IP-Adapter image projection",
+    under(
+        "image_proj.",
+        "",
+        [
+            Row("proj", "proj", DENSE),
+            Row("norm", "norm", NORM),
+            Row("latents", "latents", BATCH_OF_ONE),
+            Row("proj_in", "proj_in", DENSE),
+            *under(
+                "layers.{i}.0.",
+                "layers_{i}/attention/",
+                [
+                    Row("norm1", "norm1", NORM),
+                    Row("norm2", "norm2", NORM),
+                    Row("to_q", "to_q", DENSE),
+                    Row("to_kv", "to_kv", DENSE),
+                    Row("to_out", "to_out", DENSE),
+                ],
+            ),
+            Row("layers.{i}.1.0", "layers_{i}/ff/norm", NORM),
+            Row("layers.{i}.1.1", "layers_{i}/ff/proj_in", DENSE),
+            Row("layers.{i}.1.3", "layers_{i}/ff/proj_out", DENSE),
+            Row("proj_out", "proj_out", DENSE),
+            Row("norm_out", "norm_out", NORM),
+        ],
+    ),
+)
+
+
+def ip_adapter_table(unet_paths: Iterable[str]) -> Table:
+    """The attention weights of an IP-Adapter file, whose names are numbers and mean nothing without their UNet.
+
+    The file counts the UNet's spatial attentions, self and cross in turn, so cross-attentions are 1, 3, 5, ... in the
+    order down, up, mid (the order in which diffusers registers them).
+
+    Args:
+        unet_paths: leaf paths of the UNet that the file belongs to.
+    """
+    pattern = re.compile(r"((down|up|mid)_block.*/attention/blocks_\d+/attn2)/to_q/kernel")
+    sides = {match[1]: match[2] for path in unet_paths if (match := pattern.fullmatch(path))}
+    order = sorted(
+        sides,
+        key=lambda layer: (("down", "up", "mid").index(sides[layer]), [int(n) for n in re.findall(r"_(\d+)", layer)]),
+    )
+    return Table(
+        "IP-Adapter attention",
+        [
+            Row(f"ip_adapter.{2 * i + 1}.to_{name}_ip", f"{layer}/image_tokens/to_{name}", DENSE)
+            for i, layer in enumerate(order)
+            for name in ("k", "v")
+        ],
+    )
+
+
+TABLES: Mapping[str, tuple[Table, ...]] = {
+    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR),
+    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV),
+    "text_encoder": (CLIP_TEXT,),
+    "image_encoder": (CLIP_VISION,),
+    "image_proj": (IMAGE_PROJECTION,),
+}
+"""The formats of each component; the first that knows a file's names and shapes best is the file's."""

@@ -1,0 +1,358 @@
+"""Components from wherever their weights are: (config, parameters), each tensor placed as soon as it is read.
+
+The parts of a UNet (spatial layers, motion modules, first-frame branch, image-token branch) may come from one file or
+from four, in any format of `formats.py`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.branches import BRANCHES
+from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
+from i2v_jax.models.motion import MotionConfig
+from i2v_jax.models.unet import UNetConfig
+from i2v_jax.models.vae import VAEConfig
+from i2v_jax.weights.files import Entry, Tensors, open_tensors
+from i2v_jax.weights.formats import TABLES, ip_adapter_table
+from i2v_jax.weights.names import Table, theirs_shape
+from i2v_jax.weights.save import config_from_json
+from i2v_jax.weights.shapes import (
+    Shapes,
+    image_encoder_shapes,
+    image_projection_shapes,
+    text_encoder_shapes,
+    unet_shapes,
+    vae_shapes,
+)
+from i2v_jax.weights.translate import Imported, check_positions, detect, import_tensors
+from i2v_jax.weights.tree import unflatten
+
+Source = str | Path | Tensors
+Place = Callable[[str, np.ndarray], Any]
+
+FOREIGN = {
+    "unet": r"image_proj\..*",
+    "text_encoder": r"(vision_model|visual_projection)\..*",
+    "image_encoder": r"(text_model|text_projection)\..*",
+    "image_proj": r"ip_adapter\..*",
+}
+"""Names that a component's file may hold and that belong to another component."""
+
+BRANCH = re.compile(r".*/attention/blocks_\d+/(?P<side>attn[12])/(?P<name>(?!to_)\w+)/.*")
+SHOWN = 3  # names of each sort in an error
+
+
+def to_device(path: str, array: np.ndarray) -> jax.Array:
+    """The default placement: JAX's default device."""
+    return jnp.asarray(array)
+
+
+def load_unet(
+    base: Source,
+    *,
+    motion: Source | None = None,
+    adapter: Source | None = None,
+    image_tokens: Source | None = None,
+    config: Mapping[str, Any] | None = None,
+    motion_config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    place: Place = to_device,
+    **overrides: Any,
+) -> tuple[UNetConfig, dict[str, Any]]:
+    """Loads a UNet whose parts may come from different files.
+
+    The base gives every part that it holds; `motion`, `adapter` and `image_tokens` each replace or add theirs, and
+    give nothing else even where they hold more (the published merged file may serve as any of them).
+
+    Args:
+        base: file, folder or hub id of the spatial layers.
+        motion: motion modules: AnimateDiff, diffusers' MotionAdapter, or a merged UNet.
+        adapter: first-frame branch. Where its `to_q` is missing it is the layer's own; a branch that
+            `self_attention_branches` asks for and no file holds starts untrained, its output zero.
+        image_tokens: keys and values for image tokens: an IP-Adapter, or a merged UNet.
+        config: the base's diffusers config; by default what lies beside the base's weights. The keys of the published
+            code (`motion_module_kwargs`, `use_inflated_groupnorm`) are understood too.
+        motion_config: fields of `MotionConfig` to set by hand.
+        dtype: of the parameters and of the activations.
+        place: `place(path, array)` puts one array where it should be and returns it; called once per parameter.
+        overrides: fields of `UNetConfig` to set by hand, such as `pooled_norms`.
+
+    Returns:
+        The config, and the parameters as nested dictionaries.
+
+    Raises:
+        InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
+    """
+    whole = _import(base, "unet")
+    given = {"motion": motion, "adapter": adapter, "image_tokens": image_tokens}
+    numbered = ip_adapter_table(whole.parameters)
+    providers = {
+        part: whole if source is None else _import(source, "unet", [numbered], folder="motion_adapter")
+        for part, source in {"base": None, **given}.items()
+    }
+    pool = {
+        path: (entry, imported)
+        for part, imported in providers.items()
+        for path, entry in imported.parameters.entries.items()
+        if _part(path) == part
+    }
+
+    settings = config or whole.parameters.config or {}
+    layout = _motion_layout(providers["motion"], settings, motion_config or {})
+    held = {(match["side"], match["name"]) for path in pool if (match := BRANCH.fullmatch(path))}
+    derived = dict(
+        motion=layout,
+        pooled_norms=_pools_frames(layout, settings),
+        self_attention_branches=tuple(name for name in BRANCHES if ("attn1", name) in held),
+        cross_attention_branches=tuple(name for name in BRANCHES if ("attn2", name) in held),
+        dtype=dtype,
+        param_dtype=dtype,
+    )
+    unet = _replace(_config(UNetConfig, config, whole), derived | overrides)
+    wanted = unet.self_attention_branches + unet.cross_attention_branches
+    pool = {path: it for path, it in pool.items() if not (branch := BRANCH.fullmatch(path)) or branch["name"] in wanted}
+    expected = unet_shapes(unet)
+    _fill_first_frame(pool, expected)
+    return unet, _read("UNet", expected, pool, lambda path: providers[_part(path)], place)
+
+
+def load_vae(
+    source: Source,
+    *,
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    place: Place = to_device,
+    **overrides: Any,
+) -> tuple[VAEConfig, dict[str, Any]]:
+    """Loads an AutoencoderKL: a component's or a pipeline's folder, a file, a hub id; old and new attention names.
+
+    Arguments, returns and errors are those of `load_unet`.
+    """
+    imported = _import(source, "vae")
+    vae = _replace(_config(VAEConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
+    return vae, _read_whole("VAE", vae_shapes(vae), imported, place)
+
+
+def load_text_encoder(
+    source: Source,
+    *,
+    folder: str = "text_encoder",
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    place: Place = to_device,
+    **overrides: Any,
+) -> tuple[CLIPTextConfig, dict[str, Any]]:
+    """Loads a CLIP text encoder, with its projection where the file has one; the vision half of a CLIPModel is left.
+
+    Args:
+        folder: where it lies in a pipeline's folder: `text_encoder_2` is SDXL's second.
+
+    The other arguments, returns and errors are those of `load_unet`.
+    """
+    imported = _import(source, "text_encoder", folder=folder)
+    derived = _projection(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
+    clip = _replace(_config(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
+    return clip, _read_whole("CLIP text encoder", text_encoder_shapes(clip), imported, place)
+
+
+def load_image_encoder(
+    source: Source,
+    *,
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    place: Place = to_device,
+    **overrides: Any,
+) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    """Loads a CLIP vision encoder, with its projection where the file has one; the text half of a CLIPModel is left.
+
+    Arguments, returns and errors are those of `load_unet`.
+    """
+    imported = _import(source, "image_encoder")
+    derived = _projection(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
+    clip = _replace(_config(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
+    return clip, _read_whole("CLIP vision encoder", image_encoder_shapes(clip), imported, place)
+
+
+def load_image_projection(
+    source: Source, *, head_dim: int = 64, dtype: Any = jnp.float32, place: Place = to_device, **overrides: Any
+) -> tuple[ImageProjectionConfig | ResamplerConfig, dict[str, Any]]:
+    """Loads the image projection of an IP-Adapter file, linear or resampler; its attention weights are left.
+
+    Args:
+        head_dim: width of the resampler's attention heads, which no file tells; 64 in every published one.
+
+    The other arguments, returns and errors are those of `load_unet`. The config is read off the tensors' shapes.
+    """
+    imported = _import(source, "image_proj")
+    shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
+    try:
+        projection = config_from_shapes(shapes, head_dim, **(dict(dtype=dtype, param_dtype=dtype) | overrides))
+    except InputError:
+        raise
+    except (ValueError, IndexError, ArithmeticError) as error:
+        raise InputError(f"{imported.parameters.source} holds no image projection of these shapes: {shapes}.") from error
+    return projection, _read_whole("image projection", image_projection_shapes(projection), imported, place)
+
+
+def _projection(imported: Imported, name: str) -> dict[str, int]:
+    """Where the file has a projection, its width: configs do not always tell. Where not, what the config says holds."""
+    entry = imported.parameters.entries.get(f"{name}/kernel")
+    return {} if entry is None else {"projection_dim": entry.shape[1]}
+
+
+def _part(path: str) -> str:
+    if "/motion/" in path:
+        return "motion"
+    branch = BRANCH.fullmatch(path)
+    return {"attn1": "adapter", "attn2": "image_tokens"}[branch["side"]] if branch else "base"
+
+
+def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapping[str, Any]) -> MotionConfig | None:
+    """What a file's motion modules look like; what tensors do not show comes from its config or the base's."""
+    blocks = [path for path in imported.parameters if _part(path) == "motion"]
+    if not blocks:
+        return None
+    config = {**settings, **(imported.parameters.config or {})}
+    if "config" in imported.parameters.metadata:
+        known = dataclasses.asdict(config_from_json(UNetConfig, imported.parameters.metadata["config"]).motion)
+    else:
+        heads = config.get("motion_num_attention_heads") or config.get("motion_module_kwargs", {}).get(
+            "num_attention_heads", MotionConfig.num_heads
+        )
+        known = dict(
+            max_positions=config.get("motion_max_seq_length"),
+            num_heads=heads if isinstance(heads, int) else heads[0],
+            # in diffusers' UNetMotionModel the one setting serves both sorts of norm
+            norm_groups=config.get("motion_norm_num_groups")
+            or ("motion_max_seq_length" in config and config.get("norm_num_groups"))
+            or MotionConfig.norm_groups,
+        )
+    known |= dict(
+        max_positions=check_positions(imported) or known["max_positions"],
+        mid_block=any(path.startswith("mid_block/") for path in blocks),
+        num_layers=len({number for path in blocks for number in re.findall(r"/blocks_(\d+)/", path)}),
+    )
+    layout = _replace(MotionConfig(), known | by_hand)
+    if layout.max_positions is None:
+        raise InputError(
+            f"{imported.parameters.source} has no position tables and no config that tells how many frames its motion "
+            "modules know. Give motion_config=dict(max_positions=...): 24 for AnimateDiff v1, 32 for later ones."
+        )
+    return layout
+
+
+def _pools_frames(layout: MotionConfig | None, settings: Mapping[str, Any]) -> bool:
+    """Whether resnet norms pool over frames, as AnimateDiff v1 was trained: 24 positions, none in the middle block."""
+    if layout is None:
+        return False
+    return not settings.get("use_inflated_groupnorm", layout.max_positions != 24 or layout.mid_block)
+
+
+def _fill_first_frame(pool: dict[str, tuple[Entry, Imported]], expected: Shapes) -> None:
+    """Gives a branch without `to_q` the layer's own, as the published loader does; a branch without any, zero output."""
+    is_new = not any("/first_frame/" in path for path in pool)
+    for path, leaf in expected.items():
+        if "/first_frame/" not in path or path in pool:
+            continue
+        layers_own = path.replace("/first_frame/", "/")
+        if path.endswith("/to_q/kernel") and layers_own in pool:
+            pool[path] = pool[layers_own]
+        elif is_new and layers_own in pool:
+            zeros = Entry(leaf.shape, np.dtype(leaf.dtype), lambda leaf=leaf: np.zeros(leaf.shape, leaf.dtype))
+            pool[path] = (zeros, pool[layers_own][1])
+
+
+def _import(source: Source, component: str, more_tables: Iterable[Table] = (), folder: str = "") -> Imported:
+    tensors = open_tensors(source, folder or component)
+    foreign = FOREIGN.get(component, "")
+    if not all(re.fullmatch(foreign, name) for name in tensors):
+        tensors = tensors.holding({n: entry for n, entry in tensors.entries.items() if not re.fullmatch(foreign, n)})
+    return import_tensors(tensors, detect(tensors, [*TABLES[component], *more_tables]))
+
+
+def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, section: str = "") -> Any:
+    if given is None and "config" in imported.parameters.metadata:
+        return config_from_json(cls, imported.parameters.metadata["config"])
+    settings = imported.parameters.config if given is None else given
+    if settings is None:
+        raise InputError(f"No config.json beside {imported.parameters.source}. Put one there, or give `config`.")
+    try:
+        return cls.from_diffusers(settings.get(section, settings))
+    except KeyError as error:
+        raise InputError(f"The config of {imported.parameters.source} does not set {error}.") from error
+
+
+def _replace(config: Any, values: Mapping[str, Any]) -> Any:
+    fields = [field.name for field in dataclasses.fields(config)]
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{type(config).__name__} has no field {name!r}.{nearest(name, fields)}")
+    return dataclasses.replace(config, **values)
+
+
+def _read_whole(component: str, expected: Shapes, imported: Imported, place: Place) -> dict[str, Any]:
+    pool = {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
+    return _read(component, expected, pool, lambda path: imported, place)
+
+
+def _read(
+    component: str,
+    expected: Shapes,
+    pool: Mapping[str, tuple[Entry, Imported]],
+    provider: Callable[[str], Imported],
+    place: Place,
+) -> dict[str, Any]:
+    """Reads and places the expected parameters one by one, once all of them are known to be there and to fit.
+
+    Args:
+        component: for messages.
+        expected: what the network wants.
+        pool: path -> what the sources hold, and which of them.
+        provider: the source that should hold a path.
+        place: what to do with each array.
+    """
+    sources = list({id(it): it for it in (*(it for _, it in pool.values()), *map(provider, expected))}.values())
+    named = {path: it.names.get(path, path) for path, (_, it) in pool.items()}
+    missing = {path: _name_there(provider(path), path) for path in expected if path not in pool}
+    unexpected = [name for path, name in named.items() if path not in expected]
+    unexpected += [name for it in sources for name in it.unknown]
+    known = [*missing.values(), *(named[path] for path in expected if path in named)]
+    complaints = [f"missing {name!r}{nearest(name, unexpected)}" for name in [*missing.values()][:SHOWN]]
+    complaints += [f"unexpected {name!r}{nearest(name, known)}" for name in unexpected[:SHOWN]]
+    misshapen = [
+        f"{named[path]!r} has shape {list(_shape_there(it, path, entry.shape))}, "
+        f"wanted {list(_shape_there(it, path, expected[path].shape))}"
+        for path, (entry, it) in pool.items()
+        if path in expected and entry.shape != expected[path].shape
+    ]
+    misshapen += [f"{name!r} has no shape that such a tensor can have" for it in sources for name in it.misshapen]
+    complaints += misshapen[:SHOWN]
+    if complaints:
+        where = " + ".join(dict.fromkeys(f"{it.parameters.source} ({it.table.name})" for it in sources))
+        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"
+        raise InputError(
+            f"{where} does not hold this {component}: {counts} tensors of {len(expected)}.\n  "
+            + "\n  ".join(complaints)
+        )
+    return unflatten(
+        {path: place(path, np.asarray(pool[path][0].read(), leaf.dtype, order="C")) for path, leaf in expected.items()}
+    )
+
+
+def _name_there(imported: Imported, path: str) -> str:
+    match = imported.table.to_theirs(path)
+    return match.name if match else path
+
+
+def _shape_there(imported: Imported, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    match = imported.table.to_theirs(path)
+    return (match and theirs_shape(match.layout, shape)) or shape
