@@ -1,0 +1,306 @@
+"""CLIP's two encoders (Radford et al. 2021): prompts to tokens for a UNet, pictures to features for an image adapter.
+
+Published layouts: transformers' CLIPTextModel and CLIPVisionModel, with or without projection.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.attention import merge_heads, split_heads
+from i2v_jax.models.layers import Dense, LayerNorm
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """What both encoders have: a transformer with norms before each part. Defaults: the text side of CLIP ViT-L/14.
+
+    Attributes:
+      width: channels of the hidden states.
+      mlp_width: channels inside the feed-forward layers.
+      num_layers, num_heads: of the transformer.
+      hidden_act: a name in `ACTIVATIONS`.
+      projection_dim: width of the projected, pooled output; None for an encoder without projection.
+      norm_epsilon: of every layer norm.
+      dtype: of activations; norms and softmax are float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    width: int = 768
+    mlp_width: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    projection_dim: int | None = None
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"CLIP config: hidden_act={self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}."
+                + nearest(self.hidden_act, ACTIVATIONS)
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig(CLIPConfig):
+    """A text encoder.
+
+    Attributes:
+      vocab_size: rows of the token table.
+      max_positions: rows of the position table: the most tokens in a prompt.
+      eos_token_id: the id of the end token, whose state is the pooled output (the first, where it also pads). 2 in
+        early configs, whatever their tokenizer; there the end token is the highest id of a row.
+    """
+
+    vocab_size: int = 49408
+    max_positions: int = 77
+    eos_token_id: int = 2
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "CLIPTextConfig":
+        """Reads the `config.json` of a transformers CLIPTextModel or CLIPTextModelWithProjection.
+
+        Raises:
+          InputError: not such a config, or an activation that this encoder does not have.
+        """
+        fields = dict(
+            vocab_size=config.get("vocab_size", 49408),
+            max_positions=config.get("max_position_embeddings", 77),
+            eos_token_id=config.get("eos_token_id", 49407),
+        )
+        return cls(**(_common_fields(config) | fields | overrides))
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPVisionConfig(CLIPConfig):
+    """A picture encoder.
+
+    Attributes:
+      image_size: height and width of a picture, in pixels.
+      patch_size: height and width of a patch; one token each, after the class token.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "CLIPVisionConfig":
+        """Reads the `config.json` of a transformers CLIPVisionModel or CLIPVisionModelWithProjection.
+
+        Raises:
+          InputError: not such a config, or an activation that this encoder does not have.
+        """
+        if config.get("num_channels", 3) != 3:
+            raise InputError(f"CLIP config: num_channels={config['num_channels']} is not supported; wanted 3.")
+        fields = dict(image_size=config.get("image_size", 224), patch_size=config.get("patch_size", 32))
+        return cls(**(_common_fields(config) | fields | overrides))
+
+
+def _common_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads what both encoders have; absent keys mean transformers' defaults, but the sizes must be there."""
+    names = dict(
+        width="hidden_size",
+        mlp_width="intermediate_size",
+        num_layers="num_hidden_layers",
+        num_heads="num_attention_heads",
+    )
+    if missing := sorted(set(names.values()) - config.keys()):
+        raise InputError(
+            f"CLIP config: {', '.join(missing)} missing. Wanted the config.json of one encoder, text or vision "
+            "(of a whole CLIPModel, its 'text_config' or 'vision_config')."
+        )
+    projected = any(name.endswith("WithProjection") for name in config.get("architectures") or ())
+    return {ours: config[theirs] for ours, theirs in names.items()} | dict(
+        hidden_act=config.get("hidden_act", "quick_gelu"),
+        projection_dim=config.get("projection_dim", 512) if projected else None,
+        norm_epsilon=config.get("layer_norm_eps", 1e-5),
+    )
+
+
+SD15_TEXT = CLIPTextConfig()  # also the first of SDXL's two
+OPENCLIP_BIGG_TEXT = CLIPTextConfig(
+    width=1280, mlp_width=5120, num_layers=32, num_heads=20, hidden_act="gelu", projection_dim=1280
+)
+VIT_L_VISION = CLIPVisionConfig(width=1024, mlp_width=4096, num_layers=24, num_heads=16, projection_dim=768)
+VIT_H_VISION = CLIPVisionConfig(
+    width=1280, mlp_width=5120, num_layers=32, num_heads=16, hidden_act="gelu", projection_dim=1024
+)
+TINY_TEXT = CLIPTextConfig(width=32, mlp_width=64, num_layers=2, num_heads=4)
+TINY_VISION = CLIPVisionConfig(
+    width=32, mlp_width=64, num_layers=2, num_heads=4, hidden_act="gelu", projection_dim=24, image_size=56
+)
+
+
+class CLIPTextOutput(NamedTuple):
+    """What UNets are conditioned on."""
+
+    last_hidden: Float[Array, "b s c"]  # after the final norm: SD1.5's prompt tokens
+    penultimate: Float[Array, "b s c"]  # after the last layer but one, no norm: SDXL's prompt tokens, from each encoder
+    pooled: Float[Array, "b p"]  # the end token's state, projected where the encoder has a projection
+
+
+class CLIPVisionOutput(NamedTuple):
+    """What image projections read."""
+
+    last_hidden: Float[Array, "b 1+n c"]  # after the last layer, no norm; the class token first
+    penultimate: Float[Array, "b 1+n c"]  # after the last layer but one: the resampler's input
+    pooled: Float[Array, "b c"]  # the class token's, normed
+    image_embeds: Float[Array, "b p"] | None  # `pooled`, projected: the linear projection's input
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases everywhere; `causal`: no token sees a later one.
+
+    A few hundred tokens at most, once per prompt or picture, so the masked attention of JAX serves.
+    """
+
+    num_heads: int
+    causal: bool
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        dense = functools.partial(Dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype)
+        q, k, v = (split_heads(dense(name=name)(x), self.num_heads) for name in ("q_proj", "k_proj", "v_proj"))
+        return dense(name="out_proj")(merge_heads(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)))
+
+
+class MLP(nn.Module):
+    """Dense, activation, dense."""
+
+    config: CLIPConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        hidden = ACTIVATIONS[c.hidden_act](Dense(c.mlp_width, name="fc1", **dtypes)(x))
+        return Dense(c.width, name="fc2", **dtypes)(hidden)
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each after a layer norm and added to its input."""
+
+    config: CLIPConfig
+    causal: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
+        c = self.config
+        attend = SelfAttention(c.num_heads, self.causal, c.dtype, c.param_dtype, name="self_attn")
+        x = x + attend(norm(c, "layer_norm1")(x))
+        return x + MLP(c, name="mlp")(norm(c, "layer_norm2")(x))
+
+
+class CLIPTextEncoder(nn.Module):
+    """Encodes tokenized prompts."""
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(self, token_ids: Int[Array, "b s"]) -> CLIPTextOutput:
+        """Runs the encoder.
+
+        Args:
+          token_ids: int32 in [0, vocab_size), each row with an end token; at most `max_positions` a row (usually all:
+            padding is attended to like words).
+
+        Raises:
+          InputError: more tokens than positions.
+        """
+        c, length = self.config, token_ids.shape[1]
+        if length > c.max_positions:
+            raise InputError(f"{length} tokens in a prompt; this text encoder has positions for {c.max_positions}.")
+        x = embed(c, c.vocab_size, "token_embedding")(token_ids)
+        x = x + embed(c, c.max_positions, "position_embedding")(jnp.arange(length))
+        penultimate, last = run_layers(c, x, causal=True)
+        last = norm(c, "final_layer_norm")(last)
+        end = token_ids if c.eos_token_id == 2 else token_ids == c.eos_token_id
+        pooled = last[jnp.arange(len(last)), jnp.argmax(end, -1)]  # argmax: the first of equals
+        if c.projection_dim:
+            pooled = projection(c, "text_projection")(pooled)
+        return CLIPTextOutput(last, penultimate, pooled)
+
+
+class CLIPVisionEncoder(nn.Module):
+    """Encodes pictures."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> CLIPVisionOutput:
+        """Runs the encoder.
+
+        Args:
+          pixels: `image_size` square, normalised by CLIP's channel means and deviations.
+
+        Raises:
+          InputError: another size.
+        """
+        c = self.config
+        if pixels.shape[1:] != (c.image_size, c.image_size, 3):
+            raise InputError(
+                f"The image encoder was given pictures of shape {pixels.shape[1:]}; "
+                f"wanted {c.image_size}x{c.image_size}x3."
+            )
+        grid = c.image_size // c.patch_size
+        class_token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,), c.param_dtype)
+        patches = PatchEmbedding(c, name="patch_embedding")(pixels).reshape(-1, grid**2, c.width)
+        x = jnp.concatenate([jnp.broadcast_to(jnp.asarray(class_token, c.dtype), patches[:, :1].shape), patches], 1)
+        x = x + embed(c, grid**2 + 1, "position_embedding")(jnp.arange(grid**2 + 1))
+        penultimate, last = run_layers(c, norm(c, "pre_layernorm")(x), causal=False)
+        pooled = norm(c, "post_layernorm")(last[:, 0])
+        image_embeds = projection(c, "visual_projection")(pooled) if c.projection_dim else None
+        return CLIPVisionOutput(last, penultimate, pooled, image_embeds)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution without bias whose stride is its size; pixels that fill no patch are dropped."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b gh gw c"]:
+        c, side = self.config, (self.config.patch_size,) * 2
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*side, 3, c.width), c.param_dtype)
+        layout = ("NHWC", "HWIO", "NHWC")
+        pixels, kernel = jnp.asarray(pixels, c.dtype), jnp.asarray(kernel, c.dtype)
+        return jax.lax.conv_general_dilated(pixels, kernel, side, "VALID", dimension_numbers=layout)
+
+
+def run_layers(c: CLIPConfig, x: Float[Array, "b s c"], causal: bool) -> tuple[Array, Array]:
+    """Runs the transformer within the calling module; returns the states after the last layer but one and the last."""
+    for i in range(c.num_layers):
+        penultimate, x = x, Layer(c, causal, name=f"layers_{i}")(x)
+    return penultimate, x
+
+
+# How a config builds each kind of part.
+
+
+def norm(c: CLIPConfig, name: str) -> LayerNorm:
+    return LayerNorm(c.norm_epsilon, c.dtype, c.param_dtype, name=name)
+
+
+def embed(c: CLIPConfig, rows: int, name: str) -> nn.Embed:
+    return nn.Embed(rows, c.width, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+
+
+def projection(c: CLIPConfig, name: str) -> Dense:
+    return Dense(c.projection_dim, use_bias=False, dtype=c.dtype, param_dtype=c.param_dtype, name=name)

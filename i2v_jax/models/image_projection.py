@@ -1,0 +1,196 @@
+"""From CLIP's view of a picture to image tokens for a UNet's cross-attention (IP-Adapter, Ye et al. 2023).
+
+Two published kinds: a linear projection of the pooled embedding, and ("plus") a resampler of the penultimate states.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from i2v_jax.errors import InputError
+from i2v_jax.models.attention import attention, merge_heads, split_heads
+from i2v_jax.models.layers import Dense, LayerNorm
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProjectionConfig:
+    """The linear projection. Defaults: `ip-adapter_sd15`.
+
+    Attributes:
+      embed_dim: width of the picture's pooled, projected embedding.
+      num_tokens: image tokens made.
+      cross_attention_dim: width of a token.
+      dtype: of activations; the norm is float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    embed_dim: int = 1024
+    num_tokens: int = 4
+    cross_attention_dim: int = 768
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class ResamplerConfig:
+    """The resampler. Defaults: `ip-adapter-plus_sd15`, which the published I2V-Adapter uses.
+
+    Attributes:
+      embed_dim: width of the picture's penultimate states.
+      num_tokens: image tokens made (the learned queries).
+      width: channels within.
+      depth: layers, each an attention and a feed-forward.
+      num_heads, head_dim: of the attentions.
+      mlp_width: channels inside the feed-forward layers.
+      cross_attention_dim: width of a token.
+      attention: implementation, see `models.attention`.
+      dtype: of activations; norms and softmax are float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    embed_dim: int = 1280
+    num_tokens: int = 16
+    width: int = 768
+    depth: int = 4
+    num_heads: int = 12
+    head_dim: int = 64
+    mlp_width: int = 3072
+    cross_attention_dim: int = 768
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+IP_ADAPTER_SD15 = ImageProjectionConfig()
+IP_ADAPTER_PLUS_SD15 = ResamplerConfig()
+TINY_RESAMPLER = ResamplerConfig(
+    embed_dim=32, width=32, depth=1, num_heads=2, head_dim=16, mlp_width=64, cross_attention_dim=32
+)
+
+
+def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> ImageProjectionConfig | ResamplerConfig:
+    """Reads the configuration off a projection's parameters: IP-Adapter files carry no other description.
+
+    Args:
+      shapes: path in our tree (`proj_in/kernel`) -> shape.
+      head_dim: size of an attention head, which shapes do not tell; 64 in every published file.
+      overrides: fields to set besides, such as `dtype`.
+
+    Raises:
+      InputError: neither a linear projection nor a resampler, or heads of another size.
+    """
+    try:
+        fields = _resampler_fields(shapes, head_dim) if "latents" in shapes else _linear_fields(shapes)
+    except KeyError as missing:
+        known = ", ".join(sorted(shapes)[:5])
+        raise InputError(
+            f"These are not the parameters of an IP-Adapter image projection: no {missing} among {known}, ..."
+        ) from None
+    return (ResamplerConfig if "latents" in shapes else ImageProjectionConfig)(**(fields | overrides))
+
+
+def _linear_fields(shapes):
+    embed_dim, out = shapes["proj/kernel"]
+    (cross_attention_dim,) = shapes["norm/scale"]
+    return dict(embed_dim=embed_dim, num_tokens=out // cross_attention_dim, cross_attention_dim=cross_attention_dim)
+
+
+def _resampler_fields(shapes, head_dim):
+    embed_dim, width = shapes["proj_in/kernel"]
+    inner = shapes["layers_0/attention/to_q/kernel"][1]
+    if inner % head_dim:
+        raise InputError(f"The resampler's attention is {inner} wide, not a multiple of head_dim={head_dim}.")
+    return dict(
+        embed_dim=embed_dim,
+        num_tokens=shapes["latents"][0],
+        width=width,
+        depth=sum(path.endswith("attention/to_q/kernel") for path in shapes),
+        num_heads=inner // head_dim,
+        head_dim=head_dim,
+        mlp_width=shapes["layers_0/ff/proj_in/kernel"][1],
+        cross_attention_dim=shapes["proj_out/kernel"][1],
+    )
+
+
+class ImageProjection(nn.Module):
+    """One dense layer from a picture's embedding to all tokens, each then normed."""
+
+    config: ImageProjectionConfig
+
+    @nn.compact
+    def __call__(self, image_embeds: Float[Array, "b e"]) -> Float[Array, "b n d"]:
+        """Returns the image tokens of `CLIPVisionOutput.image_embeds`."""
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        tokens = Dense(c.num_tokens * c.cross_attention_dim, name="proj", **dtypes)(image_embeds)
+        return LayerNorm(name="norm", **dtypes)(tokens.reshape(-1, c.num_tokens, c.cross_attention_dim))
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the picture's states and to themselves (Flamingo, Alayrac et al. 2022, section 2.1)."""
+
+    config: ResamplerConfig
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        dense = functools.partial(Dense, use_bias=False, **dtypes)
+        states = LayerNorm(name="norm1", **dtypes)(states)
+        latents = LayerNorm(name="norm2", **dtypes)(latents)
+        query = dense(c.num_heads * c.head_dim, name="to_q")(latents)
+        both = jnp.concatenate([states, latents], 1)
+        key, value = jnp.split(dense(2 * c.num_heads * c.head_dim, name="to_kv")(both), 2, axis=-1)
+        query, key, value = (split_heads(x[:, None], c.num_heads) for x in (query, key, value))
+        out = merge_heads(attention(query, key, value, c.attention))[:, 0]
+        return dense(c.width, name="to_out")(out)
+
+
+class MLP(nn.Module):
+    """Norm, dense, exact GELU, dense, without biases."""
+
+    config: ResamplerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        hidden = Dense(c.mlp_width, use_bias=False, name="proj_in", **dtypes)(LayerNorm(name="norm", **dtypes)(x))
+        return Dense(c.width, use_bias=False, name="proj_out", **dtypes)(nn.gelu(hidden, approximate=False))
+
+
+class ResamplerLayer(nn.Module):
+    """Attention and feed-forward, each added to the latents."""
+
+    config: ResamplerConfig
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
+        latents = latents + PerceiverAttention(self.config, name="attention")(latents, states)
+        return latents + MLP(self.config, name="ff")(latents)
+
+
+class Resampler(nn.Module):
+    """Learned queries read a picture's states, layer by layer, and become its tokens."""
+
+    config: ResamplerConfig
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "b t e"]) -> Float[Array, "b n d"]:
+        """Returns the image tokens of `CLIPVisionOutput.penultimate`; any number of states."""
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        init = nn.initializers.normal(c.width**-0.5)
+        latents = jnp.asarray(self.param("latents", init, (c.num_tokens, c.width), c.param_dtype), c.dtype)
+        latents = jnp.broadcast_to(latents, (states.shape[0], *latents.shape))
+        states = Dense(c.width, name="proj_in", **dtypes)(states)
+        for i in range(c.depth):
+            latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
+        return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(latents))
