@@ -50,7 +50,6 @@ class ResamplerConfig:
       num_heads, head_dim: of the attentions.
       mlp_width: channels inside the feed-forward layers.
       cross_attention_dim: width of a token.
-      attention: implementation, see `models.attention`.
       dtype: of activations; norms and softmax are float32 all the same.
       param_dtype: of new parameters.
     """
@@ -63,7 +62,6 @@ class ResamplerConfig:
     head_dim: int = 64
     mlp_width: int = 3072
     cross_attention_dim: int = 768
-    attention: str = "xla"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -149,7 +147,7 @@ class PerceiverAttention(nn.Module):
         both = jnp.concatenate([states, latents], 1)
         key, value = jnp.split(dense(2 * c.num_heads * c.head_dim, name="to_kv")(both), 2, axis=-1)
         query, key, value = (split_heads(x[:, None], c.num_heads) for x in (query, key, value))
-        out = merge_heads(attention(query, key, value, c.attention))[:, 0]
+        out = merge_heads(attention(query, key, value))[:, 0]
         return dense(c.width, name="to_out")(out)
 
 

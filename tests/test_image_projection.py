@@ -1,0 +1,128 @@
+"""The IP-Adapter projections equal the published resampler's recorded outputs, and diffusers' on the same weights."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.models.embeddings import ImageProjection as DiffusersImageProjection
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from safetensors.torch import load_file
+
+from i2v_jax.errors import InputError
+from i2v_jax.models.image_projection import (
+    IP_ADAPTER_PLUS_SD15,
+    IP_ADAPTER_SD15,
+    ImageProjection,
+    ImageProjectionConfig,
+    Resampler,
+    ResamplerConfig,
+    config_from_shapes,
+)
+from i2v_jax.weights.files import Tensors
+from i2v_jax.weights.formats import IMAGE_PROJECTION
+from i2v_jax.weights.translate import export_tensors
+from i2v_jax.weights.tree import flatten
+from tests.helpers import relative_error
+from tests.torch_models import our_parameters
+
+ORACLES = Path(__file__).parent / "data" / "oracles"
+# Depth, head size and feed-forward as diffusers' loader takes for granted.
+SMALL = ResamplerConfig(
+    embed_dim=20, num_tokens=5, width=32, depth=4, num_heads=2, mlp_width=128, cross_attention_dim=24
+)
+SMALL_LINEAR = ImageProjectionConfig(embed_dim=20, cross_attention_dim=24)
+
+
+def shapes(parameters):
+    return {path: leaf.shape for path, leaf in flatten(parameters).items()}
+
+
+def new_shapes(model, *input_shape):
+    return shapes(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape))["params"])
+
+
+def random_parameters(model, *input_shape):
+    """Draws every parameter, norms and biases included."""
+    generator = np.random.default_rng(0)
+    parameters = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape))["params"]
+
+    def draw(path, leaf):
+        if leaf.ndim == 1:
+            return (path[-1].key == "scale") + 0.2 * generator.normal(size=leaf.shape).astype(np.float32)
+        return generator.normal(size=leaf.shape).astype(np.float32) * leaf.shape[0] ** -0.5
+
+    return jax.tree_util.tree_map_with_path(draw, parameters)
+
+
+def run(model, parameters, x):
+    return jax.jit(lambda p, x: model.apply({"params": p}, x))(parameters, x)
+
+
+def in_diffusers(parameters):
+    """Returns diffusers' module for an IP-Adapter file of these weights, as its own loader makes it."""
+    parameters = {path: np.asarray(leaf) for path, leaf in flatten(parameters).items()}
+    file = export_tensors(Tensors.of(parameters), IMAGE_PROJECTION, Tensors.of({}))
+    state = {name.removeprefix("image_proj."): torch.from_numpy(file[name].copy()) for name in file}
+    convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
+    return convert(None, state, low_cpu_mem_usage=False)
+
+
+@pytest.mark.parametrize("folder", ["official_v1", "official_v2norm"])
+def test_resampler_equals_the_published_one(folder):
+    parameters = our_parameters("image_proj", load_file(ORACLES / folder / "image_proj.safetensors"))
+    recorded = load_file(ORACLES / folder / "io.safetensors")
+    config = config_from_shapes(shapes(parameters), head_dim=8)
+    out = run(Resampler(config), parameters, recorded["resampler.input"].numpy())
+    assert relative_error(out, recorded["resampler.output"]) <= 1e-5
+
+
+@pytest.mark.parametrize("states", [1, 257])
+def test_resampler_equals_diffusers(states):
+    x = np.random.default_rng(1).normal(size=(2, states, 20)).astype(np.float32)
+    model = Resampler(SMALL)
+    parameters = random_parameters(model, *x.shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, IPAdapterPlusImageProjection)
+    with torch.no_grad():
+        assert relative_error(run(model, parameters, x), theirs(torch.from_numpy(x))) <= 1e-5
+
+
+def test_linear_projection_equals_diffusers():
+    x = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
+    model = ImageProjection(SMALL_LINEAR)
+    parameters = random_parameters(model, *x.shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, DiffusersImageProjection)
+    with torch.no_grad():
+        assert relative_error(run(model, parameters, x), theirs(torch.from_numpy(x))) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "cls, config, shape", [(Resampler, SMALL, (2, 9, 20)), (ImageProjection, SMALL_LINEAR, (2, 20))]
+)
+def test_bfloat16_is_near_float32(cls, config, shape):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    parameters = random_parameters(cls(config), *shape)
+    half = run(cls(dataclasses.replace(config, dtype=jnp.bfloat16)), parameters, x)
+    assert half.dtype == jnp.bfloat16
+    assert relative_error(half, run(cls(config), parameters, x)) <= 3e-2
+
+
+def test_config_is_read_off_the_parameters():
+    for config in (SMALL, IP_ADAPTER_PLUS_SD15):
+        assert config_from_shapes(new_shapes(Resampler(config), 1, 2, config.embed_dim)) == config
+    for config in (SMALL_LINEAR, IP_ADAPTER_SD15):
+        assert config_from_shapes(new_shapes(ImageProjection(config), 1, config.embed_dim)) == config
+
+
+def test_other_parameters_are_refused():
+    whole = new_shapes(Resampler(SMALL), 1, 2, 20)
+    with pytest.raises(InputError, match="proj_in/kernel"):
+        config_from_shapes({path: shape for path, shape in whole.items() if path != "proj_in/kernel"})
+    with pytest.raises(InputError, match="not a multiple of head_dim=48"):
+        config_from_shapes(whole, head_dim=48)
