@@ -1,0 +1,236 @@
+"""Config files and flags, the CSV of a batch, and how commands end: what is wrong is named, nothing is guessed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from i2v_jax.commands import load_config, read_config
+from i2v_jax.errors import InputError
+from i2v_jax.jobs import Job, read_jobs
+
+CONFIG = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config(prompt="a cat"):
+    return ConfigDict(dict(
+        prompt=prompt, steps=25, guidance_scale=7.5, match_colours=False, size=(512, 512),
+        seed=config_dict.placeholder(int), prior=dict(t0=1.0, keep=0.5),
+    ))
+"""
+
+
+@pytest.fixture
+def default(tmp_path):
+    path = tmp_path / "default.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def read(default, *flags):
+    return read_config(default, ["sample.py", *map(str, flags)])
+
+
+def test_flags_change_the_config_and_keep_its_types(default):
+    config = read(
+        default,
+        *(
+            "--config.prompt",
+            "a dog, running",
+            "--config.steps=30",
+            "--config.guidance_scale=9",
+            "--config.prior.t0=0.9",
+        ),
+        *("--config.match_colours", "--config.size=(256, 384)", "--config.seed=7"),
+    )
+    assert config.to_dict() == {
+        "prompt": "a dog, running",
+        "steps": 30,
+        "guidance_scale": 9.0,
+        "match_colours": True,
+        "size": (256, 384),
+        "seed": 7,
+        "prior": {"t0": 0.9, "keep": 0.5},
+    }
+    assert isinstance(config.guidance_scale, float)
+    for locked in (config, load_config(default)):
+        with pytest.raises(AttributeError):
+            locked.stepz = 3
+    assert read(default).seed is None
+
+
+def test_another_file_in_any_place_of_the_command_line(default, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(CONFIG.replace("7.5", "3").replace("steps=25", "steps=4"))
+    for flags in (("--config", other, "--config.seed=1"), ("--config.seed", "1", f"--config={other}")):
+        config = read(default, *flags)
+        assert (config.steps, config.seed, config.guidance_scale) == (4, 1, 3.0)
+    # a whole number in the file is still a number for the flags
+    assert read(default, f"--config={other}", "--config.guidance_scale=2.5").guidance_scale == 2.5
+    assert read(default, f"--config={other}:a bird").prompt == "a bird"
+
+
+def test_the_json_of_a_run_gives_its_config_back(default, tmp_path):
+    config = read(default, "--config.steps=3", "--config.size=(8, 16)", "--config.prior.keep=0.25")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"config": json.loads(config.to_json()), "versions": {}}))
+    again = read(default, f"--config={path}")
+    assert again.to_dict() == config.to_dict()
+    assert read(default, f"--config={path}", "--config.seed=5").seed == 5
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.stesp=5", "--config.stesp.*Did you mean '--config.steps'"),
+        ("--config.t0=0.5", "Did you mean '--config.prior.t0'"),
+        ("--config.prior.kep=0.5", "Did you mean '--config.prior.keep'"),
+        ("--config.zzzzzz=1", "Unknown config key --config.zzzzzz.*--help"),
+        ("--config.=1", "Unknown config key"),
+        ("--config.steps.x=1", "Unknown config key"),
+        ("--config.prior={}", "group of keys.*--config.prior.KEY"),
+        ("--noconfig.matchcolours", "Did you mean '--config.match_colours'"),
+        ("--prompt=x", "Unknown flag --prompt.*Did you mean '--config.prompt'"),
+        ("--confg.steps=5", "Did you mean '--config.steps'"),
+        ("--config.steps=many", "steps=many.*a whole number"),
+        ("--config.steps=2.5", "steps=2.5.*a whole number"),
+        ("--config.seed=x", "seed=x.*a whole number"),
+        ("--config.guidance_scale=x", "guidance_scale=x.*a number"),
+        ("--config.prior.t0=x", "t0=x.*a number"),
+        ("--config.match_colours=perhaps", "true or false"),
+        ("--config.size=(1,", r"a tuple like '\(1, 2\)'"),
+        ("--config.steps", "Missing value"),
+        ("--config", "Missing value"),
+        ("cat.jpg", "'cat.jpg' belongs to no flag.*quote"),
+        ("--config=defualt.py", "No config file at 'defualt.py'"),
+    ],
+)
+def test_a_bad_flag_is_named_with_what_was_meant(default, flag, message):
+    with pytest.raises(InputError, match=message):
+        read(default, flag)
+
+
+def test_a_missing_config_file_names_its_neighbour(default, tmp_path):
+    with pytest.raises(InputError, match="Did you mean '.*default.py'"):
+        read(default, f"--config={tmp_path / 'defualt.py'}")
+    with pytest.raises(InputError, match="No config file"):
+        read(default, f"--config={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("def get_config(:", "fails at line 1: SyntaxError"),
+        ("x = 1\ny = 1 / 0", "fails at line 2: ZeroDivisionError"),
+        ("import nowhere_to_be_found", "line 1: ModuleNotFoundError"),
+        ("x = 1", "no get_config"),
+        ("def get_config(): return 3", "ConfigDict"),
+        ("def get_config(a, b): return 3", "TypeError"),
+        (CONFIG.replace("steps=25", "stesp=25"), "'stesp'.*Did you mean 'steps'"),
+        (CONFIG.replace("t0=1.0", "to=1.0"), "'prior.to'.*Did you mean 'prior.t0'"),
+        (CONFIG.replace("steps=25, ", ""), "lacks 'steps'"),
+        (CONFIG.replace("steps=25", "steps='25'"), "steps in .* is '25', a whole number"),
+        (CONFIG.replace("steps=25", "steps=2.5"), "steps in .* is 2.5, a whole number"),
+        (CONFIG.replace("steps=25", "steps=True"), "steps in .* is True, a whole number"),
+        (CONFIG.replace("prior=dict(t0=1.0, keep=0.5)", "prior=1"), "'prior'"),
+        (CONFIG.replace("return ConfigDict", "config = ConfigDict") + "    config.lock().stesp = 5", "line 9.*steps"),
+    ],
+)
+def test_a_broken_config_file_is_named_with_its_line(default, tmp_path, content, message):
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read(default, f"--config={path}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": 3}', '{"config": {"steps": 3}}'])
+def test_a_json_that_is_no_run_is_refused(default, tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="run.json"):
+        read(default, f"--config={path}")
+
+
+def command(tmp_path, body: str, *arguments: str):
+    program = tmp_path / "program.py"
+    program.write_text(f"from i2v_jax import commands, errors\ndef main():\n    {body}\ncommands.run(main)\n")
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run(
+        [sys.executable, program, *arguments], capture_output=True, text=True, env={"PYTHONPATH": str(root)}
+    )
+
+
+def test_how_commands_end(default, tmp_path):
+    body = f"print(commands.read_config({str(default)!r}, usage='Makes videos.').steps)"
+    good = command(tmp_path, body, "--config.steps=9")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "9\n", "")
+    bad = command(tmp_path, body, "--config.stesp=9")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: Unknown config key --config.stesp") and "Traceback" not in bad.stderr
+    shown = command(tmp_path, body, "--help")
+    assert shown.returncode == 0 and "Makes videos." in shown.stdout and "guidance_scale: 7.5" in shown.stdout
+    stopped = command(tmp_path, "raise KeyboardInterrupt")
+    assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")
+    broken = command(tmp_path, "raise RuntimeError('a fault of ours')")
+    assert broken.returncode == 1 and "Traceback" in broken.stderr
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    (folder / "cat.jpg").touch()
+    path = folder / "jobs.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_csv_gives_one_job_per_row(tmp_path):
+    absolute = tmp_path / "cat.jpg"
+    path = write_csv(
+        tmp_path,
+        "prompt, picture,seed,negative_prompt\r\n"
+        'a cat,cat.jpg,5,blurry\r\n\r\n"a ""big"" cat, running",./cat.jpg,,\r\n,,,\r\n'
+        f'"two\nlines, ünïcödé 猫",{absolute},4294967295,\r\n',
+        "utf-8-sig",
+    )
+    assert read_jobs(path, negative_prompt="bad", seed=3) == [
+        Job(absolute, "a cat", "blurry", 5),
+        Job(absolute, 'a "big" cat, running', "bad", 3),
+        Job(absolute, "two\nlines, ünïcödé 猫", "bad", 2**32 - 1),
+    ]
+    assert read_jobs(write_csv(tmp_path, "picture,prompt\ncat.jpg,\n")) == [Job(absolute, "", "", 0)]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no column 'picture'"),
+        ("cat.jpg,a cat\n", "column 'cat.jpg'"),
+        ("picture,seed\ncat.jpg,1\n", "no column 'prompt'"),
+        ("picture,promt\ncat.jpg,1\n", "'promt'.*Did you mean 'prompt'"),
+        ("picture;prompt\ncat.jpg;1\n", "Separate the columns by commas"),
+        ("picture,prompt,prompt\ncat.jpg,a,b\n", "'prompt' twice"),
+        ("picture,prompt\n", "no rows"),
+        ("picture,prompt\n\n,\n", "no rows"),
+        ("picture,prompt\ncat.jpg,a cat\ncat.jpg,a cat, running\n", "line 3: 3 cells, 2 are wanted. Quote"),
+        ("picture,prompt\ncat.jpg\n", "line 2: 1 cells"),
+        ("picture,prompt\n,a cat\n", "line 2: no picture at ''"),
+        ("picture,prompt\ndog.jpg,a dog\n", "line 2: no picture at 'dog.jpg'"),
+        ("picture,prompt,seed\ncat.jpg,a,x\n", "line 2: the seed 'x'"),
+        ("picture,prompt,seed\ncat.jpg,a,-1\n", "line 2: the seed '-1'"),
+        ("picture,prompt,seed\ncat.jpg,a,1.5\n", "line 2: the seed '1.5'"),
+        ("picture,prompt,seed\ncat.jpg,a,4294967296\n", "line 2: the seed '4294967296'"),
+        ("picture,prompt,seed\ncat.jpg,a," + "9" * 5000, "line 2: the seed '9"),
+        ('picture,prompt\ncat.jpg,"a cat\n', "line 2: .*quotes"),
+    ],
+)
+def test_a_bad_csv_is_named_with_its_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read_jobs(write_csv(tmp_path, text))
+
+
+def test_a_csv_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="UTF-8"):
+        read_jobs(write_csv(tmp_path, "picture,prompt\ncat.jpg,café\n", "latin-1"))
+    with pytest.raises(InputError, match="No CSV file"):
+        read_jobs(tmp_path / "missing.csv")
