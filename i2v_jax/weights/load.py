@@ -195,11 +195,12 @@ def load_image_projection(
     imported = _import(source, "image_proj")
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
     try:
-        projection = config_from_shapes(shapes, head_dim, **(dict(dtype=dtype, param_dtype=dtype) | overrides))
+        projection = config_from_shapes(shapes, head_dim)
     except InputError:
         raise
     except (ValueError, IndexError, ArithmeticError) as error:
-        raise InputError(f"{imported.parameters.source} holds no image projection of these shapes: {shapes}.") from error
+        raise InputError(f"{imported.parameters.source}: no image projection has the shapes {shapes}.") from error
+    projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
     return projection, _read_whole("image projection", image_projection_shapes(projection), imported, place)
 
 
@@ -258,7 +259,7 @@ def _pools_frames(layout: MotionConfig | None, settings: Mapping[str, Any]) -> b
 
 
 def _fill_first_frame(pool: dict[str, tuple[Entry, Imported]], expected: Shapes) -> None:
-    """Gives a branch without `to_q` the layer's own, as the published loader does; a branch without any, zero output."""
+    """Gives a branch without `to_q` the layer's own, as the published loader does; to one without any, zero output."""
     is_new = not any("/first_frame/" in path for path in pool)
     for path, leaf in expected.items():
         if "/first_frame/" not in path or path in pool:
