@@ -50,7 +50,6 @@ def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: s
             type, an argument that is no flag.
     """
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)
     flags.DEFINE_string("config", str(default), "", flag_values=values)
     try:
         argv = values(list(sys.argv if argv is None else argv), known_only=True)
