@@ -341,8 +341,9 @@ def _open_pickle(path: Path) -> Tensors:
     except InputError:
         raise
     except Exception as error:  # damaged and malicious pickles fail in more ways than can be listed
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = next((line for line in lines if "Unsupported" in line), lines[0]).strip()
+        # PyTorch's own advice, to switch the protection off, is not passed on.
+        reasons = [line.strip() for line in str(error).splitlines() if "WeightsUnpickler error" in line]
+        reason = reasons[0] if reasons else type(error).__name__
         raise InputError(
             f"{path} is damaged, or holds more than tensors and was refused (nothing in it was run): {reason[:200]}"
         ) from error

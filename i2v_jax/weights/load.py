@@ -196,10 +196,8 @@ def load_image_projection(
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
     try:
         projection = config_from_shapes(shapes, head_dim)
-    except InputError:
-        raise
-    except (ValueError, IndexError, ArithmeticError) as error:
-        raise InputError(f"{imported.parameters.source}: no image projection has the shapes {shapes}.") from error
+    except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
+        raise InputError(f"{imported.parameters.source}: {error}") from error
     projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
     return projection, _read_whole("image projection", image_projection_shapes(projection), imported, place)
 

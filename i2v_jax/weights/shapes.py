@@ -1,5 +1,7 @@
 """What parameters a config's network has: paths, shapes and dtypes, found without making them."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from i2v_jax.weights.tree import flatten
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
+@functools.cache  # tracing a UNet takes seconds
 def unet_shapes(config: UNetConfig) -> Shapes:
     """Returns {path: shape and dtype} of a UNet's parameters."""
     size, width = config.downscale, config.cross_attention_dim
