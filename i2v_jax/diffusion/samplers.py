@@ -48,14 +48,17 @@ def ddim_update(now: Estimate, alpha_next, direction, std) -> Float[Array, "*sha
     return alpha_next * now.x0 + direction * now.epsilon + std * now.noise
 
 
-def euler_update(now: Estimate, sigma, sigma_next) -> Float[Array, "*shape"]:
-    """Euler's method on dx/dsigma = epsilon (Karras et al. 2022, algorithm 1 without the correction)."""
-    return now.x + (sigma_next - sigma) * now.epsilon
+def euler_update(now: Estimate, sigma_next) -> Float[Array, "*shape"]:
+    """Euler's method on dx/dsigma = epsilon (Karras et al. 2022, algorithm 1 without the correction).
+
+    x + (sigma_next - sigma) epsilon, written from x_0 = x - sigma epsilon so that a large sigma does not cancel.
+    """
+    return now.x0 + sigma_next * now.epsilon
 
 
-def euler_ancestral_update(now: Estimate, sigma, sigma_down, sigma_up) -> Float[Array, "*shape"]:
+def euler_ancestral_update(now: Estimate, sigma_down, sigma_up) -> Float[Array, "*shape"]:
     """Euler's method to sigma_down, then noise up to sqrt(sigma_down^2 + sigma_up^2) (k-diffusion's ancestral step)."""
-    return now.x + (sigma_down - sigma) * now.epsilon + sigma_up * now.noise
+    return now.x0 + sigma_down * now.epsilon + sigma_up * now.noise
 
 
 def dpmpp_2m_update(now: Estimate, noise_ratio, gain, half_step_ratio) -> Float[Array, "*shape"]:
@@ -110,7 +113,7 @@ class Sampler:
         """
         if not 0 < t0 <= 1:
             raise InputError(f"t0 = {t0} given; wanted a number in (0, 1], 1 for the whole run")
-        late_enough = np.flatnonzero(self.timesteps <= t0 * self.schedule.num_train_timesteps)
+        late_enough = np.flatnonzero(self.timesteps <= np.float32(t0 * self.schedule.num_train_timesteps))
         if not len(late_enough):
             least = self.timesteps[-1] / self.schedule.num_train_timesteps
             raise InputError(f"t0 = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
@@ -274,8 +277,8 @@ def ddim(
 def euler(schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int) -> Sampler:
     """Euler's tables, over noise levels sigma / alpha; the latents keep the signal's scale and let the noise grow."""
     timesteps, sigma, sigma_next = _noise_levels(schedule, _timesteps(schedule, num_steps, spacing, steps_offset))
-    coefficients = {"sigma": sigma, "sigma_next": sigma_next}
-    return _sampler(schedule, timesteps, *_unit_variance(sigma), euler_update, coefficients, np.hypot(1, sigma))
+    scale = np.hypot(1, sigma)
+    return _sampler(schedule, timesteps, *_unit_variance(sigma), euler_update, {"sigma_next": sigma_next}, scale)
 
 
 def euler_ancestral(schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int) -> Sampler:
@@ -287,7 +290,6 @@ def euler_ancestral(schedule: NoiseSchedule, num_steps: int, *, spacing: str, st
         *_unit_variance(sigma),
         euler_ancestral_update,
         {
-            "sigma": sigma,
             "sigma_down": sigma_next**2 / sigma,
             "sigma_up": sigma_next * np.sqrt(sigma**2 - sigma_next**2) / sigma,
         },
@@ -467,7 +469,7 @@ def _karras_noise_levels(schedule: NoiseSchedule, num_steps: int):
     trained = schedule.noise_to_signal.astype(np.float64)
     first, last = trained[-1] ** (1 / 7), trained[0] ** (1 / 7)
     levels = (first + np.linspace(0, 1, num_steps) * (last - first)) ** 7
-    timesteps = np.interp(np.log(levels), np.log(trained), np.arange(len(trained)))
+    timesteps = np.interp(np.log(levels), np.log(schedule.noise_to_signal), np.arange(len(trained)))
     # diffusers rounds to the nearest trained timestep, but for the cosine schedule rounds down
     timesteps = np.floor(timesteps) if schedule.kind == "cosine" else timesteps.round()
     levels = levels.astype(np.float32).astype(np.float64)
