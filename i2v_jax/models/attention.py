@@ -5,6 +5,7 @@ and fast on CPUs), `cudnn` (fused, NVIDIA GPUs, bfloat16 or float16), `flash` (P
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError, nearest
@@ -41,9 +43,28 @@ def attention(
             f"Unknown attention implementation {implementation!r}; known: {known}."
             + nearest(implementation, IMPLEMENTATIONS)
         )
+    run = functools.partial(_run, IMPLEMENTATIONS[implementation])
+    return _per_device(run, q, k)(q, k, v) if implementation in ("blocked", "flash") else run(q, k, v)
+
+
+def _run(kernel, q, k, v):
     fold = _groups_into_sequence if k.shape[1] == 1 else _groups_into_batch
-    out = IMPLEMENTATIONS[implementation](fold(q), _groups_into_batch(k), _groups_into_batch(v))
-    return out.reshape(q.shape)
+    return kernel(fold(q), _groups_into_batch(k), _groups_into_batch(v)).reshape(q.shape)
+
+
+def _per_device(run, q, k):
+    """Runs a kernel that the compiler cannot partition on each device's own share of batch and groups."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or (spec := nn.logical_to_mesh_axes(("batch", "frames"))) is None:
+        return run
+
+    def axis(name, size):  # a share must be whole
+        names = (name,) if isinstance(name, str) else name or ()
+        return name if size % math.prod(mesh.shape[n] for n in names) == 0 else None
+
+    batch, groups = axis(spec[0], q.shape[0]), axis(spec[1], q.shape[1])
+    queries, keys = P(batch, groups), P(batch, groups if k.shape[1] > 1 else None)
+    return jax.shard_map(run, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)
 
 
 def _groups_into_batch(x):
@@ -90,10 +111,14 @@ def _blocked(q, k, v):
 
 
 def _cudnn(q, k, v):
+    if q.shape[-1] > 128 or k.shape[1] < 64:  # more than every GPU's kernel takes; too short to gain
+        return _xla(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
 def _flash(q, k, v):
+    if k.shape[1] < 64:  # frames, image tokens: the padding would cost more than the scores
+        return _xla(q, k, v)
     from i2v_jax.models.flash_tpu import flash_attention
 
     return flash_attention(q, k, v)

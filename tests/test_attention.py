@@ -1,0 +1,110 @@
+"""Every attention and convolution implementation equals the plain one; the TPU kernel interpreted, and compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from helpers import relative_error
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import SingleDeviceSharding
+
+from i2v_jax import parallel
+from i2v_jax.models import attention as attention_file
+from i2v_jax.models.attention import attention
+from i2v_jax.models.convolution import conv3x3
+
+# (batch, groups, queries, keys, heads, head size), keys shared by the groups or not
+SHAPES = {
+    "self": ((2, 3, 200, 200, 2, 40), False),
+    "first frame": ((2, 3, 130, 130, 2, 160), True),
+    "prompt": ((1, 4, 256, 77, 2, 80), True),
+    "frames": ((2, 64, 16, 16, 2, 40), False),
+}
+
+
+def qkv(shape, shared, dtype=np.float32):
+    b, g, s, t, h, d = shape
+    rng = np.random.default_rng(0)
+    keys = (b, 1 if shared else g, t, h, d)
+    return [jnp.asarray(rng.standard_normal(x), dtype) for x in ((b, g, s, h, d), keys, keys)]
+
+
+def pytorch(q, k, v):
+    """[b g s h d] through torch's scaled_dot_product_attention."""
+    k, v = (jnp.broadcast_to(x, (*q.shape[:2], *x.shape[2:])) for x in (k, v))
+    q, k, v = (torch.from_numpy(np.array(x)).transpose(2, 3) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).numpy()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("implementation", ["xla", "blocked", "flash"])
+def test_equals_pytorch(name, implementation, monkeypatch, measured):
+    monkeypatch.setattr(attention_file, "_BLOCK", 4096)  # several blocks even here
+    q, k, v = qkv(*SHAPES[name])
+    with pltpu.force_tpu_interpret_mode():
+        out = attention(q, k, v, implementation)
+    measured(f"attention {implementation}, {name}", relative_error(out, pytorch(q, k, v)), 1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "flash"])
+def test_gradients_equal(implementation, monkeypatch):
+    monkeypatch.setattr(attention_file, "_BLOCK", 4096)
+    given = qkv((1, 2, 130, 77, 2, 40), True)
+    weights = np.random.default_rng(1).standard_normal(given[0].shape, np.float32)
+
+    def gradient(implementation):
+        return jax.grad(lambda *x: jnp.sum(weights * attention(*x, implementation)), argnums=(0, 1, 2))(*given)
+
+    with pltpu.force_tpu_interpret_mode():
+        ours = gradient(implementation)
+    for out, wanted in zip(ours, gradient("xla")):
+        assert relative_error(out, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["self", "prompt"])
+def test_tpu_kernel_compiles_for_a_tpu(name):
+    """Mosaic accepts our sizes, in bfloat16, forward and backward: compiled for a v5e chip without one."""
+    topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
+    sharding = SingleDeviceSharding(topology.devices[0])
+    given = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding) for x in qkv(*SHAPES[name])]
+
+    def loss(q, k, v):
+        return jnp.sum(attention(q, k, v, "flash").astype(jnp.float32) ** 2)
+
+    with jax.default_matmul_precision("default"):  # the kernel knows no other for bfloat16
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    assert "tpu_custom_call" in compiled.as_text()
+
+
+def test_cudnn_wants_a_gpu():
+    """The fused GPU kernel is not to be had here, but its short and wide cases are the plain ones."""
+    given = qkv(*SHAPES["frames"])
+    np.testing.assert_array_equal(attention(*given, "cudnn"), attention(*given, "xla"))
+
+
+def test_each_device_runs_its_own_share():
+    """A kernel that cannot be partitioned gives the same on a mesh, keys shared or not."""
+    mesh = parallel.make_mesh({"data": 2, "frames": 4})
+    for shape, shared in [((2, 4, 48, 48, 2, 8), False), ((2, 4, 48, 7, 2, 8), True), ((2, 3, 16, 16, 2, 8), False)]:
+        given = qkv(shape, shared)
+        with parallel.use_mesh(mesh):
+            out = jax.jit(lambda *x: attention(*x, "blocked"))(*given)
+        assert relative_error(out, attention(*given)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 16, 32), (1, 9, 13, 32, 16), (2, 4, 6, 24, 16), (1, 16, 8, 3, 16)])
+def test_winograd_equals_convolution(shape, measured):
+    """Even, odd and small pictures, and channels too few for it."""
+    n, h, w, i, o = shape
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(s).astype(np.float32) for s in ((n, h, w, i), (3, 3, i, o)))
+    channels_first = (torch.from_numpy(a) for a in (x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)))
+    wanted = torch.nn.functional.conv2d(*channels_first, padding=1)
+    for implementation in ("xla", "winograd"):
+        out = np.moveaxis(conv3x3(x, kernel, implementation=implementation), -1, 1)
+        measured(f"convolution {implementation}, {shape}", relative_error(out, wanted), 2e-6)
+    strided = [conv3x3(x, kernel, 2, implementation=name) for name in ("xla", "winograd")]
+    np.testing.assert_array_equal(*strided)
