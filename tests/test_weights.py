@@ -480,7 +480,6 @@ def test_every_parameter_passes_through_place_once(base):
     config, params = load_unet(base, dtype=jnp.bfloat16, place=lambda path, array: placed.append(path) or array)
     assert sorted(placed) == sorted(unet_shapes(config)) == sorted(tree.flatten(params))
     assert {str(leaf.dtype) for leaf in tree.flatten(params).values()} == {"bfloat16"}
-    assert all(leaf.flags.c_contiguous for leaf in tree.flatten(params).values())
 
 
 def test_hash_is_sha256(tmp_path):

@@ -385,8 +385,8 @@ def _torch_entry(path: Path, name: str, tensor) -> Entry:
         raise InputError(f"{path}: {name!r} claims shape {tuple(tensor.shape)}, more than the file stores for it.")
 
     def read() -> np.ndarray:
-        bytes_ = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return bytes_.view(np.dtype(dtype)).reshape(tensor.shape)
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return flat.copy().view(np.dtype(dtype)).reshape(tensor.shape)  # a copy: the file is mapped and may change
 
     return Entry(tuple(tensor.shape), np.dtype(dtype), read, path)
 

@@ -83,7 +83,8 @@ def load_unet(
             code (`motion_module_kwargs`, `use_inflated_groupnorm`) are understood too.
         motion_config: fields of `MotionConfig` to set by hand.
         dtype: of the parameters and of the activations.
-        place: `place(path, array)` puts one array where it should be and returns it; called once per parameter.
+        place: `place(path, array)` puts one array (which may be a transposed view) where it should be and returns it;
+            called once per parameter, the next one is read only then.
         overrides: fields of `UNetConfig` to set by hand, such as `pooled_norms`.
 
     Returns:
@@ -343,7 +344,7 @@ def _read(
             + "\n  ".join(complaints)
         )
     return unflatten(
-        {path: place(path, np.asarray(pool[path][0].read(), leaf.dtype, order="C")) for path, leaf in expected.items()}
+        {path: place(path, np.asarray(pool[path][0].read(), leaf.dtype)) for path, leaf in expected.items()}
     )
 
 
