@@ -47,6 +47,9 @@ FOREIGN = {
 }
 """Names that a component's file may hold and that belong to another component."""
 
+FOLDERS = {"motion": "motion_adapter"}
+"""Where a part lies in a pipeline's folder, when not with the base."""
+
 BRANCH = re.compile(r".*/attention/blocks_\d+/(?P<side>attn[12])/(?P<name>(?!to_)\w+)/.*")
 SHOWN = 3  # names of each sort in an error
 
@@ -97,7 +100,7 @@ def load_unet(
     given = {"motion": motion, "adapter": adapter, "image_tokens": image_tokens}
     numbered = ip_adapter_table(whole.parameters)
     providers = {
-        part: whole if source is None else _import(source, "unet", [numbered], folder="motion_adapter")
+        part: whole if source is None else _import(source, "unet", [numbered], FOLDERS.get(part, "unet"))
         for part, source in {"base": None, **given}.items()
     }
     pool = {
