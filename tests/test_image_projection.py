@@ -1,7 +1,6 @@
 """The IP-Adapter projections equal the published resampler's recorded outputs, and diffusers' on the same weights."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import torch
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.models.embeddings import ImageProjection as DiffusersImageProjection
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
-from safetensors.torch import load_file
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import (
@@ -27,10 +25,9 @@ from i2v_jax.weights.files import Tensors
 from i2v_jax.weights.formats import IMAGE_PROJECTION
 from i2v_jax.weights.translate import export_tensors
 from i2v_jax.weights.tree import flatten
+from tests import oracles
 from tests.helpers import relative_error
-from tests.torch_models import our_parameters
 
-ORACLES = Path(__file__).parent / "data" / "oracles"
 # Depth, head size and feed-forward as diffusers' loader takes for granted.
 SMALL = ResamplerConfig(
     embed_dim=20, num_tokens=5, width=32, depth=4, num_heads=2, mlp_width=128, cross_attention_dim=24
@@ -72,34 +69,35 @@ def in_diffusers(parameters):
     return convert(None, state, low_cpu_mem_usage=False)
 
 
-@pytest.mark.parametrize("folder", ["official_v1", "official_v2norm"])
-def test_resampler_equals_the_published_one(folder):
-    parameters = our_parameters("image_proj", load_file(ORACLES / folder / "image_proj.safetensors"))
-    recorded = load_file(ORACLES / folder / "io.safetensors")
-    config = config_from_shapes(shapes(parameters), head_dim=8)
-    out = run(Resampler(config), parameters, recorded["resampler.input"].numpy())
-    assert relative_error(out, recorded["resampler.output"]) <= 1e-5
+@pytest.mark.parametrize("name", oracles.NAMES)
+def test_resampler_equals_the_published_one(name, measured):
+    config, parameters = oracles.image_projection(name)
+    io = oracles.recorded(name)
+    out = run(Resampler(config), parameters, io["resampler.input"])
+    measured(f"{name}: resampler", relative_error(out, io["resampler.output"]), 1e-5)
 
 
 @pytest.mark.parametrize("states", [1, 257])
-def test_resampler_equals_diffusers(states):
+def test_resampler_equals_diffusers(states, measured):
     x = np.random.default_rng(1).normal(size=(2, states, 20)).astype(np.float32)
     model = Resampler(SMALL)
     parameters = random_parameters(model, *x.shape)
     theirs = in_diffusers(parameters)
     assert isinstance(theirs, IPAdapterPlusImageProjection)
     with torch.no_grad():
-        assert relative_error(run(model, parameters, x), theirs(torch.from_numpy(x))) <= 1e-5
+        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
+    measured(f"diffusers IPAdapterPlusImageProjection, {states} states", error, 1e-5)
 
 
-def test_linear_projection_equals_diffusers():
+def test_linear_projection_equals_diffusers(measured):
     x = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
     model = ImageProjection(SMALL_LINEAR)
     parameters = random_parameters(model, *x.shape)
     theirs = in_diffusers(parameters)
     assert isinstance(theirs, DiffusersImageProjection)
     with torch.no_grad():
-        assert relative_error(run(model, parameters, x), theirs(torch.from_numpy(x))) <= 1e-5
+        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
+    measured("diffusers ImageProjection", error, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -56,19 +56,22 @@ def channels_first(x):
     return torch.from_numpy(x).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_equals_diffusers_pytorch(torch_vae, parameters, size):
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_diffusers_pytorch(torch_vae, parameters, size, measured):
     with torch.no_grad():
         posterior = torch_vae.encode(channels_first(images(*size))).latent_dist
         decoded = torch_vae.decode(channels_first(latents(*size))).sample
     mean, logvar = run(CONFIG, parameters, "encode", images(*size))
-    assert relative_error(mean, posterior.mean.permute(0, 2, 3, 1)) <= 1e-5
-    assert relative_error(logvar, posterior.logvar.permute(0, 2, 3, 1)) <= 1e-5
-    assert relative_error(run(CONFIG, parameters, "decode", latents(*size)), decoded.permute(0, 2, 3, 1)) <= 1e-5
+    for name, ours, theirs in (
+        ("mean", mean, posterior.mean),
+        ("log variance", logvar, posterior.logvar),
+        ("picture", run(CONFIG, parameters, "decode", latents(*size)), decoded),
+    ):
+        measured(f"diffusers AutoencoderKL, {size}: {name}", relative_error(ours, theirs.permute(0, 2, 3, 1)), 1e-5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_equals_diffusers_flax(torch_vae, parameters, size):
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_diffusers_flax(torch_vae, parameters, size, measured):
     flax_vae = diffusers.FlaxAutoencoderKL(**SMALL)
     weights = {"params": convert_pytorch_state_dict_to_flax(torch_vae.state_dict(), flax_vae)}
 
@@ -80,8 +83,8 @@ def test_equals_diffusers_flax(torch_vae, parameters, size):
     expected = yardstick(images(*size).transpose(0, 3, 1, 2), latents(*size))
     mean, logvar = run(CONFIG, parameters, "encode", images(*size))
     decoded = run(CONFIG, parameters, "decode", latents(*size)).transpose(0, 3, 1, 2)
-    for ours, theirs in zip((mean, logvar, decoded), expected):
-        assert relative_error(ours, theirs) <= 1e-5
+    for name, ours, theirs in zip(("mean", "log variance", "picture"), (mean, logvar, decoded), expected):
+        measured(f"diffusers FlaxAutoencoderKL, {size}: {name}", relative_error(ours, theirs), 1e-5)
 
 
 @pytest.mark.parametrize("choice", [dict(convolution="winograd"), dict(attention="blocked")])

@@ -29,8 +29,7 @@ class VAEConfig:
       latent_channels: channels of a latent.
       norm_groups: groups of every group norm.
       scaling_factor: what the UNet sees is latents times this (about unit variance).
-      attention, convolution: implementations, see `models.attention` and `models.convolution`. The one attention has
-        a single head as wide as the coarsest level, 512 in Stable Diffusion: more than cuDNN's fused attention takes.
+      attention, convolution: implementations, see `models.attention` and `models.convolution`.
       dtype: of activations; norms and softmax are float32 all the same.
       param_dtype: of new parameters.
     """
