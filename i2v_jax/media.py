@@ -311,8 +311,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_video(frames: Frames, fps: float) -> None:
+def check_fps(fps: float) -> None:
+    """Raises InputError unless `fps` is a frame rate."""
     if not (0 < fps < math.inf):
         raise InputError(f"fps (frames per second) is {fps}, a positive number is wanted.")
+
+
+def _check_video(frames: Frames, fps: float) -> None:
+    check_fps(fps)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise InputError(f"uint8 frames [frames height width 3] are wanted, {frames.dtype} {frames.shape} was given.")

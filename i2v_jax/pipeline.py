@@ -1,0 +1,416 @@
+"""From a picture and a prompt to a video: I2V-Adapter's sampling (paper section 3), as the published code runs it.
+
+`Models` are the networks with their weights, `Settings` what a run is told, `Pipeline` runs batches on a mesh.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, Key, UInt8
+
+from i2v_jax import parallel
+from i2v_jax.diffusion import guidance, samplers
+from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.errors import InputError
+from i2v_jax.media import clip_pixels, fit_picture, to_model_range
+from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.image_projection import ImageProjection, Resampler, ResamplerConfig
+from i2v_jax.models.kernels import fastest
+from i2v_jax.models.unet import UNet
+from i2v_jax.models.vae import AutoencoderKL, sample_posterior
+from i2v_jax.tokenizer import ClipTokenizer
+from i2v_jax.weights import load
+
+
+class Component(NamedTuple):
+    """A network: its config and its parameters."""
+
+    config: Any
+    parameters: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Models:
+    """The networks of a run.
+
+    Attributes:
+      unet, vae, text_encoder: components, see `i2v_jax.models`.
+      tokenizer: the text encoder's.
+      image_encoder, image_projection: make image tokens; None for a UNet without the "image_tokens" branch.
+      schedule: the noise schedule that the UNet was trained with.
+    """
+
+    unet: Component
+    vae: Component
+    text_encoder: Component
+    tokenizer: ClipTokenizer
+    image_encoder: Component | None = None
+    image_projection: Component | None = None
+    schedule: NoiseSchedule = ANIMATEDIFF_SD15
+
+    def __post_init__(self):
+        if self.wants_image_tokens and not (self.image_encoder and self.image_projection):
+            raise InputError(
+                "The UNet has image-token layers, but there is no image encoder or no image projection to make tokens. "
+                "Give both, or leave the image adapter out."
+            )
+        if self.unet.config.added_conditioning:
+            raise InputError("The UNet wants SDXL's added conditioning, which this pipeline does not make; SD1.5 only.")
+
+    @property
+    def wants_image_tokens(self) -> bool:
+        """Whether the UNet attends to image tokens."""
+        return "image_tokens" in self.unet.config.cross_attention_branches
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames that the motion modules know positions of; None without motion modules."""
+        return self.unet.config.motion and self.unet.config.motion.max_positions
+
+    @classmethod
+    def load(
+        cls,
+        base: str,
+        *,
+        motion: str | None = None,
+        adapter: str | None = None,
+        image_adapter: str | None = None,
+        image_encoder: str | None = None,
+        unet: str | None = None,
+        vae: str | None = None,
+        text_encoder: str | None = None,
+        tokenizer: str | None = None,
+        schedule: NoiseSchedule = ANIMATEDIFF_SD15,
+        dtype: Any = jnp.float32,
+        mesh: jax.sharding.Mesh | None = None,
+        **unet_settings: Any,
+    ) -> "Models":
+        """Loads everything, each part from a file, a folder or a hub id, in any format of `i2v_jax.weights`.
+
+        Args:
+          base: diffusers folder or hub id of a Stable Diffusion 1.5 model; gives what is not named otherwise.
+          motion: AnimateDiff motion modules.
+          adapter: I2V-Adapter's first-frame branch.
+          image_adapter: an IP-Adapter: image projection and the UNet's image-token weights.
+          image_encoder: the CLIP vision encoder that the image adapter was trained with.
+          unet, vae, text_encoder, tokenizer: in place of the base's.
+          schedule: noise schedule that the motion modules were trained with.
+          dtype: of weights and activations; float32 or bfloat16.
+          mesh: devices to load onto; by default all, as data.
+          unet_settings: passed to `load_unet`: fields of `UNetConfig` set by hand, `config`, `motion_config`.
+
+        Raises:
+          InputError: something cannot be loaded; says what.
+        """
+        mesh = mesh or parallel.make_mesh({"data": -1})
+        common = dict(dtype=dtype, place=parallel.replicate(mesh))
+        kernels = fastest(mesh.devices.flat[0].platform, dtype)
+        return cls(
+            unet=Component(
+                *load.load_unet(
+                    unet or base,
+                    motion=motion,
+                    adapter=adapter,
+                    image_tokens=image_adapter,
+                    **(kernels | common | unet_settings),
+                )
+            ),
+            vae=Component(*load.load_vae(vae or base, **kernels, **common)),
+            text_encoder=Component(*load.load_text_encoder(text_encoder or base, **common)),
+            tokenizer=ClipTokenizer.from_pretrained(tokenizer or base, "" if tokenizer else "tokenizer"),
+            image_encoder=image_encoder and Component(*load.load_image_encoder(image_encoder, **common)),
+            image_projection=image_adapter and Component(*load.load_image_projection(image_adapter, **common)),
+            schedule=schedule,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is told, beside picture, prompts and seed. The defaults are the published code's.
+
+    Attributes:
+      height, width: of the video, pixels; multiples of the VAE's factor (8).
+      frames: 1 .. positions of the motion modules.
+      steps: sampling steps of a whole run.
+      guidance_scale: strength of classifier-free guidance; 1 or less runs without it, at half the cost.
+      guidance_rescale: phi of `diffusion.guidance.rescale`, 0 .. 1.
+      sampler, sampler_options: see `diffusion.samplers.make`.
+      t0: strength of the Frame Similarity Prior's noise in (0, 1]; 1 runs every step, less starts later.
+      p: the prior's share of unblurred elements, 0 .. 1.
+      adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
+      fit: how a picture of another aspect comes to `height` x `width`, see `media.fit_picture`.
+      truncate_prompts: cut a prompt of more than 77 tokens with a warning, in place of an error.
+      vae_slice: frames that each device decodes at a time; bounds memory.
+    """
+
+    height: int = 512
+    width: int = 512
+    frames: int = 16
+    steps: int = 25
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    sampler_options: tuple[tuple[str, Any], ...] = ()
+    t0: float = 1.0
+    p: float = 0.5
+    adapter_scale: float = 1.0
+    image_token_scale: float = 1.0
+    fit: str = "crop"
+    truncate_prompts: bool = False
+    vae_slice: int = 1
+
+    def check(self, models: Models) -> samplers.Sampler:
+        """Returns the run's sampler, having checked every setting, before anything costly begins.
+
+        Raises:
+          InputError: a setting is out of range; says which, and what is wanted.
+        """
+        factor, most = models.vae.config.downscale, models.max_frames
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size < factor or size % factor:
+                near = max(factor, round(size / factor) * factor)
+                raise InputError(f"{name}={size}: wanted a multiple of {factor}, such as {near}.")
+        if most is None and self.frames != 1:
+            raise InputError(f"frames={self.frames}: without motion modules only 1 frame can be made. Give `motion`.")
+        if not 1 <= self.frames <= (most or 1):
+            raise InputError(f"frames={self.frames}: these motion modules know 1 to {most} frames.")
+        if not 0 <= self.p <= 1:
+            raise InputError(f"p={self.p}: wanted a probability in [0, 1].")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale={self.guidance_rescale}: wanted a number in [0, 1].")
+        if self.vae_slice < 1:
+            raise InputError(f"vae_slice={self.vae_slice}: wanted 1 or more frames.")
+        for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
+        sampler = samplers.make(self.sampler, models.schedule, self.steps, **dict(self.sampler_options))
+        sampler.start_index(self.t0)
+        return sampler
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network runs twice a step, without and with the prompt."""
+        return self.guidance_scale > 1
+
+
+def named_keys(seeds: Int32[np.ndarray, " n"], name: str) -> Key[Array, " n"]:
+    """One random key per video for one purpose: what is drawn for a video depends on its seed and the name alone."""
+    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(jnp.asarray(seeds, jnp.uint32))
+
+
+def normal(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
+    """Standard normal noise of `shape` for each key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+class Conditions(NamedTuple):
+    """What steers a batch; with guidance `[unconditional, conditional]`, twice as many rows as videos."""
+
+    text: Float[Array, "b t e"]
+    image_tokens: Float[Array, "b n e"] | None
+    first_frame: Float[Array, "n 1 h w c"]  # clean latents
+
+
+class Pipeline:
+    """Runs batches of videos on a mesh; programs are compiled once for each shape and sampler."""
+
+    def __init__(self, models: Models, mesh: jax.sharding.Mesh | None = None):
+        """Args:
+        models: loaded onto the same mesh.
+        mesh: from `parallel.make_mesh`; by default all devices, as data.
+        """
+        self.models = models
+        self.mesh = mesh or parallel.make_mesh({"data": -1})
+        text, vae = CLIPTextEncoder(models.text_encoder.config), AutoencoderKL(models.vae.config)
+        scale = models.vae.config.scaling_factor
+        self._encode_text = jax.jit(lambda p, ids: text.apply({"params": p}, ids).last_hidden)
+        self._encode_image = models.wants_image_tokens and _image_tokens(models)
+
+        def encode(p, pictures, keys):
+            mean, logvar = vae.apply({"params": p}, pictures, method="encode")
+            return scale * sample_posterior(mean, logvar, normal(keys, mean.shape[1:]))[:, None]
+
+        def decode(p, latents):
+            pictures = vae.apply({"params": p}, latents / scale, method="decode").astype(jnp.float32)
+            return jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+        self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._programs = functools.lru_cache(maxsize=8)(self._make_programs)
+
+    def __call__(
+        self,
+        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompts: Sequence[str] | None = None,
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> UInt8[np.ndarray, "n f h w 3"]:
+        """Animates each picture. A video depends on its own picture, prompts and seed, not on the rest of the batch.
+
+        Args:
+          pictures: RGB, any sizes; become the first frames.
+          prompts: one per picture.
+          seeds: one per picture, 0 .. 2**32 - 1.
+          negative_prompts: one per picture; empty by default.
+          settings: of the run.
+          on_step: called with (steps done, steps in all) after each sampling step.
+
+        Returns:
+          Videos, RGB.
+
+        Raises:
+          InputError: a setting out of range, a prompt too long, or latents that are no longer finite.
+        """
+        sampler = settings.check(self.models)
+        count = len(pictures)
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = [*range(count), *[count - 1] * (-count % devices)]  # whole shares; the surplus is dropped at the end
+        negative_prompts = negative_prompts or [""] * count
+        pick = lambda items: [items[row] for row in rows]  # noqa: E731
+        with parallel.use_mesh(self.mesh):
+            seeds = self._spread(np.asarray(pick(seeds), np.uint32))
+            conditions = self._conditions(pick(pictures), pick(prompts), pick(negative_prompts), seeds, settings)
+            latents = self._sample(conditions, seeds, sampler, settings, on_step)
+            return self._decode_slices(latents[:count], settings)
+
+    def _conditions(self, pictures, prompts, negative_prompts, seeds, settings) -> Conditions:
+        models = self.models
+        encode = functools.partial(models.tokenizer.encode, truncate=settings.truncate_prompts)
+        sides = [negative_prompts, prompts] if settings.guided else [prompts]
+        text = jnp.concatenate([self._text(encode(side)) for side in sides])
+        image_tokens = None
+        if models.wants_image_tokens:
+            size = models.image_encoder.config.image_size
+            pixels = self._spread(np.stack([clip_pixels(picture, size) for picture in pictures]))
+            image_tokens = self._tokens(pixels)
+            if settings.guided:
+                image_tokens = jnp.concatenate([self._tokens(None, len(pictures)), image_tokens])
+        fitted = [to_model_range(fit_picture(p, settings.height, settings.width, settings.fit)) for p in pictures]
+        first_frame = self._encode(
+            models.vae.parameters, self._spread(np.stack(fitted)), named_keys(seeds, "first frame")
+        )
+        return Conditions(text, image_tokens, first_frame)
+
+    def _text(self, token_ids):
+        return self._encode_text(self.models.text_encoder.parameters, self._spread(token_ids))
+
+    def _tokens(self, pixels, count=0):
+        encoder, projection = self.models.image_encoder, self.models.image_projection
+        return self._encode_image(encoder.parameters, projection.parameters, pixels, count)
+
+    def _sample(self, conditions, seeds, sampler, settings, on_step) -> Float[Array, "n f h w c"]:
+        start = sampler.start_index(settings.t0)
+        begin, step = self._programs(settings.sampler, settings.steps, settings.sampler_options, settings.guided,
+                                     settings.guidance_rescale)  # fmt: skip
+        state = begin(conditions.first_frame, seeds, start, settings.p, settings.frames)
+        strengths = dict(
+            guidance_scale=settings.guidance_scale,
+            first_frame=settings.adapter_scale,
+            image_tokens=settings.image_token_scale,
+        )
+        total = sampler.num_steps - start
+        finite = True
+        for done in range(total):  # the check is one step late, so that the next step is already under way
+            previous = finite
+            state, finite = step(self.models.unet.parameters, state, start + done, conditions, seeds, strengths)
+            _stop_unless(previous, done, total)
+            on_step(done + 1, total)
+        _stop_unless(finite, total, total)
+        return state.latents
+
+    def _make_programs(self, sampler_name, steps, sampler_options, guided, guidance_rescale):
+        """The two programs of a run: its first state, and one step."""
+        unet = UNet(self.models.unet.config)
+        sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
+
+        @functools.partial(jax.jit, static_argnums=(2, 3, 4))
+        def begin(first_frame, seeds, start, p, frames):
+            video = (frames, *first_frame.shape[2:])
+            mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
+            noise = normal(named_keys(seeds, "prior noise"), video)
+            latents = initial_latents(first_frame, mask, noise, sampler, start)
+            return samplers.hold_first_frame(sampler, first_frame).init(latents)
+
+        @functools.partial(jax.jit, donate_argnums=1)
+        def step(parameters, state, i, conditions, seeds, strengths):
+            held = samplers.hold_first_frame(sampler, conditions.first_frame)
+            sample = held.scale_input(state.latents, i)
+            prediction = unet.apply(
+                {"params": parameters},
+                jnp.concatenate([sample, sample]) if guided else sample,
+                jnp.asarray(sampler.timesteps)[i],
+                conditions.text,
+                conditions.image_tokens,
+                scales=strengths,
+            )
+            if guided:
+                prediction = guidance.classifier_free(prediction, strengths["guidance_scale"], guidance_rescale)
+            noise = None
+            if sampler.stochastic:
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(named_keys(seeds, "sampler noise"))
+                noise = normal(keys, state.latents.shape[1:])
+            state = held.step(state, i, prediction, noise)
+            return state, jnp.isfinite(state.latents).all()
+
+        return begin, step
+
+    def _decode_slices(self, latents, settings) -> UInt8[np.ndarray, "n f h w 3"]:
+        """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
+        count, frames = latents.shape[:2]
+        flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
+        share = settings.vae_slice * self.mesh.size
+        flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
+        slices = [
+            np.asarray(self._decode(self.models.vae.parameters, jax.device_put(flat[i : i + share], everywhere)))
+            for i in range(0, len(flat), share)
+        ]
+        pictures = np.concatenate(slices)[: count * frames]
+        return pictures.reshape(count, frames, *pictures.shape[1:])
+
+    def _spread(self, array):
+        return jax.device_put(array, parallel.batch_sharding(self.mesh))
+
+
+def _image_tokens(models: Models):
+    """Returns a function from pictures to image tokens; without pictures, to the unconditional tokens.
+
+    Those are the resampler's of an all-zero picture (published code), or the linear projection's of an all-zero
+    embedding (IP-Adapter).
+    """
+    encoder, config = CLIPVisionEncoder(models.image_encoder.config), models.image_projection.config
+    size = models.image_encoder.config.image_size
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def run(encoder_parameters, projection_parameters, pixels, count):
+        unconditional = pixels is None
+        if unconditional:
+            pixels = jnp.zeros((1, size, size, 3))
+        seen = encoder.apply({"params": encoder_parameters}, pixels)
+        if isinstance(config, ResamplerConfig):
+            tokens = Resampler(config).apply({"params": projection_parameters}, seen.penultimate)
+        else:
+            embedding = jnp.zeros_like(seen.image_embeds) if unconditional else seen.image_embeds
+            tokens = ImageProjection(config).apply({"params": projection_parameters}, embedding)
+        return jnp.broadcast_to(tokens, (count, *tokens.shape[1:])) if unconditional else tokens
+
+    return run
+
+
+def _stop_unless(finite, step: int, total: int) -> None:
+    if not finite:
+        raise InputError(
+            f"The latents are no longer finite after step {step} of {total}. Try dtype float32 or a lower "
+            "guidance_scale, or check the weights."
+        )

@@ -1,0 +1,316 @@
+"""The UNet against the published I2V-Adapter's recorded runs and diffusers' PyTorch and Flax models."""
+
+import dataclasses
+import re
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import torch
+from helpers import relative_error
+from torch_models import our_parameters, randomise
+
+from i2v_jax.diffusion import guidance, samplers
+from i2v_jax.diffusion.frame_similarity_prior import initial_latents
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.errors import InputError
+from i2v_jax.models import motion, unet
+from i2v_jax.models.unet import UNet, UNetConfig
+from i2v_jax.weights.shapes import unet_shapes
+from i2v_jax.weights.tree import flatten, unflatten
+
+KERNELS = [("xla", "xla"), ("blocked", "winograd")]
+
+
+@pytest.mark.parametrize("attention, convolution", KERNELS)
+@pytest.mark.parametrize("name", oracles.NAMES)
+def test_equals_the_published_unet(name, attention, convolution, measured):
+    config, parameters = oracles.unet(name)
+    config = dataclasses.replace(config, attention=attention, convolution=convolution)
+    io = oracles.recorded(name)
+    tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
+    out = jax.jit(UNet(config).apply)({"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens)
+    measured(f"{name}: UNet call ({attention}, {convolution})", relative_error(out, io["unet.output"]), 1e-5)
+
+
+@pytest.mark.parametrize("name", oracles.NAMES)
+def test_equals_the_published_guided_run(name, measured):
+    """Five guided DDIM steps from the Frame Similarity Prior, frame 1 held clean; every step compared."""
+    config, parameters = oracles.unet(name)
+    io, settings = oracles.recorded(name), oracles.settings(name)
+    given = settings["scheduler"]
+    schedule = NoiseSchedule.from_diffusers(given)
+    sampler = samplers.make("ddim", schedule, given["steps"])
+    np.testing.assert_array_equal(sampler.timesteps, io["ddim.timesteps"])
+    first_frame = jnp.asarray(io["prior.first_frame"])
+    tokens = oracles.split_tokens(io["ddim.encoder_hidden_states"])
+
+    start = initial_latents(first_frame, io["prior.mask"] > 0.5, io["prior.noise"], sampler)
+    measured(f"{name}: initial latents", relative_error(start, io["ddim.initial"]), 1e-6)
+
+    @jax.jit
+    def step(state, i):
+        held = samplers.hold_first_frame(sampler, first_frame)
+        sample = jnp.concatenate([held.scale_input(state.latents, i)] * 2)
+        timestep = jnp.asarray(sampler.timesteps)[i]
+        prediction = UNet(config).apply({"params": parameters}, sample, timestep, **tokens)
+        return held.step(state, i, guidance.classifier_free(prediction, settings["guidance"]))
+
+    state = samplers.hold_first_frame(sampler, first_frame).init(start)
+    for i in range(given["steps"]):
+        state = step(state, i)
+        np.testing.assert_array_equal(state.latents[:, :1], first_frame)
+        measured(f"{name}: guided DDIM, step {i}", relative_error(state.latents, io[f"ddim.step{i}"]), 1e-4)
+
+
+SMALL = dict(
+    block_out_channels=(32, 64, 64),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=2,
+    attention_head_dim=4,
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
+# SDXL's shape: depth by level, heads by level, linear projections, added conditioning
+SMALL_XL = SMALL | dict(
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=(2, 4, 8),
+    transformer_layers_per_block=(1, 2, 3),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=16 + 6 * 8,
+)
+MOTION_BLOCKS = dict(
+    down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
+    up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
+)
+
+
+def inputs(batch, frames, height, width, tokens=7, context=24, pooled=16):
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+    return dict(
+        sample=normal(batch, frames, height, width, 4),
+        timesteps=np.linspace(3, 961, batch).astype(np.int32),
+        text=normal(batch, tokens, context),
+        added=dict(text_embeds=normal(batch, pooled), time_ids=rng.integers(0, 1024, (batch, 6)).astype(np.float32)),
+    )
+
+
+def channels_first(x):
+    return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+
+
+@pytest.mark.parametrize("attention, convolution", KERNELS)
+@pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
+@pytest.mark.parametrize("size", [(8, 16), (17, 10)], ids=str)
+def test_equals_diffusers_picture_unet(shape, size, attention, convolution, measured):
+    """PyTorch, on square-free and odd sizes."""
+    settings = SMALL if shape == "SD1.5" else SMALL_XL
+    yardstick = randomise(diffusers.UNet2DConditionModel(**settings))
+    given = inputs(2, 1, *size)
+    added = {key: torch.from_numpy(value) for key, value in given["added"].items()}
+    with torch.no_grad():
+        wanted = yardstick(
+            channels_first(given["sample"][:, 0]),
+            torch.from_numpy(given["timesteps"]),
+            torch.from_numpy(given["text"]),
+            added_cond_kwargs=added,
+        ).sample
+    config = UNetConfig.from_diffusers(yardstick.config, attention=attention, convolution=convolution)
+    parameters = our_parameters("unet", yardstick.state_dict())
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), wanted)
+    measured(f"diffusers UNet2DConditionModel, {shape} shape, {size} ({attention}, {convolution})", error, 1e-5)
+
+
+@pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
+def test_equals_diffusers_flax_unet(shape, measured):
+    from flax.core import unfreeze
+    from flax.traverse_util import flatten_dict
+
+    settings = dict(SMALL if shape == "SD1.5" else SMALL_XL)
+    settings.pop("norm_num_groups")  # Flax's is always 32
+    yardstick = diffusers.FlaxUNet2DConditionModel(**settings)
+    torch_model = randomise(diffusers.UNet2DConditionModel(**settings))
+    given = inputs(2, 1, 8, 16)
+    added = given["added"] if shape == "SDXL" else None
+    call = (jnp.asarray(np.moveaxis(given["sample"][:, 0], -1, 1)), given["timesteps"], given["text"], added)
+    shapes = jax.eval_shape(yardstick.init, jax.random.key(0), *call)["params"]
+    flax_parameters = to_flax(torch_model.state_dict(), flatten_dict(unfreeze(shapes), sep="."))
+    wanted = yardstick.apply({"params": flax_parameters}, *call).sample
+    config = UNetConfig.from_diffusers(torch_model.config)
+    parameters = our_parameters("unet", torch_model.state_dict())
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), wanted)
+    measured(f"diffusers FlaxUNet2DConditionModel, {shape} shape", error, 1e-5)
+
+
+def to_flax(state: dict[str, torch.Tensor], shapes: dict) -> dict:
+    """diffusers' own Flax names: numbers joined by underscores, kernels transposed."""
+    flat = {}
+    for name, tensor in state.items():
+        *path, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
+        array = tensor.numpy()
+        path = ".".join(path)
+        if leaf == "weight":
+            leaf = "kernel" if array.ndim > 1 else "scale"
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        assert shapes[f"{path}.{leaf}"].shape == array.shape, (name, array.shape)
+        flat[f"{path}.{leaf}"] = jnp.asarray(array)
+    assert flat.keys() == shapes.keys(), flat.keys() ^ shapes.keys()
+    return unflatten({name.replace(".", "/"): leaf for name, leaf in flat.items()})
+
+
+LAYOUTS = {"v1": motion.V1, "v2": motion.V2, "v3": motion.V3, "SDXL-beta": motion.SDXL_BETA}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_diffusers_motion_unet(layout, measured):
+    """diffusers never pools resnet norms and always pools the motion modules' own: both set so here."""
+    ours = LAYOUTS[layout]
+    settings = (SMALL_XL | dict(
+        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion"),
+        up_block_types=("CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion"),
+        num_attention_heads=SMALL_XL["attention_head_dim"],
+    )) if layout == "SDXL-beta" else (SMALL | MOTION_BLOCKS | dict(num_attention_heads=4))  # fmt: skip
+    settings.pop("attention_head_dim")
+    yardstick = randomise(
+        diffusers.UNetMotionModel(
+            **settings,
+            motion_num_attention_heads=ours.num_heads,
+            motion_max_seq_length=ours.max_positions,
+            use_motion_mid_block=ours.mid_block,
+        )
+    )
+    frames = 5
+    given = inputs(2, frames, 8, 12)
+    with torch.no_grad():
+        wanted = yardstick(
+            channels_first(given["sample"]),
+            torch.from_numpy(given["timesteps"]),
+            torch.from_numpy(given["text"]).repeat_interleave(frames, 0),
+            added_cond_kwargs={key: torch.from_numpy(value) for key, value in given["added"].items()},
+        ).sample
+    config = UNetConfig.from_diffusers(yardstick.config)
+    layout_read = dataclasses.replace(config.motion, norm_groups=SMALL["norm_num_groups"], pooled_norm=True)
+    assert (layout_read.max_positions, layout_read.mid_block) == (ours.max_positions, ours.mid_block)
+    config = dataclasses.replace(config, motion=layout_read)
+    parameters = our_parameters("unet", yardstick.state_dict())
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    error = relative_error(jnp.moveaxis(out, -1, 1), wanted)
+    measured(f"diffusers UNetMotionModel, {layout} layout", error, 1e-5)
+
+
+def test_new_adapter_changes_nothing():
+    """With W'_O = 0 the output is the base model's, bit for bit."""
+    with_adapter, parameters = oracles.unet("official_v1")
+    flat = flatten(parameters)
+    zeroed = {path: jnp.zeros_like(x) if "/first_frame/to_out/" in path else x for path, x in flat.items()}
+    assert sum("/first_frame/to_out/" in path for path in flat) == 2 * 10  # kernel and bias of each spatial layer
+    base = dataclasses.replace(with_adapter, self_attention_branches=())
+    io = oracles.recorded("official_v1")
+    given = (io["unet.sample"], io["unet.timestep"])
+    tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
+
+    def run(config, flat):
+        return np.asarray(jax.jit(UNet(config).apply)({"params": unflatten(flat)}, *given, **tokens))
+
+    wanted = run(base, {path: x for path, x in flat.items() if "/first_frame/" not in path})
+    np.testing.assert_array_equal(run(with_adapter, zeroed), wanted)
+    assert relative_error(run(with_adapter, flat), wanted) > 1e-2
+
+
+def test_branch_scales():
+    """Scale 0 switches a branch off; 1 is the default; the output moves with it."""
+    config, parameters = oracles.unet("official_v1")
+    io = oracles.recorded("official_v1")
+    tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
+    run = jax.jit(
+        lambda config, scales: UNet(config).apply(
+            {"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens, scales=scales
+        ),
+        static_argnums=0,
+    )
+    for name, field in [("first_frame", "self_attention_branches"), ("image_tokens", "cross_attention_branches")]:
+        without = run(dataclasses.replace(config, **{field: ()}), {})
+        assert relative_error(run(config, {name: 0.0}), without) < 1e-6
+        assert relative_error(run(config, {name: 1.0}), io["unet.output"]) < 1e-5
+        assert relative_error(run(config, {name: 0.5}), io["unet.output"]) > 1e-2
+
+
+def test_adapter_sees_only_the_first_frame():
+    """Through spatial layers alone, frame i's output depends on itself and frame 1 and on no other frame."""
+    config, parameters = oracles.unet("official_v2norm")  # per-frame norms
+    flat = {path: x for path, x in flatten(parameters).items() if "/motion/" not in path}
+    config = dataclasses.replace(config, motion=None)
+    io = oracles.recorded("official_v2norm")
+    tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
+    run = jax.jit(lambda x: UNet(config).apply({"params": unflatten(flat)}, x, io["unet.timestep"], **tokens))
+    sample = io["unet.sample"]
+    changed = sample.copy()
+    changed[:, 2] += 1
+    before, after = run(sample), run(changed)
+    np.testing.assert_array_equal(np.delete(before, 2, 1), np.delete(after, 2, 1))
+    changed = sample.copy()
+    changed[:, 0] += 1
+    assert relative_error(run(changed)[:, 1:], before[:, 1:]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "preset, layout, wanted",
+    [(unet.SD15, motion.V1, 24_793_280), (unet.SDXL, motion.SDXL_BETA, 204_883_200)],
+    ids=["SD1.5", "SDXL"],
+)
+def test_adapter_has_the_published_number_of_parameters(preset, layout, wanted):
+    config = dataclasses.replace(preset, motion=layout, self_attention_branches=("first_frame",))
+    sizes = {path: leaf.size for path, leaf in unet_shapes(config).items()}
+    assert sum(size for path, size in sizes.items() if "/first_frame/" in path) == wanted
+
+
+@pytest.mark.parametrize("remat", ["full", "dots_saveable"])
+def test_remat_changes_no_gradient(remat):
+    config = dataclasses.replace(unet.TINY, motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2))
+    shapes = unflatten(unet_shapes(config))
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    parameters = jax.tree.map(lambda s: 0.1 * jax.random.normal(next(keys), s.shape), shapes)
+    given = inputs(1, 2, 8, 8, context=32)
+
+    def gradient(remat):
+        network = UNet(dataclasses.replace(config, remat=remat))
+        return jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, **given) ** 2)))(parameters)
+
+    for ours, wanted in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_stays_close():
+    config, parameters = oracles.unet("official_v1")
+    io = oracles.recorded("official_v1")
+    tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
+    config = dataclasses.replace(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    parameters = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters)
+    out = jax.jit(UNet(config).apply)({"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens)
+    assert out.dtype == jnp.bfloat16
+    assert relative_error(out.astype(jnp.float32), io["unet.output"]) < 0.05
+
+
+def test_settings_this_network_does_not_have_are_refused():
+    with pytest.raises(InputError, match="act_fn='mish' is not supported; wanted 'silu'"):
+        UNetConfig.from_diffusers(SMALL | dict(act_fn="mish"))
+    with pytest.raises(InputError, match="num_heads has 2 entries, wanted 3"):
+        UNetConfig.from_diffusers(SMALL | dict(attention_head_dim=(2, 4)))
+    with pytest.raises(InputError, match="Unknown attention branch 'first_fram'.*Did you mean 'first_frame'"):
+        unet_shapes(dataclasses.replace(unet.TINY, self_attention_branches=("first_fram",)))
+    with pytest.raises(InputError, match="Unknown attention implementation 'xls'.*Did you mean 'xla'"):
+        unet_shapes(dataclasses.replace(unet.TINY, attention="xls"))
+    with pytest.raises(InputError, match="Unknown convolution implementation 'winograt'.*Did you mean 'winograd'"):
+        unet_shapes(dataclasses.replace(unet.TINY, convolution="winograt"))
+    with pytest.raises(InputError, match="Unknown remat 'dots'"):
+        unet_shapes(dataclasses.replace(unet.TINY, remat="dots"))
