@@ -159,6 +159,8 @@ def test_start_index_is_the_first_step_at_or_below_t0():
     [
         ("eulr", {}, "Did you mean 'euler'"),
         ("ddim", {"spacing": "trailling"}, "Did you mean 'trailing'"),
+        ("dpmpp_2m", {"spacing": "lead", "karras_sigmas": True}, "unknown spacing 'lead'"),
+        ("lcm", {"spacing": "trailing"}, "'lcm' has no spacing"),
         ("ddim", {"karras_sigma": True}, "Did you mean 'karras_sigmas'"),
         ("ddim", {"karras_sigmas": True}, "'ddim' has no karras_sigmas"),
         ("euler", {"eta": 0.5}, "'euler' has no eta"),

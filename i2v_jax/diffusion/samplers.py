@@ -113,7 +113,7 @@ class Sampler:
         """
         if not 0 < t0 <= 1:
             raise InputError(f"t0 = {t0} given; wanted a number in (0, 1], 1 for the whole run")
-        late_enough = np.flatnonzero(self.timesteps <= np.float32(t0 * self.schedule.num_train_timesteps))
+        late_enough = np.flatnonzero(self.timesteps <= t0 * self.schedule.num_train_timesteps)
         if not len(late_enough):
             least = self.timesteps[-1] / self.schedule.num_train_timesteps
             raise InputError(f"t0 = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
@@ -155,11 +155,10 @@ class Sampler:
         """
         if self.stochastic and noise is None:
             raise ValueError("this sampler is stochastic: each step needs `noise`, Gaussian, of the latents' shape")
-        x = jnp.asarray(state.latents, jnp.float32)
-        seen, alpha, sigma = self.scale_input(x, i), _at(self.alpha, i), _at(self.sigma, i)
+        seen, alpha, sigma = self.scale_input(state.latents, i), _at(self.alpha, i), _at(self.sigma, i)
         x0 = to_x0(self.schedule.prediction_type, prediction, seen, alpha, sigma)
         now = Estimate(
-            x=x,
+            x=state.latents,
             x0=x0,
             epsilon=to_epsilon(self.schedule.prediction_type, prediction, seen, alpha, sigma),
             previous_x0=jnp.where(state.steps_taken > 0, state.x0, x0),
@@ -402,8 +401,10 @@ def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampl
             raise InputError(f"unknown sampler option {option!r}; known: {known}.{nearest(option, OPTIONS)}")
         if option not in own and value != OPTIONS[option]:
             raise InputError(f"sampler {name!r} has no {option}, {value!r} given; leave it at {OPTIONS[option]!r}")
-    settings = {option: value for option, value in (OPTIONS | options).items() if option in own}
-    return SAMPLERS[name](schedule, num_steps, **settings)
+    settings = OPTIONS | options
+    if (spacing := settings["spacing"]) not in SPACINGS:
+        raise InputError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}.{nearest(spacing, SPACINGS)}")
+    return SAMPLERS[name](schedule, num_steps, **{option: settings[option] for option in OPTIONS if option in own})
 
 
 def _sampler(schedule, timesteps, alpha, sigma, update, coefficients, scale=None, stochastic=False) -> Sampler:
@@ -433,10 +434,8 @@ def _timesteps(
         timesteps = np.arange(num_points)[::-1] * (last // num_points) + float(steps_offset)
     elif spacing == "trailing":
         timesteps = np.arange(last, 0, -last / num_steps).round() - 1
-    elif spacing == "linspace":
-        timesteps = np.linspace(0, last - 1, num_points)[::-1]
     else:
-        raise InputError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}.{nearest(spacing, SPACINGS)}")
+        timesteps = np.linspace(0, last - 1, num_points)[::-1]
     timesteps = timesteps[:num_steps]
     if not 0 <= timesteps[-1] <= timesteps[0] < last:
         raise InputError(
