@@ -66,6 +66,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+def video_sharding(mesh: Mesh) -> NamedSharding:
+    """Where a video `[batch, frames, ...]` lies: its batch as above, its frames over `frames`."""
+    return NamedSharding(mesh, P(("data", "fsdp"), "frames"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Where an array lies that every device holds whole."""
     return NamedSharding(mesh, P())

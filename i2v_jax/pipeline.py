@@ -19,11 +19,11 @@ from i2v_jax import parallel
 from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
-from i2v_jax.errors import InputError
-from i2v_jax.media import clip_pixels, fit_picture, to_model_range
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.media import FITS, clip_pixels, fit_picture, to_model_range
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
 from i2v_jax.models.image_projection import ImageProjection, Resampler, ResamplerConfig
-from i2v_jax.models.kernels import fastest
+from i2v_jax.models.kernels import choose
 from i2v_jax.models.unet import UNet
 from i2v_jax.models.vae import AutoencoderKL, sample_posterior
 from i2v_jax.tokenizer import ClipTokenizer
@@ -90,6 +90,8 @@ class Models:
         tokenizer: str | None = None,
         schedule: NoiseSchedule = ANIMATEDIFF_SD15,
         dtype: Any = jnp.float32,
+        attention: str = "auto",
+        convolution: str = "auto",
         mesh: jax.sharding.Mesh | None = None,
         **unet_settings: Any,
     ) -> "Models":
@@ -104,6 +106,7 @@ class Models:
           unet, vae, text_encoder, tokenizer: in place of the base's.
           schedule: noise schedule that the motion modules were trained with.
           dtype: of weights and activations; float32 or bfloat16.
+          attention, convolution: implementations for UNet and VAE, see `models.kernels`.
           mesh: devices to load onto; by default all, as data.
           unet_settings: passed to `load_unet`: fields of `UNetConfig` set by hand, `config`, `motion_config`.
 
@@ -112,7 +115,7 @@ class Models:
         """
         mesh = mesh or parallel.make_mesh({"data": -1})
         common = dict(dtype=dtype, place=parallel.replicate(mesh))
-        kernels = fastest(mesh.devices.flat[0].platform, dtype)
+        kernels = choose(mesh.devices.flat[0].platform, dtype, attention, convolution)
         return cls(
             unet=Component(
                 *load.load_unet(
@@ -173,16 +176,23 @@ class Settings:
         Raises:
           InputError: a setting is out of range; says which, and what is wanted.
         """
-        factor, most = models.vae.config.downscale, models.max_frames
+        if models.max_frames is None and self.frames != 1:
+            raise InputError(f"frames={self.frames}: without motion modules only 1 frame can be made. Give `motion`.")
+        return self.check_values(models.schedule, models.vae.config.downscale, models.max_frames or 1)
+
+    def check_values(self, schedule: NoiseSchedule, factor: int = 8, max_frames: int | None = None) -> samplers.Sampler:
+        """As `check`, with no models at hand: their VAE's factor is taken to be 8, their frames to be enough."""
         for name in ("height", "width"):
             size = getattr(self, name)
             if size < factor or size % factor:
                 near = max(factor, round(size / factor) * factor)
                 raise InputError(f"{name}={size}: wanted a multiple of {factor}, such as {near}.")
-        if most is None and self.frames != 1:
-            raise InputError(f"frames={self.frames}: without motion modules only 1 frame can be made. Give `motion`.")
-        if not 1 <= self.frames <= (most or 1):
-            raise InputError(f"frames={self.frames}: these motion modules know 1 to {most} frames.")
+        if self.frames < 1:
+            raise InputError(f"frames={self.frames}: wanted 1 or more.")
+        if max_frames is not None and self.frames > max_frames:
+            raise InputError(f"frames={self.frames}: these motion modules know 1 to {max_frames} frames.")
+        if self.fit not in FITS:
+            raise InputError(f"fit={self.fit!r}; known: {', '.join(FITS)}.{nearest(self.fit, FITS)}")
         if not 0 <= self.p <= 1:
             raise InputError(f"p={self.p}: wanted a probability in [0, 1].")
         if not 0 <= self.guidance_rescale <= 1:
@@ -192,7 +202,7 @@ class Settings:
         for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
-        sampler = samplers.make(self.sampler, models.schedule, self.steps, **dict(self.sampler_options))
+        sampler = samplers.make(self.sampler, schedule, self.steps, **dict(self.sampler_options))
         sampler.start_index(self.t0)
         return sampler
 
@@ -242,7 +252,7 @@ class Pipeline:
 
         def decode(p, latents):
             pictures = vae.apply({"params": p}, latents / scale, method="decode").astype(jnp.float32)
-            return jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+            return jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), jnp.isfinite(pictures).all()
 
         self._encode, self._decode = jax.jit(encode), jax.jit(decode)
         self._programs = functools.lru_cache(maxsize=8)(self._make_programs)
@@ -255,7 +265,7 @@ class Pipeline:
         negative_prompts: Sequence[str] | None = None,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         on_step: Callable[[int, int], None] = lambda done, total: None,
-    ) -> UInt8[np.ndarray, "n f h w 3"]:
+    ) -> UInt8[np.ndarray, "n f H W 3"]:
         """Animates each picture. A video depends on its own picture, prompts and seed, not on the rest of the batch.
 
         Args:
@@ -272,7 +282,18 @@ class Pipeline:
         Raises:
           InputError: a setting out of range, a prompt too long, or latents that are no longer finite.
         """
+        return self.decode(self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step), settings)
+
+    def latents(
+        self, pictures, prompts, seeds, negative_prompts=None, settings=Settings(), on_step=lambda done, total: None  # noqa: B008
+    ) -> Float[Array, "n f h w c"]:
+        """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32."""
         sampler = settings.check(self.models)
+        if settings.frames % self.mesh.shape["frames"]:
+            raise InputError(
+                f"frames={settings.frames} cannot be spread over a mesh with frames={self.mesh.shape['frames']}: wanted "
+                "a multiple of it, or a mesh with frames=1."
+            )
         count = len(pictures)
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = [*range(count), *[count - 1] * (-count % devices)]  # whole shares; the surplus is dropped at the end
@@ -281,8 +302,29 @@ class Pipeline:
         with parallel.use_mesh(self.mesh):
             seeds = self._spread(np.asarray(pick(seeds), np.uint32))
             conditions = self._conditions(pick(pictures), pick(prompts), pick(negative_prompts), seeds, settings)
-            latents = self._sample(conditions, seeds, sampler, settings, on_step)
-            return self._decode_slices(latents[:count], settings)
+            return self._sample(conditions, seeds, sampler, settings, on_step)[:count]
+
+    def decode(
+        self, latents: Float[Array, "n f h w c"], settings: Settings = Settings()  # noqa: B008 (frozen)
+    ) -> UInt8[np.ndarray, "n f H W 3"]:
+        """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
+        count, frames = latents.shape[:2]
+        flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
+        share = settings.vae_slice * self.mesh.size
+        flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
+        with parallel.use_mesh(self.mesh):
+            slices = []
+            for i in range(0, len(flat), share):
+                piece = jax.device_put(flat[i : i + share], everywhere)
+                pictures, finite = self._decode(self.models.vae.parameters, piece)
+                if not finite:
+                    raise InputError(
+                        "The VAE decodes to numbers that are not finite. Try dtype float32, or check its weights."
+                    )
+                slices.append(np.asarray(pictures))
+        pictures = np.concatenate(slices)[: count * frames]
+        return pictures.reshape(count, frames, *pictures.shape[1:])
 
     def _conditions(self, pictures, prompts, negative_prompts, seeds, settings) -> Conditions:
         models = self.models
@@ -320,13 +362,15 @@ class Pipeline:
             image_tokens=settings.image_token_scale,
         )
         total = sampler.num_steps - start
-        finite = True
+        finite = None
         for done in range(total):  # the check is one step late, so that the next step is already under way
             previous = finite
             state, finite = step(self.models.unet.parameters, state, start + done, conditions, seeds, strengths)
-            _stop_unless(previous, done, total)
-            on_step(done + 1, total)
+            if done:
+                _stop_unless(previous, done, total)
+                on_step(done, total)
         _stop_unless(finite, total, total)
+        on_step(total, total)
         return state.latents
 
     def _make_programs(self, sampler_name, steps, sampler_options, guided, guidance_rescale):
@@ -334,7 +378,10 @@ class Pipeline:
         unet = UNet(self.models.unet.config)
         sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
 
-        @functools.partial(jax.jit, static_argnums=(2, 3, 4))
+        spread, whole = parallel.video_sharding(self.mesh), parallel.replicated(self.mesh)
+        state_sharding = samplers.State(latents=spread, x0=spread, steps_taken=whole)  # the same before and after a step
+
+        @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=state_sharding)
         def begin(first_frame, seeds, start, p, frames):
             video = (frames, *first_frame.shape[2:])
             mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
@@ -342,7 +389,7 @@ class Pipeline:
             latents = initial_latents(first_frame, mask, noise, sampler, start)
             return samplers.hold_first_frame(sampler, first_frame).init(latents)
 
-        @functools.partial(jax.jit, donate_argnums=1)
+        @functools.partial(jax.jit, donate_argnums=1, out_shardings=(state_sharding, whole))
         def step(parameters, state, i, conditions, seeds, strengths):
             held = samplers.hold_first_frame(sampler, conditions.first_frame)
             sample = held.scale_input(state.latents, i)
@@ -364,20 +411,6 @@ class Pipeline:
             return state, jnp.isfinite(state.latents).all()
 
         return begin, step
-
-    def _decode_slices(self, latents, settings) -> UInt8[np.ndarray, "n f h w 3"]:
-        """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
-        count, frames = latents.shape[:2]
-        flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
-        share = settings.vae_slice * self.mesh.size
-        flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
-        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
-        slices = [
-            np.asarray(self._decode(self.models.vae.parameters, jax.device_put(flat[i : i + share], everywhere)))
-            for i in range(0, len(flat), share)
-        ]
-        pictures = np.concatenate(slices)[: count * frames]
-        return pictures.reshape(count, frames, *pictures.shape[1:])
 
     def _spread(self, array):
         return jax.device_put(array, parallel.batch_sharding(self.mesh))

@@ -1,0 +1,184 @@
+"""The pipeline on the bundled small model: the same video however it is spread, and what each setting promises."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import relative_error
+
+from i2v_jax import parallel
+from i2v_jax.errors import InputError
+from i2v_jax.media import clip_pixels
+from i2v_jax.models.clip import CLIPVisionEncoder
+from i2v_jax.models.image_projection import Resampler
+from i2v_jax.pipeline import Models, Pipeline, Settings
+
+SMALL = Path(__file__).parents[1] / "assets" / "small"
+SETTINGS = Settings(height=64, width=64, frames=8, steps=3)
+PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
+
+
+@functools.cache
+def pipeline(devices=1, **shape):
+    mesh = parallel.make_mesh(shape, jax.devices()[:devices])
+    models = Models.load(
+        str(SMALL),
+        motion=str(SMALL / "motion.safetensors"),
+        adapter=str(SMALL / "i2v_adapter.safetensors"),
+        image_adapter=str(SMALL / "ip_adapter.safetensors"),
+        image_encoder=str(SMALL / "image_encoder"),
+        mesh=mesh,
+    )
+    return Pipeline(models, mesh)
+
+
+@functools.cache
+def pictures(count=4):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (70, 90, 3), np.uint8) for _ in range(count)]
+
+
+@functools.cache
+def one_device_latents():
+    return np.asarray(pipeline().latents(pictures(), PROMPTS, [1, 2, 3, 2**32 - 1], settings=SETTINGS))
+
+
+@pytest.mark.parametrize(
+    "shape", [dict(data=8), dict(frames=8), dict(data=2, fsdp=2, frames=2)], ids=["data", "frames", "all"]
+)
+def test_many_devices_make_the_same_videos(shape, measured):
+    spread = pipeline(8, **shape)
+    latents = spread.latents(pictures(), PROMPTS, [1, 2, 3, 2**32 - 1], settings=SETTINGS)
+    error = relative_error(latents, one_device_latents())
+    measured(f"8 devices {shape} against 1, latents after {SETTINGS.steps} guided steps", error, 1e-5)
+    decoded = [run.decode(one_device_latents()[:1], SETTINGS).astype(int) for run in (spread, pipeline())]
+    assert decoded[0].shape == (1, 8, 64, 64, 3)
+    assert np.abs(decoded[0] - decoded[1]).max() <= 1
+
+
+def test_a_video_does_not_depend_on_its_batch(measured):
+    alone = pipeline().latents(pictures()[2:3], PROMPTS[2:3], [3], settings=SETTINGS)
+    measured("a row alone against in a batch", relative_error(alone, one_device_latents()[2:3]), 1e-5)
+
+
+def test_seeds_and_prompts_matter():
+    run = functools.partial(pipeline().latents, pictures()[:1], settings=SETTINGS)
+    base = one_device_latents()[:1]
+    assert relative_error(run(["a cat"], [5]), base) > 1e-2
+    assert relative_error(run(["waves"], [1]), base) > 1e-4
+    assert relative_error(run(["a cat"], [1], ["waves"]), base) > 1e-4
+    np.testing.assert_array_equal(run(["a cat"], [1]), run(["a cat"], [1]))
+
+
+def test_first_frame_is_the_encoded_picture():
+    """For a stochastic sampler and for DDIM alike, to the bit; only the posterior's seed moves it."""
+    run = functools.partial(pipeline().latents, pictures()[:1], PROMPTS[:1])
+    base = run([1], settings=SETTINGS)
+    changes = dict(sampler="euler_ancestral"), dict(sampler="euler", t0=0.5), dict(p=1.0), dict(guidance_scale=1.0)
+    for change in changes:
+        latents = run([1], settings=dataclasses.replace(SETTINGS, **change))
+        np.testing.assert_array_equal(latents[:, :1], base[:, :1])
+        assert relative_error(latents[:, 1:], base[:, 1:]) > 1e-3
+    assert relative_error(run([9], settings=SETTINGS)[:, :1], base[:, :1]) > 1e-3
+
+
+def test_less_prior_noise_stays_nearer_to_the_picture():
+    """The prior at a small t0 leaves frames near the first one; a run from pure noise does not."""
+    def distance(t0):
+        latents = pipeline().latents(
+            pictures()[:1], PROMPTS[:1], [1], settings=dataclasses.replace(SETTINGS, steps=20, t0=t0, p=1.0)
+        )
+        return relative_error(latents[:, 1:], np.broadcast_to(latents[:, :1], latents[:, 1:].shape))
+
+    assert distance(0.06) < 0.5 * distance(1.0)
+
+
+def test_any_size():
+    """Non-square, odd latents; one frame; as many frames as there are positions."""
+    for height, width, frames in [(40, 72, 3), (64, 64, 1), (16, 16, 24)]:
+        settings = Settings(height=height, width=width, frames=frames, steps=1, guidance_scale=1.0)
+        video = pipeline()(pictures()[:1], PROMPTS[:1], [0], settings=settings)
+        assert video.shape == (1, frames, height, width, 3) and video.dtype == np.uint8
+
+
+def test_unconditional_image_tokens_are_of_an_all_zero_picture():
+    models = pipeline().models
+    encoder, projection = models.image_encoder, models.image_projection
+
+    def tokens(pixels):
+        seen = CLIPVisionEncoder(encoder.config).apply({"params": encoder.parameters}, pixels)
+        return Resampler(projection.config).apply({"params": projection.parameters}, seen.penultimate)
+
+    np.testing.assert_allclose(pipeline()._tokens(None, 2)[1:], tokens(jnp.zeros((1, 224, 224, 3))), atol=1e-5)
+    pixels = jnp.asarray(clip_pixels(pictures()[0]))[None]
+    np.testing.assert_allclose(pipeline()._tokens(pixels), tokens(pixels), atol=1e-5)
+
+
+def test_progress_is_told_for_each_step():
+    seen = []
+    settings = dataclasses.replace(SETTINGS, steps=4, t0=0.6)
+    pipeline().latents(pictures()[:1], PROMPTS[:1], [1], settings=settings, on_step=lambda *step: seen.append(step))
+    assert seen == [(1, 3), (2, 3), (3, 3)]  # t0 leaves three of the four steps
+
+
+def test_latents_that_are_not_finite_stop_the_run():
+    models = pipeline().models
+    broken = jax.tree.map(lambda x: x, models.unet.parameters)
+    broken["conv_out"] = dict(broken["conv_out"], bias=jnp.full((4,), jnp.nan))
+    broken = dataclasses.replace(models, unet=models.unet._replace(parameters=broken))
+    with pytest.raises(InputError, match="no longer finite after step 1 of 3"):
+        Pipeline(broken, pipeline().mesh).latents(pictures()[:1], PROMPTS[:1], [1], settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(height=63), "height=63: wanted a multiple of 8, such as 64"),
+        (dict(frames=25), "frames=25: these motion modules know 1 to 24 frames"),
+        (dict(frames=0), "frames=0"),
+        (dict(t0=0.0), "t0 = 0.0 given"),
+        (dict(p=1.5), "p=1.5: wanted a probability"),
+        (dict(sampler="dimm"), "unknown sampler 'dimm'.*Did you mean 'ddim'"),
+        (dict(steps=0), "0 sampling steps given"),
+        (dict(guidance_rescale=-1.0), "guidance_rescale=-1.0"),
+        (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
+        (dict(vae_slice=0), "vae_slice=0"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SETTINGS, **change).check(pipeline().models)
+
+
+def test_incomplete_models_are_refused():
+    models = pipeline().models
+    with pytest.raises(InputError, match="no image encoder"):
+        dataclasses.replace(models, image_encoder=None)
+    without_motion = dataclasses.replace(models.unet.config, motion=None)
+    still = dataclasses.replace(models, unet=models.unet._replace(config=without_motion))
+    with pytest.raises(InputError, match="without motion modules only 1 frame"):
+        SETTINGS.check(still)
+
+
+def test_frames_that_cannot_be_spread():
+    settings = dataclasses.replace(SETTINGS, frames=6)
+    with pytest.raises(InputError, match="frames=6 cannot be spread over a mesh with frames=8"):
+        pipeline(8, frames=8).latents(pictures()[:1], PROMPTS[:1], [1], settings=settings)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        (dict(data=3), "does not fit 8 devices"),
+        (dict(dat=8), "Unknown mesh axis 'dat'.*Did you mean 'data'"),
+        (dict(data=-1, frames=-1), "at most once"),
+        (dict(data=0), "wanted sizes of 1 or more"),
+    ],
+)
+def test_meshes_that_do_not_fit(shape, message):
+    with pytest.raises(InputError, match=message):
+        parallel.make_mesh(shape)
