@@ -5,6 +5,7 @@ Writes an mp4, a gif, a contact sheet and a JSON that reproduces the run: `pytho
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from i2v_jax.weights.files import open_tensors, sha256
 
 DEFAULT = Path(__file__).parent / "configs" / "sample" / "sd15.py"
 SUFFIXES = (".mp4", ".gif", ".png", ".json")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
@@ -29,56 +30,57 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-    # Everything cheap is checked before anything costly begins.
+    # Whatever can be wrong is found before anything costly begins.
+    jobs.check_seed(config.seed)
     todo = read_jobs(config)
-    pictures = [media.load_picture(job.picture) for job in todo]
+    for job in todo:
+        media.load_picture(job.picture)
+    settings = read_settings(config)
+    settings.check_values(NoiseSchedule(**config.noise_schedule))
     media.check_fps(config.fps)
+    media.check_folder(config.output)
     if config.batch_per_device < 1:
         raise InputError(f"batch_per_device={config.batch_per_device}: wanted 1 or more.")
-    stems = [media.free_stem(config.output, job.picture.stem, SUFFIXES) for job in todo[:1]]
-    settings = read_settings(config)
     mesh = parallel.make_mesh(config.mesh)
 
-    print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
     models = load_models(config, mesh)
     settings.check(models)
-    pipeline = Pipeline(models, mesh)
-    record = dict(config=json.loads(config.to_json()), versions=versions(), weights=hashes(config))
+    prompts = [prompt for job in todo for prompt in (job.prompt, job.negative_prompt)]
+    models.tokenizer.encode(prompts, config.truncate_prompts)
 
+    pipeline = Pipeline(models, mesh)
+    hashing = ThreadPoolExecutor(1).submit(hashes, config)  # takes seconds, while programs compile
     size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     for first in range(0, len(todo), size):
         batch = todo[first : first + size]
-        with tqdm(desc=f"video {first + 1}-{first + len(batch)} of {len(todo)}", unit="step") as bar:
+        numbers = f"{first + 1}-{first + len(batch)}" if len(batch) > 1 else first + 1
+        with tqdm(desc=f"video {numbers} of {len(todo)}", unit="step") as bar:
 
             def on_step(done: int, total: int, bar=bar) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+                if done == total:
+                    bar.close()
 
             videos = pipeline(
-                pictures[first : first + size],
+                [media.load_picture(job.picture) for job in batch],
                 [job.prompt for job in batch],
                 [job.seed for job in batch],
                 [job.negative_prompt for job in batch],
                 settings,
                 on_step,
             )
-        for job, picture, frames in zip(batch, pictures[first:], videos):
-            if config.match_colours:
-                frames = media.match_colours(frames)
-            stem = stems.pop() if stems else media.free_stem(config.output, job.picture.stem, SUFFIXES)
-            write(stem, job, picture, frames, config, record)
-            print(f"{stem}.mp4  .gif  .png  .json")
+        for job, frames in zip(batch, videos):
+            write(job, media.match_colours(frames) if config.match_colours else frames, config, hashing.result())
 
 
 def read_jobs(config: ConfigDict) -> list[jobs.Job]:
     """The videos to make: the rows of the CSV, or the one picture."""
-    if (config.image is None) == (config.csv is None):
+    if bool(config.image) == bool(config.csv):
         raise InputError("Name what to animate: --config.image=PICTURE, or --config.csv=FILE, one of them.")
-    if config.csv is not None:
+    if config.csv:
         return jobs.read_jobs(config.csv, config.negative_prompt, config.seed)
-    if not 0 <= config.seed <= jobs.MAX_SEED:
-        raise InputError(f"seed={config.seed}: wanted 0 to {jobs.MAX_SEED}.")
-    return [jobs.Job(Path(config.image), config.prompt, config.negative_prompt, config.seed)]
+    return [jobs.Job(Path(config.image).expanduser(), config.prompt, config.negative_prompt, config.seed)]
 
 
 def read_settings(config: ConfigDict) -> Settings:
@@ -90,41 +92,46 @@ def read_settings(config: ConfigDict) -> Settings:
 def load_models(config: ConfigDict, mesh: jax.sharding.Mesh) -> Models:
     if config.dtype not in DTYPES:
         raise InputError(f"dtype={config.dtype!r}; known: {', '.join(DTYPES)}.{nearest(config.dtype, DTYPES)}")
-    by_hand = {name: config[name] for name in ("attention", "convolution") if config[name] != "auto"}
+    print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
     return Models.load(
-        **config.weights,
+        **{part: source or None for part, source in config.weights.items()},
         schedule=NoiseSchedule(**config.noise_schedule),
         dtype=jnp.dtype(config.dtype),
+        attention=config.attention,
+        convolution=config.convolution,
         mesh=mesh,
-        **by_hand,
     )
 
 
 def hashes(config: ConfigDict) -> dict[str, str]:
-    """SHA-256 of every weights file that is read."""
+    """SHA-256 of every weights file that was read."""
     weights = config.weights
-    sources = [(weights[name] or weights.base, name) for name in ("unet", "vae", "text_encoder")]
-    sources += [(weights[n], n) for n in ("motion", "adapter", "image_adapter", "image_encoder") if weights[n]]
+    sources = [(weights[part] or weights.base, part) for part in ("unet", "vae", "text_encoder")]
+    # where each part lies when its source is the folder of a pipeline
+    folders = dict(motion="motion_adapter", adapter="unet", image_adapter="image_proj", image_encoder="image_encoder")
+    sources += [(weights[part], folder) for part, folder in folders.items() if weights[part]]
     return {str(file): sha256(file) for source, folder in sources for file in open_tensors(source, folder).files()}
 
 
 def versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "numpy", "av")
+    packages = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
     return {"i2v_jax": __version__, "python": sys.version.split()[0]} | {p: metadata.version(p) for p in packages}
 
 
-def write(stem: Path, job: jobs.Job, picture, frames, config: ConfigDict, record: dict) -> None:
+def write(job: jobs.Job, frames: media.Frames, config: ConfigDict, weights: dict[str, str]) -> None:
     """All four files, or none."""
     own = dict(image=str(job.picture), csv=None, prompt=job.prompt, negative_prompt=job.negative_prompt, seed=job.seed)
-    run = record | dict(config=record["config"] | own)
-    media.write_files(
-        {
-            f"{stem}.mp4": media.encode_video(frames, config.fps),
-            f"{stem}.gif": media.encode_gif(frames, config.fps),
-            f"{stem}.png": media.encode_png(media.contact_sheet(picture, frames)),
-            f"{stem}.json": (json.dumps(run, indent=1) + "\n").encode(),
-        }
+    run = dict(config=json.loads(config.to_json()) | own, versions=versions(), weights=weights)
+    sheet = media.contact_sheet(media.load_picture(job.picture), frames)
+    contents = (
+        media.encode_video(frames, config.fps),
+        media.encode_gif(frames, config.fps),
+        media.encode_png(sheet),
+        (json.dumps(run, indent=1) + "\n").encode(),
     )
+    stem = media.free_stem(config.output, job.picture.stem, SUFFIXES)
+    media.write_files({f"{stem}{suffix}": content for suffix, content in zip(SUFFIXES, contents)})
+    print(f"{stem}.mp4  .gif  .png  .json")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,9 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command and leaves the process: code 0, 2 with a message on bad input, 130 when interrupted."""
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_once()
+            main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -30,6 +33,17 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _show_once() -> Callable[..., None]:
+    shown = set()
+
+    def show(message: Warning, *where: Any) -> None:
+        if str(message) not in shown:
+            print(f"warning: {message}", file=sys.stderr)
+        shown.add(str(message))
+
+    return show
 
 
 def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: str = "") -> ConfigDict:

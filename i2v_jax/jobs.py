@@ -20,6 +20,12 @@ class Job:
     seed: int
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError unless the seed is 0..2**32-1."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed={seed}: a whole number from 0 to {MAX_SEED} is wanted.")
+
+
 def read_jobs(path: str | Path, negative_prompt: str = "", seed: int = 0) -> list[Job]:
     """Reads a batch from a CSV file, UTF-8, comma-separated, with a header line.
 
@@ -31,7 +37,7 @@ def read_jobs(path: str | Path, negative_prompt: str = "", seed: int = 0) -> lis
             or too many cells, no picture, a picture that is not there, or a seed that is not 0..2**32-1. Rows are named
             by their line in the file.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"No CSV file at {str(path)!r}. Check the path.")
     try:

@@ -41,7 +41,7 @@ def load_picture(path: str | Path) -> Picture:
         InputError: no such file, a folder, no permission, not a picture, truncated or broken, animated or of several
             pages, 32 bits per channel, or too large for memory.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"No picture at {str(path)!r}. Check the path.")
     if path.is_dir():
@@ -278,24 +278,25 @@ def write_files(files: Mapping[str | Path, bytes], overwrite: bool = False) -> N
             leftover.unlink(missing_ok=True)
 
 
-def free_stem(folder: str | Path, name: str, suffixes: tuple[str, ...]) -> Path:
-    """Returns folder/name, or folder/name-2, -3 ... so that none of the suffixes appended to it is there already.
+def check_folder(folder: str | Path) -> None:
+    """Raises InputError unless files can be written to a folder; one that is not there yet is not made by this.
 
-    The folder is made, and tried, so that a run need not end before it turns out that its folder cannot be written.
-
-    Raises:
-        InputError: the folder cannot be made or written.
+    So a run need not end before it turns out that its folder cannot be written, or that the disk is full.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**16))
     except OSError as error:
         raise InputError(
             f"Nothing can be written in {str(folder)!r}: {error.strerror}. Choose another folder."
         ) from error
-    number, stem = 1, name
+
+
+def free_stem(folder: str | Path, name: str, suffixes: tuple[str, ...]) -> Path:
+    """Returns folder/name, or folder/name-2, -3 ... so that none of the suffixes appended to it is there already."""
+    folder, number, stem = Path(folder).expanduser(), 1, name
     while any((folder / f"{stem}{suffix}").exists() for suffix in suffixes):
         number += 1
         stem = f"{name}-{number}"

@@ -126,7 +126,7 @@ class ClipTokenizer:
             if cut := self.cut_words(prompt):
                 message = f"The prompt is longer than {self.length} tokens; these words do not fit: {cut!r}"
                 if not truncate:
-                    raise InputError(f"{message}. Shorten the prompt, or allow it to be cut (truncate).")
+                    raise InputError(f"{message}. Shorten the prompt, or allow it to be cut (truncate_prompts).")
                 warnings.warn(message, stacklevel=2)
             words = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.length - 2]
             ids = [self.vocabulary[START], *words, self.vocabulary[END]]

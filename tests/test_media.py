@@ -333,6 +333,8 @@ def test_no_space_leaves_nothing_half_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
         with pytest.raises(InputError, match=f"No space for 10001 bytes in {str(tmp_path)!r}"):
             media.write_files({tmp_path / "small": b"1", tmp_path / "large": bytes(10_000)})
+        with pytest.raises(InputError, match=f"Nothing can be written in {str(tmp_path)!r}: File too large"):
+            media.check_folder(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -343,11 +345,14 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path):
     (tmp_path / "file").touch()
     for call in (
         lambda: media.write_files({tmp_path / "file" / "a.png": b""}),
-        lambda: media.free_stem(tmp_path / "file", "a", (".png",)),
-        lambda: media.free_stem("/proc/nowhere", "a", (".png",)),
+        lambda: media.check_folder(tmp_path / "file"),
+        lambda: media.check_folder(tmp_path / "file" / "new"),
+        lambda: media.check_folder("/proc/nowhere"),
     ):
         with pytest.raises(InputError, match="Choose another folder"):
             call()
+    media.check_folder(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_free_stem_is_free_for_every_suffix(tmp_path):
@@ -356,7 +361,7 @@ def test_a_free_stem_is_free_for_every_suffix(tmp_path):
     (tmp_path / "cat.mp4").touch()
     (tmp_path / "cat-2-sheet.png").touch()
     assert media.free_stem(tmp_path, "cat", suffixes) == tmp_path / "cat-3"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-2-sheet.png", "cat.mp4", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-2-sheet.png", "cat.mp4"]
 
 
 def test_the_bundled_picture_is_small_and_reads():

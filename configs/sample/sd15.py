@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.image_token_scale = 1.0
     config.truncate_prompts = False  # cut prompts over 77 tokens with a warning, in place of an error
 
-    # Weights: each a file, a folder or a hub id, in any known format.
+    # Weights: each a file, a folder or a hub id, in any known format; "" leaves a part out.
     config.weights = ConfigDict(
         dict(
             base="stable-diffusion-v1-5/stable-diffusion-v1-5",

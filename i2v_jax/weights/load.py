@@ -50,6 +50,9 @@ FOREIGN = {
 FOLDERS = {"motion": "motion_adapter"}
 """Where a part lies in a pipeline's folder, when not with the base."""
 
+PARTS = {"motion": "motion modules", "adapter": "first-frame branch", "image_tokens": "image-token branch"}
+"""What may come from another file than the base, for messages."""
+
 BRANCH = re.compile(r".*/attention/blocks_\d+/(?P<side>attn[12])/(?P<name>(?!to_)\w+)/.*")
 SHOWN = 3  # names of each sort in an error
 
@@ -103,6 +106,9 @@ def load_unet(
         part: whole if source is None else _import(source, "unet", [numbered], FOLDERS.get(part, "unet"))
         for part, source in {"base": None, **given}.items()
     }
+    for part, source in given.items():
+        if source is not None and not any(_part(path) == part for path in providers[part].parameters):
+            raise InputError(f"{providers[part].parameters.source} holds no {PARTS[part]}. Give another file, or none.")
     pool = {
         path: (entry, imported)
         for part, imported in providers.items()
