@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 def main() -> None:
     config = commands.read_config(DEFAULT, usage=__doc__)
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
     # Whatever can be wrong is found before anything costly begins.
     jobs.check_seed(config.seed)

@@ -1,4 +1,4 @@
-"""Makes the bundled small model: a diffusers folder, an AnimateDiff motion file, an I2V-Adapter file, an IP-Adapter file.
+"""Makes the bundled small model: a diffusers folder, and files of AnimateDiff, I2V-Adapter and IP-Adapter.
 
     python assets/make_small_model.py assets/small
 

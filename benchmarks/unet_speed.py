@@ -1,4 +1,4 @@
-"""Seconds of one UNet call, SD1.5 with motion modules, against diffusers' PyTorch on the same CPU; and the adapter's cost.
+"""Seconds of one UNet call, SD1.5 with motion modules, against diffusers' PyTorch on a CPU; and the adapter's cost.
 
     python -m benchmarks.unet_speed [--rounds 5] [--frames 8] [--size 32]
 

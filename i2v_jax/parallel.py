@@ -56,8 +56,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules=RULES) -> Iterator[None]:
-    """Within it, networks place their activations on `mesh` by `rules`."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    """Within it, networks place their activations on `mesh` by `rules`; on one device there is nothing to place."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules if mesh.size > 1 else ()):
         yield
 
 

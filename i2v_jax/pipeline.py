@@ -285,14 +285,21 @@ class Pipeline:
         return self.decode(self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step), settings)
 
     def latents(
-        self, pictures, prompts, seeds, negative_prompts=None, settings=Settings(), on_step=lambda done, total: None  # noqa: B008
+        self,
+        pictures,
+        prompts,
+        seeds,
+        negative_prompts=None,
+        settings=Settings(),
+        on_step=lambda done, total: None,  # noqa: B008
     ) -> Float[Array, "n f h w c"]:
         """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32."""
         sampler = settings.check(self.models)
-        if settings.frames % self.mesh.shape["frames"]:
+        shares = self.mesh.shape["frames"]
+        if settings.frames % shares:
             raise InputError(
-                f"frames={settings.frames} cannot be spread over a mesh with frames={self.mesh.shape['frames']}: wanted "
-                "a multiple of it, or a mesh with frames=1."
+                f"frames={settings.frames} cannot be spread over a mesh with frames={shares}: wanted a multiple of it, "
+                "or a mesh with frames=1."
             )
         count = len(pictures)
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -305,7 +312,9 @@ class Pipeline:
             return self._sample(conditions, seeds, sampler, settings, on_step)[:count]
 
     def decode(
-        self, latents: Float[Array, "n f h w c"], settings: Settings = Settings()  # noqa: B008 (frozen)
+        self,
+        latents: Float[Array, "n f h w c"],
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
     ) -> UInt8[np.ndarray, "n f H W 3"]:
         """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
         count, frames = latents.shape[:2]
@@ -379,7 +388,9 @@ class Pipeline:
         sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
 
         spread, whole = parallel.video_sharding(self.mesh), parallel.replicated(self.mesh)
-        state_sharding = samplers.State(latents=spread, x0=spread, steps_taken=whole)  # the same before and after a step
+        state_sharding = samplers.State(
+            latents=spread, x0=spread, steps_taken=whole
+        )  # the same before and after a step
 
         @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=state_sharding)
         def begin(first_frame, seeds, start, p, frames):

@@ -88,6 +88,7 @@ def test_first_frame_is_the_encoded_picture():
 
 def test_less_prior_noise_stays_nearer_to_the_picture():
     """The prior at a small t0 leaves frames near the first one; a run from pure noise does not."""
+
     def distance(t0):
         latents = pipeline().latents(
             pictures()[:1], PROMPTS[:1], [1], settings=dataclasses.replace(SETTINGS, steps=20, t0=t0, p=1.0)

@@ -203,9 +203,12 @@ def test_merged_published_file_tells_its_own_config(folder, pooled, mid):
     assert config.self_attention_branches == ("first_frame",)
     assert config.cross_attention_branches == ("image_tokens",)
     assert (config.pooled_norms, config.motion.mid_block, config.motion.max_positions) == (pooled, mid, 24)
-    assert config.motion.num_heads == json.loads((ORACLES / folder / "config.json").read_text())["extra"][
-        "motion_module_kwargs"
-    ]["num_attention_heads"]
+    assert (
+        config.motion.num_heads
+        == json.loads((ORACLES / folder / "config.json").read_text())["extra"]["motion_module_kwargs"][
+            "num_attention_heads"
+        ]
+    )
     stored = load_file(ORACLES / folder / "unet.safetensors")
     assert tree.count(params) == sum(array.size for name, array in stored.items() if not name.endswith(".pe"))
 

@@ -47,9 +47,7 @@ def gaussian_blur(latents: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]
     return latents
 
 
-def degrade(
-    first_frame: Float[Array, "b 1 h w c"], mask: Bool[Array, "b f h w c"]
-) -> Float[Array, "b f h w c"]:
+def degrade(first_frame: Float[Array, "b 1 h w c"], mask: Bool[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     """D(x_1) for every frame but the first, which is x_1 itself.
 
     Args:

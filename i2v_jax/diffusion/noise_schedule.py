@@ -49,9 +49,7 @@ class NoiseSchedule:
             if given not in known:
                 raise InputError(f"unknown {what} {given!r}; known: {', '.join(known)}.{nearest(given, known)}")
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise InputError(
-                f"betas {self.beta_start} .. {self.beta_end} given; wanted 0 < beta_start <= beta_end < 1"
-            )
+            raise InputError(f"betas {self.beta_start} .. {self.beta_end} given; wanted 0 < beta_start <= beta_end < 1")
         if self.num_train_timesteps < 2:
             raise InputError(f"num_train_timesteps = {self.num_train_timesteps} given; wanted 2 or more")
 
@@ -117,9 +115,7 @@ class NoiseSchedule:
         self, clean: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], timesteps: Int[Array, "b"]
     ) -> Float[Array, "b *shape"]:
         """The forward process: alpha_t clean + sigma_t noise, one timestep for each example of the batch, float32."""
-        alpha, sigma = (
-            jnp.expand_dims(scale(timesteps), range(1, clean.ndim)) for scale in (self.alpha, self.sigma)
-        )
+        alpha, sigma = (jnp.expand_dims(scale(timesteps), range(1, clean.ndim)) for scale in (self.alpha, self.sigma))
         return alpha * _f32(clean) + sigma * _f32(noise)
 
 

@@ -55,8 +55,9 @@ def _run(kernel, q, k, v):
 def _per_device(run, q, k):
     """Runs a kernel that the compiler cannot partition on each device's own share of batch and groups."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or (spec := nn.logical_to_mesh_axes(("batch", "frames"))) is None:
+    if mesh.empty or mesh.size == 1:
         return run
+    spec = nn.logical_to_mesh_axes(("batch", "frames"))
 
     def axis(name, size):  # a share must be whole
         names = (name,) if isinstance(name, str) else name or ()

@@ -77,7 +77,5 @@ BRANCHES = {"first_frame": FirstFrame, "image_tokens": ImageTokens}
 def branch(name: str) -> tuple[str, type[nn.Module]]:
     """Looks up a branch. Raises InputError for an unknown name."""
     if name not in BRANCHES:
-        raise InputError(
-            f"Unknown attention branch {name!r}; known: {', '.join(BRANCHES)}." + nearest(name, BRANCHES)
-        )
+        raise InputError(f"Unknown attention branch {name!r}; known: {', '.join(BRANCHES)}." + nearest(name, BRANCHES))
     return name, BRANCHES[name]

@@ -4,6 +4,7 @@ All are channels last and accept any number of leading (batch-like) axes. Statis
 activations' dtype.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,16 @@ def shard(x: Array, *axes: str | None) -> Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], dtype: Dtype) -> Array:
+    """As `module.param`, but an existing parameter is taken as it is.
+
+    Flax checks its shape by tracing the initialiser, for each parameter at each trace: a third of the tracing time.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, init, shape, dtype)
+
+
 class Dense(nn.Module):
     """`x @ kernel + bias` over the last axis; also every 1x1 convolution of the published networks."""
 
@@ -32,11 +43,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         y = jnp.asarray(x, self.dtype) @ jnp.asarray(kernel, self.dtype)
         if self.use_bias:
             y += jnp.asarray(
-                self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype), self.dtype
+                parameter(self, "bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype), self.dtype
             )
         return y
 
@@ -54,8 +65,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b h w i"]) -> Float[Array, "*b h2 w2 o"]:
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
         flat = jnp.asarray(x, self.dtype).reshape(-1, *x.shape[-3:])
         y = conv3x3(flat, jnp.asarray(kernel, self.dtype), self.stride, self.padding, self.implementation)
         y = y.reshape(*x.shape[:-3], *y.shape[-3:])
@@ -79,8 +90,8 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         if channels % self.groups:
             raise ValueError(f"{channels} channels cannot be split into {self.groups} groups")
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (channels,), self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (channels,), self.param_dtype)
         axes = (-4, -3, -2) if self.pooled else (-3, -2)
 
         def group_mean(per_element):
@@ -104,8 +115,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), self.param_dtype)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],), self.param_dtype)
         wide = jnp.asarray(x, jnp.float32)
         centred = wide - jnp.mean(wide, -1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.epsilon)
