@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import relative_error
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
@@ -14,6 +13,7 @@ from i2v_jax import parallel
 from i2v_jax.models import attention as attention_file
 from i2v_jax.models.attention import attention
 from i2v_jax.models.convolution import conv3x3
+from tests.helpers import relative_error
 
 # (batch, groups, queries, keys, heads, head size), keys shared by the groups or not
 SHAPES = {

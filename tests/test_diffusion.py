@@ -1,8 +1,5 @@
 """Noise schedules, guidance and the Frame Similarity Prior against diffusers and the published code's outputs."""
 
-import json
-from pathlib import Path
-
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -10,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from safetensors.numpy import load_file
 
 from i2v_jax.diffusion import frame_similarity_prior as prior
 from i2v_jax.diffusion import guidance, samplers
@@ -26,10 +22,8 @@ from i2v_jax.diffusion.noise_schedule import (
     to_x0,
 )
 from i2v_jax.errors import InputError
+from tests import oracles
 from tests.helpers import relative_error
-
-ORACLES = Path(__file__).parent / "data" / "oracles"
-VARIANTS = ("official_v1", "official_v2norm")
 
 
 def normal(*shape, seed=0):
@@ -144,24 +138,18 @@ def test_guidance_rescale_equals_diffusers():
 # Frame Similarity Prior
 
 
-def load_oracle(variant):
-    """The recorded run, channels last."""
-    io = load_file(ORACLES / variant / "io.safetensors")
-    return {name: x.transpose(0, 2, 3, 4, 1) for name, x in io.items() if x.ndim == 5}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_prior_equals_the_published_code(variant):
-    oracle = load_oracle(variant)
-    config = json.loads((ORACLES / variant / "config.json").read_text())["scheduler"]
-    sampler = samplers.make("ddim", NoiseSchedule.from_diffusers(config), config["steps"])
-    np.testing.assert_array_equal(sampler.timesteps, load_file(ORACLES / variant / "io.safetensors")["ddim.timesteps"])
-    first, mask, noise = oracle["prior.first_frame"], oracle["prior.mask"] > 0.5, oracle["prior.noise"]
-    blurred = jnp.broadcast_to(prior.gaussian_blur(first), oracle["prior.blurred"].shape)
-    assert relative_error(blurred, oracle["prior.blurred"]) <= 1e-6
-    assert relative_error(prior.degrade(first, mask), oracle["prior.degraded"]) <= 1e-6
+@pytest.mark.parametrize("name", oracles.NAMES)
+def test_the_prior_equals_the_published_code(name, measured):
+    """Blur, degraded latents and initial latents, given the mask and the noise."""
+    io = oracles.recorded(name)
+    sampler = samplers.make("ddim", NoiseSchedule.from_diffusers(oracles.settings(name)["scheduler"]), 5)
+    first, mask, noise = io["prior.first_frame"], io["prior.mask"] > 0.5, io["prior.noise"]
+    blurred = jnp.broadcast_to(prior.gaussian_blur(first), io["prior.blurred"].shape)
+    measured(f"{name}: prior, blur", relative_error(blurred, io["prior.blurred"]), 1e-6)
+    degraded = prior.degrade(first, mask)
+    measured(f"{name}: prior, degraded latents", relative_error(degraded, io["prior.degraded"]), 1e-6)
     initial = prior.initial_latents(first, mask, noise, sampler)
-    assert relative_error(initial, oracle["ddim.initial"]) <= 1e-6
+    measured(f"{name}: prior, initial latents", relative_error(initial, io["ddim.initial"]), 1e-6)
     np.testing.assert_array_equal(initial[:, :1], first)
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import relative_error
 
 from i2v_jax import parallel
 from i2v_jax.errors import InputError
@@ -16,6 +15,7 @@ from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
 from i2v_jax.models.image_projection import Resampler
 from i2v_jax.pipeline import Models, Pipeline, Settings
+from tests.helpers import relative_error
 
 SMALL = Path(__file__).parents[1] / "assets" / "small"
 SETTINGS = Settings(height=64, width=64, frames=8, steps=3)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import relative_error
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -29,6 +28,7 @@ from i2v_jax.weights.load import (
 from i2v_jax.weights.save import config_from_json, config_to_json, save_tree
 from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.translate import detect, export_tensors, import_tensors, position_tables
+from tests.helpers import relative_error
 
 ORACLES = Path(__file__).parent / "data" / "oracles"
 WIDTHS = dict(block_out_channels=(16, 32), norm_num_groups=8)
