@@ -112,7 +112,7 @@ def _blocked(q, k, v):
 
 
 def _cudnn(q, k, v):
-    if q.shape[-1] > 128 or k.shape[1] < 64:  # more than every GPU's kernel takes; too short to gain
+    if q.shape[-1] > 128 or q.shape[-1] % 8 or k.shape[1] < 64:  # heads it does not take; keys too few to gain
         return _xla(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
