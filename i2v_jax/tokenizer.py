@@ -13,9 +13,11 @@ from jaxtyping import Int32
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from i2v_jax.errors import InputError
+from i2v_jax.sources import fetch, local
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # What CLIP takes for one word: an English contraction's tail, a run of letters, one digit, or a run of anything else.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -88,27 +90,15 @@ class ClipTokenizer:
         """Reads a tokenizer from a model folder or, when there is no such folder, from a model of the Hugging Face hub.
 
         Args:
-            source: a local folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5".
+            source: a local folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5"; with a folder
+                inside where it is not at the root.
             subfolder: where the tokenizer is in it, "tokenizer" or "tokenizer_2" in diffusers checkpoints.
 
         Raises:
             InputError: neither the folder nor the hub's files are to be had, or they are no CLIP tokenizer.
         """
-        if Path(source).exists():
-            return cls.from_folder(Path(source) / subfolder)
-        from huggingface_hub import snapshot_download
-
-        names = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-        try:
-            files = [f"{subfolder}/{name}" if subfolder else name for name in names]
-            return cls.from_folder(Path(snapshot_download(str(source), allow_patterns=files)) / subfolder)
-        except InputError:
-            raise
-        except Exception as error:  # the hub's client raises network, cache and name errors of several families
-            raise InputError(
-                f"No tokenizer: there is no folder {str(source)!r}, and the hub gave none under that name"
-                f" ({type(error).__name__}). Check the path, or the name and the network."
-            ) from error
+        path = local(source) or fetch(source, [str(Path(subfolder, name)) for name in FILES])
+        return cls.from_folder(path / subfolder)
 
     def encode(self, prompts: str | Sequence[str], truncate: bool = False) -> Int32[np.ndarray, "prompts length"]:
         """Returns each prompt's token ids: start, words, end, then padding.

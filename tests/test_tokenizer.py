@@ -66,7 +66,7 @@ def test_folders_of_every_kind_give_the_same_tokenizer(tmp_path, vocabulary):
     ours.save(tmp_path / "both" / "tokenizer_2")
     CLIPTokenizerFast.from_pretrained(tmp_path / "both" / "tokenizer_2").save_pretrained(tmp_path / "json")
     for name in ("vocab.json", "merges.txt"):  # transformers 5 saves tokenizer.json alone
-        (tmp_path / "json" / name).unlink()
+        (tmp_path / "json" / name).unlink(missing_ok=True)
     wanted = ours.encode("a cat, walking!")
     for read in (
         ClipTokenizer.from_folder(tmp_path / "both" / "tokenizer_2"),
@@ -137,8 +137,33 @@ def test_bad_prompts_and_folders_are_input_errors(tmp_path, vocabulary):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=message.replace("|>", r"\|>").replace("<|", r"<\|")):
             ClipTokenizer.from_folder(tmp_path)
-    with pytest.raises(InputError, match="no folder 'not/a/model' here|there is no folder 'not/a/model'"):
-        ClipTokenizer.from_pretrained("not/a/model")
+    with pytest.raises(InputError, match="nowhere/tokenizer does not exist"):
+        ClipTokenizer.from_pretrained(tmp_path / "nowhere" / "tokenizer")
+
+
+def test_sources_are_found_in_the_home_folder_and_on_the_hub(tmp_path, vocabulary, monkeypatch):
+    import huggingface_hub
+
+    ours, asked = ClipTokenizer(*vocabulary), []
+    for place in ("home", "hub", "hub/inside"):
+        ours.save(tmp_path / place / "tokenizer")
+
+    def snapshot_download(repo, allow_patterns):
+        asked.append((repo, allow_patterns[0]))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for source, folder, fetched in (
+        ("~", "tokenizer", None),
+        ("~/tokenizer", "", None),
+        ("owner/name", "tokenizer", "tokenizer/vocab.json"),
+        ("owner/name/inside", "tokenizer", "inside/tokenizer/vocab.json"),
+        ("owner/name/inside/tokenizer", "", "inside/tokenizer/vocab.json"),
+    ):
+        asked.clear()
+        assert ClipTokenizer.from_pretrained(source, folder).vocabulary == ours.vocabulary
+        assert asked == ([("owner/name", fetched)] if fetched else []), source
 
 
 def test_torch_and_transformers_are_not_imported():

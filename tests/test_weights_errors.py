@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import struct
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights import tree
-from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
+from i2v_jax.weights.files import PICKLE_SUFFIXES, Tensors, check_reader, open_tensors, save_tensors
 from i2v_jax.weights.formats import DIFFUSERS_UNET, TABLES
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import save_tree
@@ -144,7 +145,33 @@ def test_hub_without_a_network_says_how_to_put_it_on_disk(monkeypatch, tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     for source in ("nobody/nothing", "nobody/nothing/models/ip-adapter.safetensors"):
-        refused(partial(open_tensors, source, "unet"), "nobody/nothing", "hf download nobody/nothing")
+        message = refused(partial(open_tensors, source, "unet"), source, "hf download nobody/nothing")
+        assert "on this machine" in message and "from the hub" in message  # both were tried
+
+
+def test_a_folder_named_like_an_owner_does_not_hide_the_hub(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    save_file({"hub": np.zeros(1)}, tmp_path / "model.safetensors")
+    here = tmp_path / "here"
+    (here / "owner" / "local").mkdir(parents=True)
+    save_file({"local": np.zeros(1)}, here / "owner" / "local" / "model.safetensors")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(tmp_path))
+    for source, names in {
+        "owner/local": ["local"],
+        "owner/local/model.safetensors": ["local"],
+        "owner/other": ["hub"],
+        "owner/other.pt": ["hub"],  # the name of a model, not of a file
+    }.items():
+        assert list(open_tensors(source)) == names, source
+    refused(lambda: open_tensors("owner/other/motion.safetensors"), "does not exist", "on the hub")
+
+    def unknown(repo, allow_patterns):
+        raise OSError("Repository Not Found")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
+    refused(lambda: open_tensors("owner/locla"), "on this machine", "Repository Not Found", "Did you mean 'local'?")
 
 
 def test_hub_fetches_only_the_component(monkeypatch, tmp_path):
@@ -234,8 +261,29 @@ def test_a_pickle_that_unpacks_to_more_than_it_is(tmp_path):
 
 def test_pickles_without_pytorch(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    refused(lambda: open_tensors(tmp_path / "a.pt"), "pip install torch")
+    (tmp_path / "unet").mkdir()
+    torch.save({"a": torch.zeros(1)}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    save_file({"a": np.zeros(1)}, tmp_path / "safe.bin")
+    sources = [(tmp_path / "a.pt", ""), (tmp_path, "unet"), *((f"owner/name/m{end}", "") for end in PICKLE_SUFFIXES)]
+    asked = []
+
+    def snapshot_download(repo, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path / "empty")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    for source, folder in sources:
+        check_reader(source, folder)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for source, folder in sources:
+        refused(partial(check_reader, source, folder), "pip install torch")
+        refused(partial(open_tensors, source, folder), "pip install torch")
+    check_reader(tmp_path / "safe.bin")
+    check_reader("owner/name")
+    assert not asked
+    # a whole model on the hub may have safetensors: its pickles alone are not fetched
+    refused(lambda: open_tensors("owner/name", "unet"), "pip install torch")
+    assert asked and not any("bin" in pattern for pattern in asked)
 
 
 # Components.

@@ -5,6 +5,7 @@ Whatever the file, the caller sees a lazy mapping of names to tensors; headers a
 
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -17,7 +18,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError
+from i2v_jax.sources import fetch, local
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -43,8 +45,9 @@ MAX_NAME = 1000  # characters
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file stems of diffusers and transformers
 SUFFIXES = ("safetensors", "bin")  # in the order of preference
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
+PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # in a zip archive, bare
+NO_TORCH = "is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,20 +126,29 @@ def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str 
     """
     if isinstance(source, Tensors):
         return source
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = local(source)
+    if path is None:
+        tensors = _open_hub(source, folder, variant)
+    elif path.is_dir():
         tensors = _open_folder(path, folder, variant)
-    elif path.exists():
-        tensors = _open_file(path)
-    elif (match := HUB_ID.fullmatch(str(source))) and not path.parent.exists():
-        tensors = _open_hub(match["repo"], match["inside"] or "", folder, variant)
     else:
-        siblings = os.listdir(path.parent) if path.parent.is_dir() else ()
-        raise InputError(
-            f"{source} does not exist. Wanted: a weights file, a diffusers folder or a hub id 'owner/name'."
-            + nearest(path.name, siblings)
-        )
+        tensors = _open_file(path)
     return _without_prefix(dataclasses.replace(tensors, source=str(source)))
+
+
+def check_reader(source: str | Path, folder: str = "") -> None:
+    """Raises InputError for a pickle where PyTorch, which alone reads pickles safely, is not installed.
+
+    Nothing is fetched for it: files on the hub are judged by their names. Arguments are those of `open_tensors`.
+    """
+    path = local(source)
+    if path and path.is_dir():
+        path = _find_weights(path, folder, None)
+        is_pickle = path is not None and ".bin" in path.suffixes
+    else:
+        is_pickle = _start(path).startswith(PICKLE_STARTS) if path else _hub_suffix(source) in PICKLE_SUFFIXES
+    if is_pickle and not _has_torch():
+        raise InputError(f"{path or source} {NO_TORCH}")
 
 
 def sha256(path: str | Path) -> str:
@@ -185,21 +197,25 @@ def save_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]
 
 
 def _open_file(path: Path) -> Tensors:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    start = _start(path)
     config = _read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else None
     if start[8:9] == b"{":
         tensors = _open_safetensors(path)
-    elif start.startswith((b"PK\x03\x04", b"\x80")):
+    elif start.startswith(PICKLE_STARTS):
         tensors = _open_pickle(path)
     elif start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`.")
     else:
         raise InputError(f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle.")
     return dataclasses.replace(tensors, config=config)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _open_folder(path: Path, folder: str, variant: str | None) -> Tensors:
@@ -249,29 +265,28 @@ def _open_shards(index: Path) -> Tensors:
     return dataclasses.replace(first, entries=entries)
 
 
-def _open_hub(repo: str, inside: str, folder: str, variant: str | None) -> Tensors:
-    """Fetches only the wanted component; what an earlier run fetched is used without a network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _open_hub(source: str | Path, folder: str, variant: str | None) -> Tensors:
+    """Fetches only the wanted component."""
+    check_reader(source)
+    if _hub_suffix(source) in (".safetensors", *PICKLE_SUFFIXES):
+        path = fetch(source, [".", "../config.json"])
+        if not path.is_file():
+            raise InputError(f"{source} does not exist, on this machine or on the hub. Check the name.")
+        return _open_file(path)
+    for suffix, middle in itertools.product(SUFFIXES if _has_torch() else SUFFIXES[:1], _variants(variant)):
+        names = ["config.json"]
+        for stem in WEIGHTS:
+            names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
+        path = fetch(source, [str(place / name) for place in (Path(), Path(folder)) for name in names])
+        if _find_weights(path, folder, variant):
+            return _open_folder(path, folder, variant)
+    known = "weights" if _has_torch() else "safetensors (a PyTorch pickle would take `pip install torch`)"
+    raise InputError(f"{source} on the hub has no {known} in {folder or 'its root'}.")
 
-    try:
-        if Path(inside).suffix in FILE_SUFFIXES:
-            beside = str(Path(inside).parent / "config.json")
-            return _open_file(Path(snapshot_download(repo, allow_patterns=[inside, beside])) / inside)
-        for suffix, middle in itertools.product(SUFFIXES, _variants(variant)):
-            names = ["config.json"]
-            for stem in WEIGHTS:
-                names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
-            places = [Path(inside), Path(inside, folder)]
-            root = snapshot_download(repo, allow_patterns=[str(place / name) for place in places for name in names])
-            if _find_weights(Path(root, inside), folder, variant):
-                return _open_folder(Path(root, inside), folder, variant)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"Cannot fetch {repo!r} from the hub: {str(error).splitlines()[0]} Where there is a network, "
-            f"`hf download {repo} --local-dir {repo}` puts it on disk; then give that folder instead."
-        ) from error
-    raise InputError(f"{repo!r} on the hub has no weights in {inside or folder or 'its root'}.")
+
+def _hub_suffix(source: str | Path) -> str:
+    """Suffix of the file in a hub id `owner/name/inside`; "" for a whole model, whose name may have a dot in it."""
+    return Path(*Path(source).parts[2:]).suffix
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -323,13 +338,15 @@ def _reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: n
     return read
 
 
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 def _open_pickle(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
-        ) from error
+    if not _has_torch():
+        raise InputError(f"{path} {NO_TORCH}")
+    import torch
+
     is_zip = zipfile.is_zipfile(path)
     try:
         if is_zip:
