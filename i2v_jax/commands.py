@@ -1,7 +1,8 @@
 """How the commands begin and end: strict `ml_collections` config files and flags; a message and exit code 2 on bad
-input, 130 on Ctrl-C."""
+input or where memory does not suffice, 130 on Ctrl-C."""
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -19,9 +20,17 @@ from i2v_jax.errors import InputError, nearest
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple like '(1, 2)'"}
 
+OUT_OF_MEMORY = """\
+The devices have too little memory for this. Any of these helps:
+  --config.dtype=bfloat16 halves weights and activations
+  a smaller --config.height, --config.width or --config.frames
+  --config.batch_per_device=1, --config.vae_slice=1
+  --config.mesh.frames=N spreads each video over N devices"""
+
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command and leaves the process: code 0, 2 with a message on bad input, 130 when interrupted."""
+    """Runs a command and leaves the process: code 0, 130 when interrupted, 2 with a message on bad input or when a
+    device is out of memory."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_once()
@@ -32,7 +41,17 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY}\n({str(error).splitlines()[0]})", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    jax = sys.modules.get("jax")  # commands that do not compute need not import it
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _show_once() -> Callable[..., None]:
@@ -49,7 +68,7 @@ def _show_once() -> Callable[..., None]:
 def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: str = "") -> ConfigDict:
     """Reads the config of a command line: `--config=FILE[:ARGUMENT] --config.KEY=VALUE ...`, in any order.
 
-    `--help` prints the keys with their values and leaves.
+    `--help` prints the default file, whose comments say what the keys mean, what another file changes, and leaves.
 
     Args:
         default: the config file when the command line names none; also says which keys there are, of which types.
@@ -72,7 +91,14 @@ def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: s
     known = load_config(default)
     config = known if values.config == str(default) else load_config(values.config, known)
     if {"-h", "-help", "--help"} & set(argv):
-        print(f"{usage}\n\nusage: {argv[0]} [--config=FILE] [--config.KEY=VALUE ...]\n\n{values.config}:\n{config}")
+        print(
+            f"{usage}\n\nusage: {argv[0]} [--config=FILE] [--config.KEY=VALUE ...]\n\nKeys and defaults ({default}):\n"
+        )
+        print(Path(default).read_text(encoding="utf-8"))
+        defaults = _leaves(known)
+        changes = [f"    config.{key} = {value!r}" for key, value in _leaves(config).items() if value != defaults[key]]
+        if changes:
+            print(f"{values.config} changes:\n", *changes, sep="\n")
         sys.exit(0)
     return _override(config, argv)
 
@@ -90,7 +116,9 @@ def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDi
     Raises:
         InputError: no such file, a file that fails (with its line), is no config, or has unknown or missing keys.
     """
-    name, *arguments = str(source).split(":", 1)
+    name, arguments = os.path.expanduser(source), []
+    if not Path(name).is_file() and ":" in name:
+        name, *arguments = name.split(":", 1)
     path = Path(name)
     if not path.is_file():
         siblings = [str(sibling) for sibling in sorted(path.parent.glob("*.py"))]

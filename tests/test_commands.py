@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config(prompt="a cat"):
     return ConfigDict(dict(
+        # What the video shows.
         prompt=prompt, steps=25, guidance_scale=7.5, match_colours=False, size=(512, 512),
         seed=config_dict.placeholder(int), prior=dict(t0=1.0, keep=0.5),
     ))
@@ -79,6 +80,14 @@ def test_the_json_of_a_run_gives_its_config_back(default, tmp_path):
     again = read(default, f"--config={path}")
     assert again.to_dict() == config.to_dict()
     assert read(default, f"--config={path}", "--config.seed=5").seed == 5
+    for name in ("a:b.json", "default.py:.json"):  # named after a picture with a colon in its name
+        path = path.rename(tmp_path / name)
+        assert read(default, f"--config={path}").to_dict() == config.to_dict()
+
+
+def test_a_config_file_in_the_home_folder(default, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read(default, "--config=~/default.py:a bird").prompt == "a bird"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_a_missing_config_file_names_its_neighbour(default, tmp_path):
         (CONFIG.replace("steps=25", "steps=2.5"), "steps in .* is 2.5, a whole number"),
         (CONFIG.replace("steps=25", "steps=True"), "steps in .* is True, a whole number"),
         (CONFIG.replace("prior=dict(t0=1.0, keep=0.5)", "prior=1"), "'prior'"),
-        (CONFIG.replace("return ConfigDict", "config = ConfigDict") + "    config.lock().stesp = 5", "line 9.*steps"),
+        (CONFIG.replace("return ConfigDict", "config = ConfigDict") + "    config.lock().stesp = 5", "line 10.*steps"),
     ],
 )
 def test_a_broken_config_file_is_named_with_its_line(default, tmp_path, content, message):
@@ -158,7 +167,10 @@ def command(tmp_path, body: str, *arguments: str):
     program.write_text(f"from i2v_jax import commands, errors\ndef main():\n    {body}\ncommands.run(main)\n")
     root = Path(__file__).resolve().parent.parent
     return subprocess.run(
-        [sys.executable, program, *arguments], capture_output=True, text=True, env={"PYTHONPATH": str(root)}
+        [sys.executable, program, *arguments],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
     )
 
 
@@ -170,9 +182,18 @@ def test_how_commands_end(default, tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("error: Unknown config key --config.stesp") and "Traceback" not in bad.stderr
     shown = command(tmp_path, body, "--help")
-    assert shown.returncode == 0 and "Makes videos." in shown.stdout and "guidance_scale: 7.5" in shown.stdout
+    assert shown.returncode == 0 and "Makes videos." in shown.stdout
+    assert CONFIG in shown.stdout and "changes" not in shown.stdout
+    (tmp_path / "other.py").write_text(CONFIG.replace("7.5", "3"))
+    shown = command(tmp_path, body, "--help", f"--config={tmp_path / 'other.py'}").stdout
+    assert CONFIG in shown and shown.endswith("other.py changes:\n\n    config.guidance_scale = 3.0\n")
     stopped = command(tmp_path, "raise KeyboardInterrupt")
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")
+    full = command(tmp_path, "import jax; jax.numpy.zeros(10**15).block_until_ready()")
+    assert (full.returncode, full.stdout) == (2, "") and "Traceback" not in full.stderr
+    assert full.stderr.startswith("error: The devices have too little memory") and "bfloat16" in full.stderr
+    other = command(tmp_path, "import jax; raise jax.errors.JaxRuntimeError('INTERNAL: a fault of ours')")
+    assert other.returncode == 1 and "Traceback" in other.stderr
     broken = command(tmp_path, "raise RuntimeError('a fault of ours')")
     assert broken.returncode == 1 and "Traceback" in broken.stderr
 

@@ -265,9 +265,10 @@ def test_a_long_prompt_is_cut_when_allowed(good):
     assert len(re.findall(f"warning: .*{warning}", err)) == 1
 
 
-def test_help_lists_the_keys(run):
+def test_help_shows_the_keys_with_what_they_mean(run):
     code, out, err = run("--help")
-    assert code == 0 and "usage: sample.py" in out and "image_token_scale: 1.0" in out and not err
+    assert code == 0 and "usage: sample.py" in out and "fit = " in out and "# a picture of another aspect" in out
+    assert "default.py changes:" in out and "config.steps = 10" in out and not err
 
 
 # How bad input ends.
