@@ -38,7 +38,7 @@ def random_parameters(expected: shapes.Shapes) -> dict:
 def real_size_models(dtype) -> Models:
     """Everything of the published SD1.5 model, with random weights."""
     dtypes = dict(dtype=dtype, param_dtype=dtype)
-    kernels = choose(jax.devices()[0].platform, dtype)
+    kernels = choose(jax.devices()[0], dtype)
     unet_config = dataclasses.replace(
         unet.SD15,
         motion=motion.V1,

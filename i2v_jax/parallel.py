@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from i2v_jax.errors import InputError, nearest
@@ -51,7 +51,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
         raise InputError(f"Mesh {given} does not fit {len(devices)} devices: the sizes must multiply to that number.")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager
@@ -76,7 +76,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def replicate(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
-    """Returns a `place(path, array)` for weight loaders: each array goes whole to every device of the mesh."""
-    sharding = replicated(mesh)
-    return lambda path, array: jax.device_put(array, sharding)
+SMALLEST_SHARDED = 1 << 16  # elements; below it a parameter is not worth cutting
+
+
+def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Returns a `place(path, array)` for weight loaders: each array goes to the mesh as soon as it is read.
+
+    Every device holds it whole, or with `fsdp` > 1 its share of the longest axis that divides.
+    """
+    shares = mesh.shape["fsdp"]
+
+    def put(path: str, array: np.ndarray) -> jax.Array:
+        axes = [axis for axis in range(array.ndim) if array.shape[axis] % shares == 0]
+        spec = [None] * array.ndim
+        if shares > 1 and axes and array.size >= SMALLEST_SHARDED:
+            spec[max(axes, key=lambda axis: array.shape[axis])] = "fsdp"
+        return jax.device_put(array, NamedSharding(mesh, P(*spec)))
+
+    return put

@@ -64,6 +64,46 @@ class Models:
             )
         if self.unet.config.added_conditioning:
             raise InputError("The UNet wants SDXL's added conditioning, which this pipeline does not make; SD1.5 only.")
+        for given, wanted, what, cause in self._widths():
+            if given != wanted:
+                raise InputError(f"{what}: {given} against {wanted}. {cause}")
+
+    def _widths(self):
+        """Pairs of numbers that must agree, what they are, and what to look at when they do not."""
+        unet, vae, text = self.unet.config, self.vae.config, self.text_encoder.config
+        yield (
+            unet.in_channels,
+            vae.latent_channels,
+            "Channels of the UNet's input against the VAE's latents",
+            ("Inpainting and picture-editing models, for instance, take more than latents; give a text-to-image base."),
+        )
+        yield (
+            unet.out_channels,
+            vae.latent_channels,
+            "Channels of the UNet's output against the VAE's latents",
+            ("Give a VAE and a UNet that belong together."),
+        )
+        yield (
+            text.width,
+            unet.cross_attention_dim,
+            "Width of the text encoder's tokens against the UNet's",
+            ("Give the text encoder that the UNet was trained with."),
+        )
+        if self.wants_image_tokens:
+            encoder, projection = self.image_encoder.config, self.image_projection.config
+            seen = encoder.width if isinstance(projection, ResamplerConfig) else encoder.projection_dim
+            yield (
+                seen,
+                projection.embed_dim,
+                "Width of the image encoder's output against the image projection's",
+                ("IP-Adapters for SD1.5 want the ViT-H image encoder; give the one that yours was trained with."),
+            )
+            yield (
+                projection.cross_attention_dim,
+                unet.cross_attention_dim,
+                "Width of image tokens against the UNet's",
+                ("Give an image adapter for this UNet's family."),
+            )
 
     @property
     def wants_image_tokens(self) -> bool:
@@ -87,7 +127,7 @@ class Models:
         unet: str | None = None,
         vae: str | None = None,
         text_encoder: str | None = None,
-        tokenizer: str | None = None,
+        tokenizer: str | ClipTokenizer | None = None,
         schedule: NoiseSchedule = ANIMATEDIFF_SD15,
         dtype: Any = jnp.float32,
         attention: str = "auto",
@@ -103,7 +143,7 @@ class Models:
           adapter: I2V-Adapter's first-frame branch.
           image_adapter: an IP-Adapter: image projection and the UNet's image-token weights.
           image_encoder: the CLIP vision encoder that the image adapter was trained with.
-          unet, vae, text_encoder, tokenizer: in place of the base's.
+          unet, vae, text_encoder, tokenizer: in place of the base's; the tokenizer may be one already loaded.
           schedule: noise schedule that the motion modules were trained with.
           dtype: of weights and activations; float32 or bfloat16.
           attention, convolution: implementations for UNet and VAE, see `models.kernels`.
@@ -114,8 +154,10 @@ class Models:
           InputError: something cannot be loaded; says what.
         """
         mesh = mesh or parallel.make_mesh({"data": -1})
-        common = dict(dtype=dtype, place=parallel.replicate(mesh))
-        kernels = choose(mesh.devices.flat[0].platform, dtype, attention, convolution)
+        common = dict(dtype=dtype, place=parallel.place(mesh))
+        kernels = choose(mesh.devices.flat[0], dtype, attention, convolution)
+        if not isinstance(tokenizer, ClipTokenizer):
+            tokenizer = ClipTokenizer.from_pretrained(tokenizer or base, "" if tokenizer else "tokenizer")
         return cls(
             unet=Component(
                 *load.load_unet(
@@ -128,8 +170,10 @@ class Models:
             ),
             vae=Component(*load.load_vae(vae or base, **kernels, **common)),
             text_encoder=Component(*load.load_text_encoder(text_encoder or base, **common)),
-            tokenizer=ClipTokenizer.from_pretrained(tokenizer or base, "" if tokenizer else "tokenizer"),
-            image_encoder=image_encoder and Component(*load.load_image_encoder(image_encoder, **common)),
+            tokenizer=tokenizer,
+            # without an adapter nothing looks at the picture's tokens
+            image_encoder=(image_adapter and image_encoder)
+            and Component(*load.load_image_encoder(image_encoder, **common)),
             image_projection=image_adapter and Component(*load.load_image_projection(image_adapter, **common)),
             schedule=schedule,
         )
@@ -286,14 +330,16 @@ class Pipeline:
 
     def latents(
         self,
-        pictures,
-        prompts,
-        seeds,
-        negative_prompts=None,
-        settings=Settings(),
-        on_step=lambda done, total: None,  # noqa: B008
+        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompts: Sequence[str] | None = None,
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> Float[Array, "n f h w c"]:
         """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32."""
+        negative_prompts = [""] * len(pictures) if negative_prompts is None else negative_prompts
+        _check_batch(pictures, prompts, seeds, negative_prompts)
         sampler = settings.check(self.models)
         shares = self.mesh.shape["frames"]
         if settings.frames % shares:
@@ -304,7 +350,6 @@ class Pipeline:
         count = len(pictures)
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = [*range(count), *[count - 1] * (-count % devices)]  # whole shares; the surplus is dropped at the end
-        negative_prompts = negative_prompts or [""] * count
         pick = lambda items: [items[row] for row in rows]  # noqa: E731
         with parallel.use_mesh(self.mesh):
             seeds = self._spread(np.asarray(pick(seeds), np.uint32))
@@ -322,7 +367,7 @@ class Pipeline:
         share = settings.vae_slice * self.mesh.size
         flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
-        with parallel.use_mesh(self.mesh):
+        with parallel.use_mesh(self.mesh, rules=(("batch", parallel.AXES),)):
             slices = []
             for i in range(0, len(flat), share):
                 piece = jax.device_put(flat[i : i + share], everywhere)
@@ -413,7 +458,12 @@ class Pipeline:
                 scales=strengths,
             )
             if guided:
-                prediction = guidance.classifier_free(prediction, strengths["guidance_scale"], guidance_rescale)
+                predicted = None  # frame 1's prediction means nothing, and should not move the others' spread
+                if state.latents.shape[1] > 1:
+                    predicted = jnp.arange(state.latents.shape[1])[:, None, None, None] > 0
+                prediction = guidance.classifier_free(
+                    prediction, strengths["guidance_scale"], guidance_rescale, where=predicted
+                )
             noise = None
             if sampler.stochastic:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(named_keys(seeds, "sampler noise"))
@@ -450,6 +500,22 @@ def _image_tokens(models: Models):
         return jnp.broadcast_to(tokens, (count, *tokens.shape[1:])) if unconditional else tokens
 
     return run
+
+
+def _check_batch(pictures, prompts, seeds, negative_prompts) -> None:
+    given = dict(prompts=prompts, seeds=seeds, negative_prompts=negative_prompts)
+    for name, items in given.items():
+        if isinstance(items, str) or len(items) != len(pictures):
+            shown = repr(items) if isinstance(items, str) else f"{len(items)} of them"
+            raise InputError(f"{name}: {shown} for {len(pictures)} pictures; wanted a list with one for each.")
+    if not len(pictures):
+        raise InputError("No pictures; wanted one or more.")
+    for picture in pictures:
+        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+            raise InputError(f"A picture is {picture.dtype} {picture.shape}; wanted uint8 RGB [height, width, 3].")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed={seed}: wanted 0 to {2**32 - 1}.")
 
 
 def _stop_unless(finite, step: int, total: int) -> None:

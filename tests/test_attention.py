@@ -7,12 +7,13 @@ import pytest
 import torch
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import SingleDeviceSharding
 
 from i2v_jax import parallel
+from i2v_jax.errors import InputError
 from i2v_jax.models import attention as attention_file
-from i2v_jax.models.attention import attention
+from i2v_jax.models.attention import IMPLEMENTATIONS, attention
 from i2v_jax.models.convolution import conv3x3
+from i2v_jax.models.kernels import fastest
 from tests.helpers import relative_error
 
 # (batch, groups, queries, keys, heads, head size), keys shared by the groups or not
@@ -63,26 +64,59 @@ def test_gradients_equal(implementation, monkeypatch):
         assert relative_error(out, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["self", "prompt"])
+FOR_TPU = {
+    "self": (SHAPES["self"], {}),
+    "prompt": (SHAPES["prompt"], {}),
+    "first frame": (SHAPES["first frame"], {}),
+    "VAE": (((1, 1, 1024, 1024, 1, 512), False), {}),
+    "prompt, four chips": (((2, 4, 128, 77, 2, 40), True), dict(data=2, frames=2)),
+}
+
+
+@pytest.mark.parametrize("name", FOR_TPU)
 def test_tpu_kernel_compiles_for_a_tpu(name):
-    """Mosaic accepts our sizes, in bfloat16, forward and backward: compiled for a v5e chip without one."""
-    topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
-    sharding = SingleDeviceSharding(topology.devices[0])
-    given = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding) for x in qkv(*SHAPES[name])]
+    """Mosaic accepts our sizes, in bfloat16, forward and backward: compiled for v5e chips without any."""
+    shape, mesh = FOR_TPU[name]
+    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+    mesh = parallel.make_mesh(mesh, devices[: 4 if mesh else 1])
+    sharding = parallel.batch_sharding(mesh) if mesh.size > 1 else parallel.replicated(mesh)
+    given = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding) for x in qkv(*shape)]
 
     def loss(q, k, v):
         return jnp.sum(attention(q, k, v, "flash").astype(jnp.float32) ** 2)
 
-    with jax.default_matmul_precision("default"):  # the kernel knows no other for bfloat16
+    with jax.default_matmul_precision("default"), parallel.use_mesh(mesh):  # the kernel knows no other for bfloat16
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     assert "tpu_custom_call" in compiled.as_text()
 
 
-def test_cudnn_wants_a_gpu():
-    """The fused GPU kernel is not to be had here, but its short and wide cases are the plain ones."""
-    given = qkv(*SHAPES["frames"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_cudnn_gets_only_what_it_takes(name, monkeypatch):
+    """The fused GPU kernel is not to be had here: what would reach it, and that the rest is the plain one."""
+    reached = []
+
+    def fused(q, k, v, implementation):
+        assert implementation == "cudnn"
+        reached.append((q.shape[-1], k.shape[1]))
+        return IMPLEMENTATIONS["xla"](q, k, v)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    given = qkv(*SHAPES[name])
     np.testing.assert_array_equal(attention(*given, "cudnn"), attention(*given, "xla"))
+    assert reached == {"self": [(40, 200)], "prompt": [(80, 77)]}.get(name, [])
+    small = [x[..., :4] for x in given]
+    attention(*small, "cudnn")
+    assert all(head % 8 == 0 and head <= 128 for head, _ in reached)
+
+
+def test_the_fastest_kernels_run_where_they_are_chosen():
+    assert fastest("cpu", jnp.float32) == dict(attention="blocked", convolution="winograd")
+    assert fastest("cuda", jnp.bfloat16)["attention"] == "cudnn"
+    assert fastest("cuda", jnp.float32)["attention"] == "blocked"
+    assert fastest("rocm", jnp.bfloat16)["attention"] == "blocked"
+    with pytest.raises(InputError, match="No kernels known for platform 'abacus'"):
+        fastest("abacus", jnp.float32)
 
 
 def test_each_device_runs_its_own_share():

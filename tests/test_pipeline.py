@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from i2v_jax import parallel
+from i2v_jax.diffusion import guidance
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
@@ -153,6 +154,63 @@ def test_latents_that_are_not_finite_stop_the_run():
 def test_settings_out_of_range(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SETTINGS, **change).check(pipeline().models)
+
+
+def test_rescaled_guidance_ignores_what_is_predicted_for_the_first_frame():
+    """It means nothing: no other frame may depend on it."""
+    rng = np.random.default_rng(0)
+    predictions = rng.standard_normal((2, 4, 3, 3, 2)).astype(np.float32)
+    changed = predictions.copy()
+    changed[:, 0] *= 100
+    where = np.arange(4)[:, None, None, None] > 0
+    out, wanted = (guidance.classifier_free(x, 7.5, 0.7, where=where)[:, 1:] for x in (changed, predictions))
+    np.testing.assert_array_equal(out, wanted)
+    settings = dataclasses.replace(SETTINGS, guidance_rescale=0.7)
+    rescaled = pipeline().latents(pictures()[:1], PROMPTS[:1], [1], settings=settings)
+    assert 1e-3 < relative_error(rescaled, pipeline().latents(pictures()[:1], PROMPTS[:1], [1], settings=SETTINGS))
+
+
+def test_weights_are_cut_over_fsdp():
+    mesh = parallel.make_mesh(dict(fsdp=4, data=2))
+    place = parallel.place(mesh)
+    large, small = place("large", np.zeros((300, 512), np.float32)), place("small", np.zeros((8, 8), np.float32))
+    assert {shard.data.shape for shard in large.addressable_shards} == {(300, 128)}
+    assert {shard.data.shape for shard in small.addressable_shards} == {(8, 8)}
+
+
+@pytest.mark.parametrize(
+    "component, change, message",
+    [
+        ("unet", dict(in_channels=9), "UNet's input against the VAE's latents: 9 against 4. Inpainting"),
+        ("unet", dict(out_channels=8), "UNet's output against the VAE's latents: 8 against 4"),
+        ("unet", dict(cross_attention_dim=48), "text encoder's tokens against the UNet's: 32 against 48"),
+        ("image_encoder", dict(width=64), "image encoder's output against the image projection's: 64 against 32"),
+        ("image_projection", dict(cross_attention_dim=64), "image tokens against the UNet's: 64 against 32"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(component, change, message):
+    models = pipeline().models
+    part = getattr(models, component)
+    changed = part._replace(config=dataclasses.replace(part.config, **change))
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(models, **{component: changed})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(prompts="a cat"), "prompts: 'a cat' for 1 pictures; wanted a list"),
+        (dict(prompts=["a", "b"]), "prompts: 2 of them for 1 pictures"),
+        (dict(negative_prompts=[]), "negative_prompts: 0 of them"),
+        (dict(seeds=[-1]), "seed=-1: wanted 0 to 4294967295"),
+        (dict(pictures=[np.zeros((8, 8), np.uint8)]), "A picture is uint8 .8, 8."),
+        (dict(pictures=[], prompts=[], seeds=[]), "No pictures"),
+    ],
+)
+def test_batches_that_make_no_sense(change, message):
+    batch = dict(pictures=pictures()[:1], prompts=["a"], seeds=[0], settings=SETTINGS)
+    with pytest.raises(InputError, match=message):
+        pipeline().latents(**batch | change)
 
 
 def test_incomplete_models_are_refused():

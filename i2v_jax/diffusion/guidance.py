@@ -3,7 +3,7 @@
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def guide(
@@ -23,7 +23,10 @@ def guide(
 
 
 def rescale(
-    guided: Float[Array, "b *n"], conditional: Float[Array, "b *n"], guidance_rescale: float
+    guided: Float[Array, "b *n"],
+    conditional: Float[Array, "b *n"],
+    guidance_rescale: float,
+    where: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "b *n"]:
     """Gives the guided prediction the spread of the conditional one, which keeps strong guidance from over-exposing.
 
@@ -31,29 +34,33 @@ def rescale(
         guided: guided prediction, any float dtype; its spread is taken over all axes but the batch.
         conditional: the conditional prediction.
         guidance_rescale: phi in [0, 1]: 0 changes nothing, 1 matches the spread exactly; the paper takes 0.7.
+        where: the elements whose spread counts, by default all; broadcast to `guided`.
 
     Returns:
         The rescaled prediction, float32. Equations 15 and 16.
     """
     guided, conditional = guided.astype(jnp.float32), conditional.astype(jnp.float32)
     axes = tuple(range(1, guided.ndim))
-    spread = conditional.std(axes, keepdims=True) / guided.std(axes, keepdims=True)
+    spread = conditional.std(axes, keepdims=True, where=where) / guided.std(axes, keepdims=True, where=where)
     return guidance_rescale * spread * guided + (1 - guidance_rescale) * guided
 
 
 def classifier_free(
-    predictions: Float[Array, "2b *n"], guidance_scale: float, guidance_rescale: float = 0.0
+    predictions: Float[Array, "2b *n"],
+    guidance_scale: float,
+    guidance_rescale: float = 0.0,
+    where: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "b *n"]:
     """Guides a doubled batch, `[unconditional, conditional]`, and rescales the result when `guidance_rescale` is not 0.
 
     Args:
         predictions: the network's output for a batch laid out as all unconditional examples, then all conditional ones.
         guidance_scale: as in `guide`.
-        guidance_rescale: phi as in `rescale`; a Python number.
+        guidance_rescale, where: as in `rescale`; guidance_rescale a Python number.
 
     Returns:
         The guided prediction for the batch, float32.
     """
     unconditional, conditional = jnp.split(predictions, 2)
     guided = guide(conditional, unconditional, guidance_scale)
-    return rescale(guided, conditional, guidance_rescale) if guidance_rescale else guided
+    return rescale(guided, conditional, guidance_rescale, where) if guidance_rescale else guided

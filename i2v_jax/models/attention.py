@@ -44,7 +44,7 @@ def attention(
             + nearest(implementation, IMPLEMENTATIONS)
         )
     run = functools.partial(_run, IMPLEMENTATIONS[implementation])
-    return _per_device(run, q, k)(q, k, v) if implementation in ("blocked", "flash") else run(q, k, v)
+    return run(q, k, v) if implementation == "xla" else _per_device(run, q, k)(q, k, v)
 
 
 def _run(kernel, q, k, v):
@@ -53,7 +53,10 @@ def _run(kernel, q, k, v):
 
 
 def _per_device(run, q, k):
-    """Runs a kernel that the compiler cannot partition on each device's own share of batch and groups."""
+    """Runs a kernel that the compiler cannot partition on each device's own share of batch and groups.
+
+    Groups are frames in spatial layers and places in temporal ones; rules put both on the same mesh axis.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return run

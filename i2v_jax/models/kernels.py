@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from i2v_jax.errors import InputError, nearest
@@ -11,40 +12,50 @@ from i2v_jax.models import convolution as convolutions
 KNOWN = dict(attention=tuple(attentions.IMPLEMENTATIONS), convolution=convolutions.IMPLEMENTATIONS)
 
 
+def platform_of(device: jax.Device) -> str:
+    """Returns "cpu", "cuda", "rocm" or "tpu"; JAX itself calls both sorts of GPU "gpu"."""
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version else "cuda"
+
+
 def fastest(platform: str, dtype: Any) -> dict[str, str]:
     """Returns `attention` and `convolution` for a network's config.
 
     Args:
-      platform: "cpu", "gpu" ("cuda", "rocm") or "tpu": that of the devices the program will run on.
+      platform: from `platform_of` a device the program will run on.
       dtype: of the activations.
 
     Raises:
       InputError: another platform.
     """
-    if platform == "cpu":
-        return dict(attention="blocked", convolution="winograd")
-    if platform == "tpu":
-        return dict(attention="flash", convolution="xla")
-    if platform in ("gpu", "cuda"):
-        half = jnp.dtype(dtype).itemsize == 2  # all that cuDNN's fused attention takes
-        return dict(attention="cudnn" if half else "xla", convolution="xla")
-    if platform == "rocm":
-        return dict(attention="xla", convolution="xla")
-    raise InputError(f"No kernels known for platform {platform!r}; known: cpu, gpu, tpu.")
+    half = jnp.dtype(dtype).itemsize == 2
+    choices = dict(
+        # Winograd's sums of inputs lose too much in bfloat16
+        cpu=dict(attention="blocked", convolution="xla" if half else "winograd"),
+        tpu=dict(attention="flash", convolution="xla"),
+        # cuDNN's fused attention takes half precision only; in float32 whole scores would not fit
+        cuda=dict(attention="cudnn" if half else "blocked", convolution="xla"),
+        rocm=dict(attention="blocked", convolution="xla"),
+    )
+    if platform not in choices:
+        raise InputError(f"No kernels known for platform {platform!r}; known: {', '.join(choices)}.")
+    return choices[platform]
 
 
-def choose(platform: str, dtype: Any, attention: str = "auto", convolution: str = "auto") -> dict[str, str]:
+def choose(device: jax.Device, dtype: Any, attention: str = "auto", convolution: str = "auto") -> dict[str, str]:
     """Returns `attention` and `convolution` for a network's config: those named, the fastest where it says "auto".
 
     Raises:
-      InputError: unknown implementation, or one that does not run on the platform or in the dtype.
+      InputError: unknown implementation, or one that does not run on the device or in the dtype.
     """
+    platform = platform_of(device)
     given = dict(attention=attention, convolution=convolution)
     for what, name in given.items():
         known = ("auto", *KNOWN[what])
         if name not in known:
             raise InputError(f"Unknown {what} {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
-    if attention == "cudnn" and not (platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2):
+    if attention == "cudnn" and not (platform == "cuda" and jnp.dtype(dtype).itemsize == 2):
         raise InputError(
             f"attention='cudnn' runs on NVIDIA GPUs in bfloat16; this is {platform} in {jnp.dtype(dtype).name}. "
             "Take 'auto'."

@@ -149,12 +149,13 @@ def sinusoidal_embedding(values: Float[Array, "*b"], dim: int) -> Float[Array, "
 
 
 class EmbeddingMLP(nn.Module):
-    """Dense, SiLU, dense: what turns a sinusoidal embedding into the conditioning vector. Computed in float32."""
+    """Dense, SiLU, dense: what turns a sinusoidal embedding into the conditioning vector. In full float32."""
 
     features: int
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
-        hidden = nn.silu(Dense(self.features, param_dtype=self.param_dtype, name="linear_1")(x))
-        return Dense(self.features, param_dtype=self.param_dtype, name="linear_2")(hidden)
+        with jax.default_matmul_precision("highest"):  # accelerators would multiply float32 as bfloat16 or TF32
+            hidden = nn.silu(Dense(self.features, param_dtype=self.param_dtype, name="linear_1")(x))
+            return Dense(self.features, param_dtype=self.param_dtype, name="linear_2")(hidden)
