@@ -5,9 +5,12 @@ Writes an mp4, a gif, a contact sheet and a JSON that reproduces the run: `pytho
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +21,24 @@ from i2v_jax import __version__, commands, jobs, media, parallel
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.pipeline import Models, Pipeline, Settings
-from i2v_jax.weights.files import open_tensors, sha256
+from i2v_jax.sources import local
+from i2v_jax.tokenizer import ClipTokenizer
+from i2v_jax.weights.files import check_reader, open_tensors, sha256
 
 DEFAULT = Path(__file__).parent / "configs" / "sample" / "sd15.py"
 SUFFIXES = (".mp4", ".gif", ".png", ".json")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
+BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer")
+PART_FOLDERS = (  # what is read of each part of the weights, when its source is the folder of a pipeline
+    ("unet", "unet"),
+    ("vae", "vae"),
+    ("text_encoder", "text_encoder"),
+    ("motion", "motion_adapter"),
+    ("adapter", "unet"),
+    ("image_adapter", "unet"),
+    ("image_adapter", "image_proj"),
+    ("image_encoder", "image_encoder"),
+)
 
 
 def main() -> None:
@@ -41,15 +57,17 @@ def main() -> None:
     media.check_folder(config.output)
     if config.batch_per_device < 1:
         raise InputError(f"batch_per_device={config.batch_per_device}: wanted 1 or more.")
+    check_weights(config.weights)
+    check_prediction_type(config)
     mesh = parallel.make_mesh(config.mesh)
+    config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
+    tokenizer = load_tokenizer(config.weights)
+    tokenizer.encode([prompt for job in todo for prompt in (job.prompt, job.negative_prompt)], config.truncate_prompts)
 
-    models = load_models(config, mesh)
+    models = load_models(config, mesh, tokenizer)
     settings.check(models)
-    prompts = [prompt for job in todo for prompt in (job.prompt, job.negative_prompt)]
-    models.tokenizer.encode(prompts, config.truncate_prompts)
-
+    hashing = in_background(hashes, weight_files(config.weights))  # takes seconds, while programs compile
     pipeline = Pipeline(models, mesh)
-    hashing = ThreadPoolExecutor(1).submit(hashes, config)  # takes seconds, while programs compile
     size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     for first in range(0, len(todo), size):
         batch = todo[first : first + size]
@@ -89,12 +107,52 @@ def read_settings(config: ConfigDict) -> Settings:
     return Settings(**{name: config[name] for name in names}, sampler_options=options)
 
 
-def load_models(config: ConfigDict, mesh: jax.sharding.Mesh) -> Models:
-    if config.dtype not in DTYPES:
-        raise InputError(f"dtype={config.dtype!r}; known: {', '.join(DTYPES)}.{nearest(config.dtype, DTYPES)}")
+def check_weights(weights: ConfigDict) -> None:
+    """Raises InputError for what can be told of the weights before anything is fetched or loaded."""
+    lacking = [part for part in BASE_PARTS if not weights[part]]
+    if lacking and not weights.base:
+        raise InputError(
+            f"Nothing gives the {', '.join(lacking)}: set --config.weights.base to the folder or hub id of a model, "
+            f"or each of {', '.join(f'weights.{part}' for part in BASE_PARTS)}."
+        )
+    for source, folder in sources(weights):
+        check_reader(source, folder)
+
+
+def check_prediction_type(config: ConfigDict) -> None:
+    """Raises InputError where the model's own scheduler says that its UNet predicts something else."""
+    folder = local(config.weights.unet or config.weights.base)
+    file = folder and folder / "scheduler" / "scheduler_config.json"
+    if not (file and file.is_file()):
+        return
+    ours = config.noise_schedule.prediction_type
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")  # diffusers' default
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read as a JSON object: {error}.") from error
+    if theirs != ours:
+        raise InputError(
+            f"noise_schedule.prediction_type={ours!r}, but the model was trained for {theirs!r}, says {file}. "
+            f"Set --config.noise_schedule.prediction_type={theirs}."
+        )
+
+
+def choose_dtype(name: str, platform: str) -> str:
+    if name not in DTYPES:
+        raise InputError(f"dtype={name!r}; known: {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
+    if name == "auto":
+        return "float32" if platform == "cpu" else "bfloat16"
+    return name
+
+
+def load_tokenizer(weights: ConfigDict) -> ClipTokenizer:
+    return ClipTokenizer.from_pretrained(weights.tokenizer or weights.base, "" if weights.tokenizer else "tokenizer")
+
+
+def load_models(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: ClipTokenizer) -> Models:
     print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
     return Models.load(
-        **{part: source or None for part, source in config.weights.items()},
+        **{part: source or None for part, source in config.weights.items()} | dict(tokenizer=tokenizer),
         schedule=NoiseSchedule(**config.noise_schedule),
         dtype=jnp.dtype(config.dtype),
         attention=config.attention,
@@ -103,14 +161,32 @@ def load_models(config: ConfigDict, mesh: jax.sharding.Mesh) -> Models:
     )
 
 
-def hashes(config: ConfigDict) -> dict[str, str]:
-    """SHA-256 of every weights file that was read."""
-    weights = config.weights
-    sources = [(weights[part] or weights.base, part) for part in ("unet", "vae", "text_encoder")]
-    # where each part lies when its source is the folder of a pipeline
-    folders = dict(motion="motion_adapter", adapter="unet", image_adapter="image_proj", image_encoder="image_encoder")
-    sources += [(weights[part], folder) for part, folder in folders.items() if weights[part]]
-    return {str(file): sha256(file) for source, folder in sources for file in open_tensors(source, folder).files()}
+def sources(weights: ConfigDict) -> list[tuple[str, str]]:
+    """Whatever `Models.load` opens: sources, and the folder to read in each that is the folder of a pipeline."""
+    named = [(weights[part] or (weights.base if part in BASE_PARTS else ""), folder) for part, folder in PART_FOLDERS]
+    return [(source, folder) for source, folder in named if source]
+
+
+def weight_files(weights: ConfigDict) -> list[Path]:
+    return sorted({file for source, folder in sources(weights) for file in open_tensors(source, folder).files()})
+
+
+def hashes(files: Iterable[Path]) -> dict[str, str]:
+    return {str(file): sha256(file) for file in files}
+
+
+def in_background(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Calls a function in a thread that the end of the process does not wait for."""
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,9 @@ from PIL import Image
 
 import sample
 from i2v_jax import commands, media, parallel
+from i2v_jax.errors import InputError
 from i2v_jax.pipeline import Pipeline
+from i2v_jax.weights import load
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +47,10 @@ LONG_PROMPT = " ".join(map(str, range(10, 60)))  # a token for each digit: 37 nu
 make_mesh, load_models, MODELS = parallel.make_mesh, sample.load_models, {}
 
 
-def shared_models(config, mesh):
+def shared_models(config, mesh, tokenizer):
     key = config.weights.to_json(), config.dtype, config.attention, config.convolution, mesh
     if key not in MODELS:
-        MODELS[key] = load_models(config, mesh)
+        MODELS[key] = load_models(config, mesh, tokenizer)
     return MODELS[key]
 
 
@@ -271,6 +273,69 @@ def test_help_shows_the_keys_with_what_they_mean(run):
     assert "default.py changes:" in out and "config.steps = 10" in out and not err
 
 
+@pytest.mark.parametrize("platform, dtype", [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_the_dtype_suits_the_devices_unless_it_is_given(platform, dtype):
+    assert sample.choose_dtype("auto", platform) == dtype
+    for given in ("float32", "bfloat16"):
+        assert sample.choose_dtype(given, platform) == given
+
+
+def configured(**weights):
+    flags = [f"--config.weights.{part}={source}" for part, source in weights.items()]
+    return commands.read_config(sample.DEFAULT, ["sample.py", *FLAGS, *flags])
+
+
+def test_every_file_that_is_read_is_hashed_whatever_form_its_source_has(tmp_path, monkeypatch):
+    shutil.copytree(SMALL / "unet", tmp_path / "unet")
+    for part, folder in (("motion", "motion_adapter"), ("ip_adapter", "image_proj"), ("ip_adapter", "unet")):
+        place = tmp_path / part / folder / "model.safetensors"
+        place.parent.mkdir(parents=True)
+        kind = {"image_proj": r"image_proj\..*", "unet": r"ip_adapter\..*"}.get(folder, ".*")
+        save_tensors(place, open_tensors(SMALL / f"{part}.safetensors").select(kind))
+    folders = dict(unet=tmp_path, motion=tmp_path / "motion", image_adapter=tmp_path / "ip_adapter")
+    parts = {part: SMALL for part in ("vae", "text_encoder")} | dict(tokenizer=SMALL / "tokenizer", base="")
+    read = set()
+
+    def spy(*arguments, **named):
+        tensors = open_tensors(*arguments, **named)
+        read.update(tensors.files())
+        return tensors
+
+    monkeypatch.setattr(load, "open_tensors", spy)
+    for config in (configured(), configured(**folders), configured(**folders, **parts)):
+        read.clear()
+        sample.check_weights(config.weights)
+        tokenizer = sample.load_tokenizer(config.weights)
+        load_models(config, make_mesh({}, jax.devices()[:1]), tokenizer)
+        assert set(sample.weight_files(config.weights)) == read
+        assert set(sample.hashes(read)) == set(map(str, read))
+
+
+def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text('{"prediction_type": "v_prediction"}')
+    config = configured(base=tmp_path)
+    with pytest.raises(InputError, match="trained for 'v_prediction'.*Set --config.noise_schedule.prediction_type=v_"):
+        sample.check_prediction_type(config)
+    sample.check_prediction_type(configured(base=tmp_path, unet=SMALL))
+    config.noise_schedule.prediction_type = "v_prediction"
+    sample.check_prediction_type(config)
+    for broken in ("{", "[]"):
+        file.write_text(broken)
+        with pytest.raises(InputError, match="cannot be read"):
+            sample.check_prediction_type(config)
+
+
+def test_the_end_does_not_wait_for_the_hashes():
+    program = "import time, sample; sample.in_background(time.sleep, 300); raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "KeyboardInterrupt" in done.stderr
+    assert sample.in_background(sum, [1, 2]).result() == 3
+    with pytest.raises(ZeroDivisionError):
+        sample.in_background(lambda: 1 / 0).result()
+
+
 # How bad input ends.
 
 
@@ -311,6 +376,14 @@ def test_help_shows_the_keys_with_what_they_mean(run):
         ("no image encoder or no image projection", ["--config.weights.image_encoder="]),
         ("without motion modules only 1 frame", ["--config.weights.motion="]),
         (
+            "Nothing gives the vae, text_encoder, tokenizer: set --config.weights.base",
+            ["--config.weights.base=", f"--config.weights.unet={SMALL}"],
+        ),
+        (
+            "prediction_type='v_prediction', but .* 'epsilon', says .*scheduler_config.json. Set --config.noise",
+            ["--config.noise_schedule.prediction_type=v_prediction"],
+        ),
+        (
             "ip_adapter.safetensors holds no motion modules",
             [f"--config.weights.motion={SMALL / 'ip_adapter.safetensors'}"],
         ),
@@ -342,6 +415,27 @@ def test_a_bad_picture_ends_well(tmp_path, bad):
     bad("cut.jpg' is truncated", "--config.image=", f"--config.csv={tmp_path / 'rows.csv'}")
     (tmp_path / "rows.csv").write_text(f"picture,prompt\n{CAT},waves\n{CAT},{LONG_PROMPT}\n")
     bad("these words do not fit", "--config.image=", f"--config.csv={tmp_path / 'rows.csv'}")
+
+
+def test_nothing_large_is_touched_before_the_prompts_are_checked(tmp_path, bad, monkeypatch):
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(SMALL / name, tmp_path / name)
+    base, long = f"--config.weights.base={tmp_path}", f"--config.prompt={LONG_PROMPT}"
+    bad("these words do not fit: '47 48", base, long)
+    bad("No weights in", base)
+
+    def snapshot_download(repo, allow_patterns):
+        raise AssertionError(f"{repo} is fetched")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    flags = [f"--config.weights.tokenizer={SMALL / 'tokenizer'}", "--config.weights.base=owner/name"]
+    bad("these words do not fit: '47 48", *flags, long)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    bad(
+        "owner/name/mm.ckpt is a PyTorch pickle.*pip install torch",
+        *flags[1:],
+        "--config.weights.motion=owner/name/mm.ckpt",
+    )
 
 
 def change(source: Path, path: Path, edit) -> Path:
@@ -376,10 +470,10 @@ def test_bad_weights_end_well(tmp_path, bad):
     ]:
         bad(message, f"--config.weights.motion={change(source, path, edit)}")
     shutil.copytree(SMALL, tmp_path / "small")
-    (tmp_path / "small" / "tokenizer" / "vocab.json").write_text("{")
-    bad("tokenizer.*cannot be read", f"--config.weights.base={tmp_path / 'small'}")
     (tmp_path / "small" / "unet" / "config.json").unlink()
     bad("No config.json", f"--config.weights.base={tmp_path / 'small'}")
+    (tmp_path / "small" / "tokenizer" / "vocab.json").write_text("{")
+    bad("tokenizer.*cannot be read", f"--config.weights.base={tmp_path / 'small'}")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     )
 
     # Arithmetic and devices.
-    config.dtype = "bfloat16"
+    config.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on GPU and TPU, float32 on CPU
     config.attention = "auto"  # auto, xla, blocked, cudnn, flash
     config.convolution = "auto"  # auto, xla, winograd
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, frames=1))  # -1: all devices that are left
