@@ -25,13 +25,15 @@ from i2v_jax.weights.tree import unflatten
 
 def random_parameters(expected: shapes.Shapes) -> dict:
     """Small random kernels, made on the device, one at a time; norms that change nothing."""
+    draw = jax.jit(
+        lambda number, shape, dtype: 0.02 * jax.random.normal(jax.random.key(number), shape, dtype),
+        static_argnums=(1, 2),
+    )
 
-    def draw(number, path, leaf):
-        if path.endswith("/scale"):
-            return jnp.ones(leaf.shape, leaf.dtype)
-        return 0.02 * jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
+    def make(number, path, leaf):
+        is_scale = path.endswith("/scale")
+        return jnp.ones(leaf.shape, leaf.dtype) if is_scale else draw(number, leaf.shape, leaf.dtype)
 
-    make = jax.jit(draw, static_argnums=(1, 2))
     return unflatten({path: make(number, path, leaf) for number, (path, leaf) in enumerate(expected.items())})
 
 
