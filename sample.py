@@ -164,6 +164,8 @@ def load_models(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: ClipToke
 def sources(weights: ConfigDict) -> list[tuple[str, str]]:
     """Whatever `Models.load` opens: sources, and the folder to read in each that is the folder of a pipeline."""
     named = [(weights[part] or (weights.base if part in BASE_PARTS else ""), folder) for part, folder in PART_FOLDERS]
+    if not weights.image_adapter:  # then nothing looks at the picture's tokens
+        named = [(source, folder) for source, folder in named if folder != "image_encoder"]
     return [(source, folder) for source, folder in named if source]
 
 
