@@ -14,6 +14,7 @@ from i2v_jax.models import attention as attention_file
 from i2v_jax.models.attention import IMPLEMENTATIONS, attention
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.kernels import fastest
+from i2v_jax.models.layers import FeedForward, row_blocks
 from tests.helpers import relative_error
 
 # (batch, groups, queries, keys, heads, head size), keys shared by the groups or not
@@ -129,9 +130,9 @@ def test_each_device_runs_its_own_share():
         assert relative_error(out, attention(*given)) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 16, 32), (1, 9, 13, 32, 16), (2, 4, 6, 24, 16), (1, 16, 8, 3, 16)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 16, 32), (1, 9, 13, 32, 16), (2, 4, 6, 24, 16), (2, 33, 32, 16, 16)])
 def test_winograd_equals_convolution(shape, measured):
-    """Even, odd and small pictures, and channels too few for it."""
+    """Even, odd, small and large pictures."""
     n, h, w, i, o = shape
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(s).astype(np.float32) for s in ((n, h, w, i), (3, 3, i, o)))
@@ -142,3 +143,13 @@ def test_winograd_equals_convolution(shape, measured):
         measured(f"convolution {implementation}, {shape}", relative_error(out, wanted), 2e-6)
     strided = [conv3x3(x, kernel, 2, implementation=name) for name in ("xla", "winograd")]
     np.testing.assert_array_equal(*strided)
+
+
+def test_feed_forward_in_blocks_equals_whole():
+    x = jax.random.normal(jax.random.key(0), (2, 5120, 80))
+    parameters = FeedForward().init(jax.random.key(1), x[:, :1])
+    assert row_blocks(x.size // 80, 8 * 80) > 1
+    whole = FeedForward().apply(parameters, x)
+    assert relative_error(FeedForward(blocked=True).apply(parameters, x), whole) < 1e-6
+    with parallel.use_mesh(parallel.make_mesh({"data": 8})):
+        assert row_blocks(x.size // 80, 8 * 80) == 1

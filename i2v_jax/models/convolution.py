@@ -4,6 +4,7 @@
 2016) as sixteen matrix products, with im2col for pictures too small for it; on CPUs faster than XLA's convolution.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -35,8 +36,19 @@ def conv3x3(
         )
     plain = stride == 1 and padding == ((1, 1), (1, 1)) and x.shape[-1] >= 16 and kernel.shape[-1] >= 16
     if implementation == "winograd" and plain:
-        return _winograd(x, kernel) if min(x.shape[1:3]) >= 8 else _im2col(x, kernel)
+        if min(x.shape[1:3]) < 8:
+            return _im2col(x, kernel)
+        tiles = [_transform_kernel(row) for row in _transform_kernel(kernel)]
+        if x.shape[1] * x.shape[2] >= 1024 and single_device():  # a picture at a time stays in the cache
+            return lax.map(lambda picture: _winograd(picture[None], tiles)[0], x)
+        return _winograd(x, tiles)
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def single_device() -> bool:
+    """Whether the program is for one device, so that a loop over an axis does not cut across devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
 
 
 def _im2col(x, kernel):
@@ -62,12 +74,11 @@ def _transform_output(m):
 
 def _winograd(x, kernel):
     n, h, w, c = x.shape
-    out = kernel.shape[-1]
+    out = kernel[0][0].shape[-1]
     rows, columns = -(-h // 2), -(-w // 2)  # tiles of 2x2 outputs; each reads 4x4 inputs
     padded = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - h), (1, 2 * columns + 1 - w), (0, 0)))
     phases = padded.reshape(n, rows + 1, 2, columns + 1, 2, c)  # input 2 * tile + i is phases[tile + i // 2][i % 2]
 
-    kernel = [_transform_kernel(row) for row in _transform_kernel(kernel)]
     products = []
     for i, row in enumerate(_transform_input([phases[:, k // 2 : k // 2 + rows, k % 2] for k in range(4)])):
         tiles = _transform_input([row[:, :, k // 2 : k // 2 + columns, k % 2] for k in range(4)])

@@ -62,7 +62,7 @@ class TemporalBlock(nn.Module):
         for i in (1, 2):
             hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
             x = x + Attention(self.config.num_heads, implementation=self.attention, name=f"attn{i}", **dtypes)(hidden)
-        return x + FeedForward(name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
+        return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
 
 
 class MotionModule(nn.Module):

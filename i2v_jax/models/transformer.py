@@ -33,7 +33,7 @@ class TransformerBlock(nn.Module):
         x = x + attend(branches=beside_self, name="attn1")(hidden, conditioning=conditioning)
         hidden = LayerNorm(name="norm2", **dtypes)(x)
         x = x + attend(branches=beside_cross, name="attn2")(hidden, conditioning.text, conditioning)
-        return x + FeedForward(name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
+        return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
 
 
 class SpatialTransformer(nn.Module):
