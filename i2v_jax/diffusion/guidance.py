@@ -41,7 +41,7 @@ def rescale(
     """
     guided, conditional = guided.astype(jnp.float32), conditional.astype(jnp.float32)
     axes = tuple(range(1, guided.ndim))
-    spread = conditional.std(axes, keepdims=True, where=where) / guided.std(axes, keepdims=True, where=where)
+    spread = jnp.std(conditional, axes, keepdims=True, where=where) / jnp.std(guided, axes, keepdims=True, where=where)
     return guidance_rescale * spread * guided + (1 - guidance_rescale) * guided
 
 
