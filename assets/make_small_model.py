@@ -31,6 +31,7 @@ from i2v_jax.models.vae import AutoencoderKL, VAEConfig, sample_posterior
 from i2v_jax.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.weights import formats, shapes
 from i2v_jax.weights.files import Tensors, save_tensors
+from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.translate import export_tensors, position_tables
 from i2v_jax.weights.tree import flatten, unflatten
 
@@ -362,7 +363,7 @@ def save(folder: Path, model: Small, scale: float) -> None:
     write(folder / "motion.safetensors", parts["motion"], formats.PUBLISHED_UNET, positions)
     write(folder / "i2v_adapter.safetensors", parts["first_frame"], formats.PUBLISHED_UNET)
     projected = export_tensors(as_tensors(model.projection), formats.IMAGE_PROJECTION, Tensors.of({}))
-    attended = export_tensors(parts["image_tokens"], formats.ip_adapter_table(unet), Tensors.of({}))
+    attended = export_tensors(parts["image_tokens"], ip_adapter_table(unet), Tensors.of({}))
     save_tensors(folder / "ip_adapter.safetensors", Tensors.of({**projected, **attended}), {"format": "pt"})
 
 

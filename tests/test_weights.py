@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from i2v_jax.models.image_projection import ImageProjectionConfig, Resampler
 from i2v_jax.weights import tree
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors, sha256
-from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES, ip_adapter_table
+from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES
+from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.load import (
     load_image_encoder,
     load_image_projection,
@@ -25,9 +26,9 @@ from i2v_jax.weights.load import (
     load_unet,
     load_vae,
 )
-from i2v_jax.weights.save import config_from_json, config_to_json, save_tree
+from i2v_jax.weights.save import config_from_json, config_to_json, save_own
 from i2v_jax.weights.shapes import unet_shapes
-from i2v_jax.weights.translate import detect, export_tensors, import_tensors, position_tables
+from i2v_jax.weights.translate import export_tensors, import_tensors, position_tables, recognise
 from tests.helpers import relative_error
 
 ORACLES = Path(__file__).parent / "data" / "oracles"
@@ -108,7 +109,7 @@ def bytes_of(tensors) -> dict[str, tuple]:
 def there_and_back(source, component, table=None):
     """Translates a source into our names and back."""
     tensors = open_tensors(source)
-    imported = import_tensors(tensors, table or detect(tensors, TABLES[component]))
+    imported = import_tensors(tensors, table) if table else recognise(tensors)[component]
     assert not imported.unknown and not imported.misshapen
     return export_tensors(imported.parameters, imported.table, imported.buffers)
 
@@ -136,7 +137,7 @@ def test_library_models_load_and_export_unchanged(name, storage, tmp_path):
 
     dtype = jnp.float16 if storage == "fp16" else jnp.float32
     config, params = load(tmp_path, dtype=dtype)
-    table = detect(open_tensors(tmp_path), TABLES[component])
+    table = recognise(open_tensors(tmp_path))[component].table
     parameters = arrays(params)
     positions = position_tables(parameters, config.motion.max_positions) if getattr(config, "motion", None) else None
     exported = export_tensors(parameters, table, positions or Tensors.of({}))
@@ -174,9 +175,12 @@ def test_projections_keep_their_names_and_no_two_tensors_meet(component):
         states = [load_file(ORACLES / "official_v1" / "image_proj.safetensors")]
     roles = re.compile(r"to_[qkv]|to_out|[qkv]_proj|out_proj|fc\d|conv\d|conv_\w+|linear_\d|time_emb_proj|layer_norm\d")
     for state in states:
-        imported = import_tensors(Tensors.of(state), detect(Tensors.of(state), TABLES[component]))
-        assert len(imported.parameters) + len(imported.buffers) == len(imported.names) == len(state)
+        imported = recognise(Tensors.of(state))[component]
+        assert len(imported.parameters) + len(imported.buffers) == len(imported.names)
+        assert set(imported.names.values()) == state.keys()
         for path, name in imported.names.items():
+            if "to_kv" in name:  # keys and values, stored as one
+                name = name.replace("to_kv", path.split("/")[-2])
             assert roles.findall(path) == roles.findall(name), (path, name)
 
 
@@ -456,16 +460,16 @@ def test_bfloat16_is_read_and_written(tmp_path):
 
 def test_own_files_need_nothing_else(base, tmp_path):
     config, params = load_unet(ORACLES / "official_v1" / "unet.safetensors", config=published_config("official_v1"))
-    save_tree(tmp_path / "whole.safetensors", params, config, {"trained": "yes"})
+    save_own(tmp_path / "whole.safetensors", {"unet": params}, {"unet": config}, {"trained": "yes"})
     assert open_tensors(tmp_path / "whole.safetensors").metadata["trained"] == "yes"
     again, same = load_unet(tmp_path / "whole.safetensors")
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
-    adapter = tree.select({"unet": params}, [r"unet/.*/first_frame/.*"])["unet"]
-    save_tree(tmp_path / "adapter.safetensors", adapter, config)
+    adapter = tree.select({"unet": params}, [r"unet/.*/first_frame/.*"])
+    save_own(tmp_path / "adapter.safetensors", adapter, {"unet": config})
     fresh = jax.tree.map(lambda leaf: leaf + 1, params)
-    save_tree(tmp_path / "other.safetensors", fresh, config)
+    save_own(tmp_path / "other.safetensors", {"unet": fresh}, {"unet": config})
     mixed = load_unet(tmp_path / "other.safetensors", adapter=tmp_path / "adapter.safetensors")[1]
     for path, leaf in tree.flatten(mixed).items():
         np.testing.assert_array_equal(leaf, tree.flatten(params if "first_frame" in path else fresh)[path])

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from i2v_jax.weights.files import Tensors
-from i2v_jax.weights.formats import TABLES
-from i2v_jax.weights.translate import Imported, detect, import_tensors
+from i2v_jax.weights.translate import Imported, recognise
 from i2v_jax.weights.tree import unflatten
 
 
@@ -37,7 +36,6 @@ def our_shapes(component: str, state: dict[str, torch.Tensor]) -> dict[str, tupl
 
 
 def _imported(component: str, state: dict[str, np.ndarray]) -> Imported:
-    tensors = Tensors.of(state)
-    imported = import_tensors(tensors, detect(tensors, TABLES[component]))
+    imported = recognise(Tensors.of(state))[component]
     assert not imported.unknown and not imported.misshapen, (imported.unknown, imported.misshapen)
     return imported

@@ -143,9 +143,10 @@ class PerceiverAttention(nn.Module):
         dense = functools.partial(Dense, use_bias=False, **dtypes)
         states = LayerNorm(name="norm1", **dtypes)(states)
         latents = LayerNorm(name="norm2", **dtypes)(latents)
-        query = dense(c.num_heads * c.head_dim, name="to_q")(latents)
         both = jnp.concatenate([states, latents], 1)
-        key, value = jnp.split(dense(2 * c.num_heads * c.head_dim, name="to_kv")(both), 2, axis=-1)
+        inner = c.num_heads * c.head_dim
+        query = dense(inner, name="to_q")(latents)
+        key, value = dense(inner, name="to_k")(both), dense(inner, name="to_v")(both)
         query, key, value = (split_heads(x[:, None], c.num_heads) for x in (query, key, value))
         out = merge_heads(attention(query, key, value))[:, 0]
         return dense(c.width, name="to_out")(out)

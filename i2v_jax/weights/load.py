@@ -22,9 +22,9 @@ from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import VAEConfig
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
-from i2v_jax.weights.formats import TABLES, ip_adapter_table
-from i2v_jax.weights.names import Table, theirs_shape
-from i2v_jax.weights.save import config_from_json
+from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
+from i2v_jax.weights.names import Table
+from i2v_jax.weights.save import config_from_json, own_config
 from i2v_jax.weights.shapes import (
     Shapes,
     image_encoder_shapes,
@@ -33,19 +33,11 @@ from i2v_jax.weights.shapes import (
     unet_shapes,
     vae_shapes,
 )
-from i2v_jax.weights.translate import Imported, check_positions, detect, import_tensors
+from i2v_jax.weights.translate import Imported, check_positions, recognise
 from i2v_jax.weights.tree import unflatten
 
 Source = str | Path | Tensors
 Place = Callable[[str, np.ndarray], Any]
-
-FOREIGN = {
-    "unet": r"image_proj\..*",
-    "text_encoder": r"(vision_model|visual_projection)\..*",
-    "image_encoder": r"(text_model|text_projection)\..*",
-    "image_proj": r"ip_adapter\..*",
-}
-"""Names that a component's file may hold and that belong to another component."""
 
 FOLDERS = {"motion": "motion_adapter"}
 """Where a part lies in a pipeline's folder, when not with the base."""
@@ -231,8 +223,8 @@ def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Map
     if not blocks:
         return None
     config = {**settings, **(imported.parameters.config or {})}
-    if "config" in imported.parameters.metadata:
-        known = dataclasses.asdict(config_from_json(UNetConfig, imported.parameters.metadata["config"]).motion)
+    if own := own_config(imported):
+        known = dataclasses.asdict(config_from_json(UNetConfig, own).motion)
     else:
         heads = config.get("motion_num_attention_heads") or config.get("motion_module_kwargs", {}).get(
             "num_attention_heads", MotionConfig.num_heads
@@ -282,15 +274,17 @@ def _fill_first_frame(pool: dict[str, tuple[Entry, Imported]], expected: Shapes)
 
 def _import(source: Source, component: str, more_tables: Iterable[Table] = (), folder: str = "") -> Imported:
     tensors = open_tensors(source, folder or component)
-    foreign = FOREIGN.get(component, "")
-    if not all(re.fullmatch(foreign, name) for name in tensors):
-        tensors = tensors.holding({n: entry for n, entry in tensors.entries.items() if not re.fullmatch(foreign, n)})
-    return import_tensors(tensors, detect(tensors, [*TABLES[component], *more_tables]))
+    found = recognise(tensors, {component: more_tables})
+    imported = found.get(folder) or found.get(component)
+    if imported is None:
+        held = ", ".join(f"{name} ({it.table.name})" for name, it in found.items())
+        raise InputError(f"{tensors.source} holds no {component}. It holds: {held}.")
+    return imported
 
 
 def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, section: str = "") -> Any:
-    if given is None and "config" in imported.parameters.metadata:
-        return config_from_json(cls, imported.parameters.metadata["config"])
+    if given is None and (own := own_config(imported)):
+        return config_from_json(cls, own)
     settings = imported.parameters.config if given is None else given
     if settings is None:
         raise InputError(f"No config.json beside {imported.parameters.source}. Put one there, or give `config`.")
@@ -364,4 +358,4 @@ def _name_there(imported: Imported, path: str) -> str:
 
 def _shape_there(imported: Imported, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     match = imported.table.to_theirs(path)
-    return (match and theirs_shape(match.layout, shape)) or shape
+    return (match and match.theirs_shape(shape)) or shape

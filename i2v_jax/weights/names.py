@@ -7,7 +7,7 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -47,25 +47,63 @@ BUFFER: Kind = {"": ("", Layout(lambda array: array, lambda array: array))}
 """A tensor that a file carries and that is no parameter: a position table, `position_ids`, `logit_scale`."""
 
 
+WHOLE = (0, 1)
+
+
 class Row(NamedTuple):
-    """One layer: its name there, its path here, its kind. `{i}` stands for the same number on both sides."""
+    """One layer: its name there, its path here, its kind. `{i}` stands for the same number on both sides.
+
+    Where they store several of our layers as one tensor, joined along their first axis, each has a row with the same
+    name there, and `piece` tells which of how many it is: `(0, 3)` for the query of a fused query, key and value.
+    """
 
     theirs: str
     ours: str
     kind: Kind
+    piece: tuple[int, int] = WHOLE
 
 
 class Match(NamedTuple):
-    """What a table says of one tensor: its name or path on the other side, its layout, whether it is only a buffer."""
+    """What a table says of one tensor.
+
+    Attributes:
+        name: its name or path on the other side.
+        layout: how it is stored there and here.
+        is_buffer: whether it is no parameter.
+        piece: which of how many equal pieces of their tensor is ours.
+    """
 
     name: str
     layout: Layout
     is_buffer: bool
+    piece: tuple[int, int] = WHOLE
+
+    def ours_shape(self, theirs: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Returns the shape here of (a piece of) a tensor of shape `theirs`; None where the layout cannot take it."""
+        count = self.piece[1]
+        if count > 1:
+            if not theirs or theirs[0] % count:
+                return None
+            theirs = (theirs[0] // count, *theirs[1:])
+        return _shape_through(self.layout.to_ours, theirs)
+
+    def theirs_shape(self, ours: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Returns the shape there of the whole tensor that an array of shape `ours` is (a piece of)."""
+        theirs = _shape_through(self.layout.to_theirs, ours)
+        return theirs and (theirs[0] * self.piece[1], *theirs[1:]) if self.piece[1] > 1 else theirs
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns our array, a view of (a piece of) their tensor where that is possible."""
+        index, count = self.piece
+        if count > 1:
+            length = len(tensor) // count
+            tensor = tensor[index * length : (index + 1) * length]
+        return self.layout.to_ours(tensor)
 
 
 def under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     """Returns the rows moved below a prefix on each side; both prefixes carry their separator (`.` and `/`)."""
-    return [Row(theirs + row.theirs, ours + row.ours, row.kind) for row in rows]
+    return [row._replace(theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
 
 
 class Table:
@@ -78,46 +116,72 @@ class Table:
             for their_leaf, (our_leaf, layout) in row.kind.items():
                 theirs = f"{row.theirs}.{their_leaf}".rstrip(".")
                 ours = f"{row.ours}/{our_leaf}".rstrip("/")
-                is_buffer = row.kind is BUFFER
-                self._theirs[_outline(theirs)].append((theirs, Match(ours, layout, is_buffer)))
-                self._ours[_outline(ours)].append((ours, Match(theirs, layout, is_buffer)))
+                match = Match(ours, layout, row.kind is BUFFER, row.piece)
+                self._theirs[_outline(theirs)].append((theirs, match))
+                self._ours[_outline(ours)].append((ours, match._replace(name=theirs)))
 
-    def to_ours(self, name: str) -> Match | None:
-        """Returns the path, layout and role of the tensor `name`, or None when the table does not know it."""
+    def of_file(self, shapes: Mapping[str, tuple[int, ...]]) -> "Table":
+        """Returns the table for a file of these names and shapes: itself, unless its rows depend on the model."""
+        return self
+
+    def of_tree(self, shapes: Mapping[str, tuple[int, ...]]) -> "Table":
+        """Returns the table for parameters of these paths and shapes: itself, unless its rows depend on the model."""
+        return self
+
+    def to_ours(self, name: str) -> list[Match]:
+        """Returns where the tensor `name` goes: its path, or that of each of its pieces in order; [] when unknown."""
         return _find(self._theirs, name)
 
     def to_theirs(self, path: str) -> Match | None:
         """Returns the name, layout and role of the leaf at `path`, or None when the format has no place for it."""
-        return _find(self._ours, path)
+        return next(iter(_find(self._ours, path)), None)
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether this format writes a tensor of that name in exactly that shape."""
-        match = self.to_ours(name)
-        return match is not None and theirs_shape(match.layout, ours_shape(match.layout, shape)) == tuple(shape)
+        matches = self.to_ours(name)
+        ours = [match.ours_shape(shape) for match in matches]
+        return bool(ours) and all(
+            it is not None and match.theirs_shape(it) == tuple(shape) for match, it in zip(matches, ours)
+        )
 
 
-def ours_shape(layout: Layout, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Returns the shape a tensor of `shape` there has here; None when the layout cannot take it."""
-    return _through(layout.to_ours, shape)
+class FamilyTable(Table):
+    """A format that counts through the model's layers, so that a name means nothing without knowing the model."""
+
+    def __init__(
+        self,
+        name: str,
+        of_file: Callable[[Mapping[str, tuple[int, ...]]], Iterable[Row]],
+        of_tree: Callable[[Mapping[str, tuple[int, ...]]], Iterable[Row]],
+    ):
+        """Takes what makes the rows from a file's names and shapes, and from our paths and shapes; [] for none."""
+        super().__init__(name, [])
+        self._rows_of_file, self._rows_of_tree = of_file, of_tree
+
+    def of_file(self, shapes: Mapping[str, tuple[int, ...]]) -> Table:
+        return Table(self.name, self._rows_of_file(shapes))
+
+    def of_tree(self, shapes: Mapping[str, tuple[int, ...]]) -> Table:
+        return Table(self.name, self._rows_of_tree(shapes))
 
 
-def theirs_shape(layout: Layout, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Returns the shape an array of `shape` here has there; None when the layout cannot take it."""
-    return _through(layout.to_theirs, shape)
-
-
-def _through(change, shape):
+def _shape_through(change: Callable, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     try:
-        return None if shape is None else change(np.broadcast_to(np.zeros((), np.uint8), shape)).shape
+        return change(np.broadcast_to(np.zeros((), np.uint8), shape)).shape
     except ValueError:
         return None
 
 
-def _find(rows: dict[str, list[tuple[str, Match]]], name: str) -> Match | None:
+def _find(rows: dict[str, list[tuple[str, Match]]], name: str) -> list[Match]:
+    """The match of the first template that fits the name; all of them where one template has several pieces."""
+    matches, first = [], None
     for template, match in rows.get(_outline(name), ()):
-        if found := _regex(template).fullmatch(name):
-            return match._replace(name=match.name.format(**found.groupdict()))
-    return None
+        if first in (None, template) and (found := _regex(template).fullmatch(name)):
+            matches.append(match._replace(name=match.name.format(**found.groupdict())))
+            if match.piece[1] == 1:
+                break
+            first = template
+    return matches
 
 
 def _outline(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Our own files: a component's tree, or a part of it, as safetensors under its paths, its config in the metadata."""
+"""Our own files: components, or parts of them, as safetensors under `component/path`, configs in the metadata."""
 
 import dataclasses
 import json
@@ -11,26 +11,60 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights.files import Tensors, save_tensors
-from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION
+from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION, Imported, OwnTable
 from i2v_jax.weights.tree import Tree, flatten
 
 
-def save_tree(path: str | Path, tree: Tree, config: Any = None, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a component's parameters, one tensor at a time, so that `load_*` reads them without any other file.
+def save_own(
+    path: str | Path,
+    components: Mapping[str, Tensors | Tree],
+    configs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes components, or parts of them, one tensor at a time, so that `load_*` reads them without any other file.
 
     Args:
         path: the `.safetensors` file; replaced only once the new one is complete.
-        tree: nested dictionaries of arrays: a whole component, or what `tree.select` chose of it.
-        config: the component's config; may be left out for a part that is loaded beside its base.
+        components: component -> its parameters (and buffers), as nested dictionaries of arrays or as tensors by path:
+            whole, or what `tree.select` chose.
+        configs: component -> its config; may be left out for a part that is loaded beside its base.
         metadata: further text to keep in the header.
 
     Raises:
         InputError: the file cannot be written.
     """
     header = {**(metadata or {}), "format": OWN_FORMAT, "version": OWN_VERSION}
-    if config is not None:
-        header["config"] = config_to_json(config)
-    save_tensors(path, Tensors.of(flatten(tree)), header)
+    if configs:
+        header["configs"] = json.dumps({name: json.loads(config_to_json(it)) for name, it in configs.items()})
+    save_tensors(path, own_tensors(components), header)
+
+
+def own_tensors(components: Mapping[str, Tensors | Tree]) -> Tensors:
+    """Returns the tensors of components under their names in our own files, `component/path`."""
+    return Tensors(
+        {
+            f"{component}/{path}": entry
+            for component, held in components.items()
+            for path, entry in (held if isinstance(held, Tensors) else Tensors.of(flatten(held))).entries.items()
+        },
+        "parameters",
+    )
+
+
+def own_config(imported: Imported) -> str | None:
+    """Returns the config, as JSON, that one of our own files holds of a component; None where it holds none.
+
+    Raises:
+        InputError: the file's configs are damaged.
+    """
+    table, metadata = imported.table, imported.parameters.metadata
+    if not isinstance(table, OwnTable) or "configs" not in metadata:
+        return None
+    try:
+        config = json.loads(metadata["configs"]).get(table.component)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{imported.parameters.source}: its 'configs' are no JSON object ({error}).") from error
+    return config and json.dumps(config)
 
 
 def config_to_json(config: Any) -> str:

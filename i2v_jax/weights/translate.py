@@ -1,4 +1,4 @@
-"""Whole components through a name table: detect the format, translate lazily in either direction.
+"""Whole files through name tables: recognise what they hold, translate lazily in either direction.
 
 The sinusoidal position tables of motion modules are no parameters: checked on the way in, made on the way out.
 """
@@ -6,57 +6,106 @@ The sinusoidal position tables of motion modules are no parameters: checked on t
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.weights.files import Entry, Tensors
-from i2v_jax.weights.names import SAME, Match, Table, ours_shape, theirs_shape
+from i2v_jax.weights.formats import TABLES
+from i2v_jax.weights.names import SAME, WHOLE, Layout, Match, Table
 
 OWN_FORMAT = "i2v_jax"
 OWN_VERSION = "1"
 POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
-BUFFERS = re.compile(rf"{POSITIONS.pattern}|position_ids|logit_scale")
+BUFFERS = re.compile(rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*")
 
 
 class OwnTable:
-    """Our own files: names are paths, arrays are as in the tree."""
+    """Our own files: names are paths below the component's name, arrays are as in the tree."""
 
     name = "i2v_jax"
 
-    def to_ours(self, name: str) -> Match:
-        """Returns the path, which is the name."""
-        return Match(name, SAME, bool(BUFFERS.fullmatch(name)))
+    def __init__(self, component: str):
+        self.component = component
 
-    to_theirs = to_ours
+    def of_file(self, shapes) -> "OwnTable":
+        """Returns itself."""
+        return self
+
+    of_tree = of_file
+
+    def to_ours(self, name: str) -> list[Match]:
+        """Returns the path within the component."""
+        component, _, path = name.partition("/")
+        return [Match(path, SAME, bool(BUFFERS.fullmatch(name)))] if component == self.component and path else []
+
+    def to_theirs(self, path: str) -> Match:
+        """Returns the name, which is the path below the component's name."""
+        return Match(f"{self.component}/{path}", SAME, bool(BUFFERS.fullmatch(f"{self.component}/{path}")))
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Every name and shape is its own."""
-        return True
+        """Whether the tensor is the component's; every shape is."""
+        return bool(self.to_ours(name))
 
 
-def detect(tensors: Tensors, tables: Iterable[Table]) -> Table | OwnTable:
-    """Returns the table that knows most of the names in just these shapes.
+def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | None = None) -> dict[str, "Imported"]:
+    """Splits a file into components, each read by the table that knows most of its names in just these shapes.
+
+    Args:
+        tensors: what the file holds.
+        more_tables: component -> tables to try before those of `formats.TABLES`.
+
+    Returns:
+        Component -> its tensors in our names, those it holds most of first. Names that no table knows are `unknown` in
+        the first.
 
     Raises:
         InputError: no table knows any name, or the file is of a later version of our own format.
     """
-    if tensors.metadata.get("format") == OWN_FORMAT:
-        if tensors.metadata.get("version") != OWN_VERSION:
-            raise InputError(
-                f"{tensors.source} has version {tensors.metadata.get('version')} of our format; this program reads "
-                f"version {OWN_VERSION}. Install the program that wrote it, or a later one."
-            )
-        return OwnTable()
-    tables = list(tables)
-    known = [sum(table.fits(name, entry.shape) for name, entry in tensors.entries.items()) for table in tables]
-    if not any(known) and not any(table.to_ours(name) for table in tables for name in tensors):
-        seen = ", ".join(sorted(tensors)[:5]) or "no tensors"
-        names = "; ".join(table.name for table in tables)
-        raise InputError(f"{tensors.source} is none of the formats wanted here ({names}). It holds {seen}.")
-    return tables[known.index(max(known))]
+    shapes = {name: entry.shape for name, entry in tensors.entries.items()}
+    known = _own_tables(tensors) or [
+        (component, table.of_file(shapes))
+        for tables in (more_tables or {}, TABLES)
+        for component in tables
+        for table in tables[component]
+    ]
+    fitting = [{name for name, shape in shapes.items() if table.fits(name, shape)} for _, table in known]
+    left, found = dict(tensors.entries), {}
+    while left:
+        counts = [0 if c in found else len(fits & left.keys()) for (c, _), fits in zip(known, fitting)]
+        if not any(counts):
+            break
+        component, table = known[counts.index(max(counts))]
+        found[component] = import_tensors(
+            tensors.holding({name: left.pop(name) for name in list(left) if table.to_ours(name)}), table
+        )
+    if not found:
+        # of names alone, perhaps with shapes that the layers cannot have
+        by_name = [sum(bool(table.to_ours(name)) for name in shapes) for _, table in known]
+        if not any(by_name):
+            raise InputError(f"{tensors.source} is of no format known here. It holds {_some(tensors)}.")
+        component, table = known[by_name.index(max(by_name))]
+        return {component: import_tensors(tensors, table)}
+    first = next(iter(found))
+    found[first] = dataclasses.replace(found[first], unknown=sorted(left))
+    return found
+
+
+def _own_tables(tensors: Tensors) -> list[tuple[str, OwnTable]]:
+    if tensors.metadata.get("format") != OWN_FORMAT:
+        return []
+    if tensors.metadata.get("version") != OWN_VERSION:
+        raise InputError(
+            f"{tensors.source} has version {tensors.metadata.get('version')} of our format; this program reads "
+            f"version {OWN_VERSION}. Install the program that wrote it, or a later one."
+        )
+    return [(component, OwnTable(component)) for component in sorted({name.partition("/")[0] for name in tensors})]
+
+
+def _some(tensors: Tensors) -> str:
+    return ", ".join(sorted(tensors)[:5]) or "no tensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +116,7 @@ class Imported:
         parameters: path -> array in our layout.
         buffers: path -> what the file carries beside its parameters.
         names: path -> the name in the file.
-        unknown: names that the table does not have.
+        unknown: names of the file that nothing knows.
         misshapen: names whose rank the table cannot take.
         table: the table of the file's format.
     """
@@ -84,15 +133,16 @@ def import_tensors(tensors: Tensors, table: Table | OwnTable) -> Imported:
     """Translates a file into our paths and layouts; nothing is read before it is asked for."""
     parameters, buffers, names, unknown, misshapen = {}, {}, {}, [], []
     for name, entry in tensors.entries.items():
-        match = table.to_ours(name)
-        if match is None:
+        matches = table.to_ours(name)
+        if not matches:
             unknown.append(name)
-        elif (shape := ours_shape(match.layout, entry.shape)) is None:
+        elif any(match.ours_shape(entry.shape) is None for match in matches):
             misshapen.append(name)
         else:
-            target = buffers if match.is_buffer else parameters
-            target[match.name] = _through(entry, shape, match.layout.to_ours)
-            names[match.name] = name
+            for match in matches:
+                target = buffers if match.is_buffer else parameters
+                target[match.name] = _through(entry, match.ours_shape(entry.shape), match.to_ours)
+                names[match.name] = name
     return Imported(tensors.holding(parameters), tensors.holding(buffers), names, unknown, misshapen, table)
 
 
@@ -107,18 +157,32 @@ def export_tensors(parameters: Tensors, table: Table, buffers: Tensors) -> Tenso
     Raises:
         InputError: a parameter has no place in that format.
     """
-    entries = {}
+    table = table.of_tree({path: entry.shape for path, entry in parameters.entries.items()})
+    entries, pieces = {}, {}
     for path, entry in {**parameters.entries, **buffers.entries}.items():
         match = table.to_theirs(path)
-        shape = match and theirs_shape(match.layout, entry.shape)
-        if shape is not None:
+        shape = match and match.theirs_shape(entry.shape)
+        if shape is None:
+            if path in parameters:
+                raise InputError(f"{table.name} has no place for {path} of shape {entry.shape}.")
+        elif match.piece == WHOLE:
             entries[match.name] = _through(entry, shape, match.layout.to_theirs)
-        elif path in parameters:
-            raise InputError(f"{table.name} has no place for {path} of shape {entry.shape}.")
+        else:
+            index, count = match.piece
+            pieces.setdefault(match.name, [None] * count)[index] = (path, entry, match.layout)
+            entries[match.name] = Entry(shape, entry.dtype, functools.partial(_join, pieces[match.name]), entry.file)
+    for name, parts in pieces.items():
+        if len({part and (part[1].shape, part[1].dtype) for part in parts}) > 1:
+            there = ", ".join(f"{path} {entry.shape} {entry.dtype}" for path, entry, _ in filter(None, parts))
+            raise InputError(f"{table.name} joins {len(parts)} equal tensors into {name!r}; there is only {there}.")
     return parameters.holding(entries)
 
 
-def _through(entry: Entry, shape: tuple[int, ...], change) -> Entry:
+def _join(pieces: list[tuple[str, Entry, Layout]]) -> np.ndarray:
+    return np.concatenate([layout.to_theirs(entry.read()) for _, entry, layout in pieces])
+
+
+def _through(entry: Entry, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Entry:
     return dataclasses.replace(entry, shape=shape, read=lambda: change(entry.read()))
 
 

@@ -1,24 +1,9 @@
-"""The name tables themselves: diffusers, transformers, the published I2V-Adapter, AnimateDiff and IP-Adapter files.
+"""Names of UNets, motion modules and autoencoders: diffusers' own, and the I2V-Adapter's and AnimateDiff's beside them.
 
 A file that holds a part (a motion module, an adapter) is read by the table of the whole.
 """
 
-import re
-from collections.abc import Iterable, Mapping
-
-from i2v_jax.weights.names import (
-    BATCH_OF_ONE,
-    BUFFER,
-    CONV,
-    DENSE,
-    DENSE_AS_CONV,
-    EMBEDDING,
-    NORM,
-    RAW,
-    Row,
-    Table,
-    under,
-)
+from i2v_jax.weights.names import BUFFER, CONV, DENSE, DENSE_AS_CONV, NORM, Row, Table, under
 
 RESNET = [
     Row("norm1", "norm1", NORM),
@@ -154,102 +139,3 @@ def _vae(attention: list[Row]) -> list[Row]:
 DIFFUSERS_VAE = Table("diffusers AutoencoderKL", _vae(VAE_ATTENTION))
 OLD_VAE = Table("diffusers AutoencoderKL before 0.18", _vae(_old_vae_attention(DENSE)))
 OLD_VAE_CONV = Table("AutoencoderKL with convolutional attention", _vae(_old_vae_attention(DENSE_AS_CONV)))
-
-CLIP_LAYER = [
-    Row("layer_norm1", "layer_norm1", NORM),
-    *(Row(f"self_attn.{name}_proj", f"self_attn/{name}_proj", DENSE) for name in ("q", "k", "v", "out")),
-    Row("layer_norm2", "layer_norm2", NORM),
-    Row("mlp.fc1", "mlp/fc1", DENSE),
-    Row("mlp.fc2", "mlp/fc2", DENSE),
-]
-CLIP_TEXT = Table(
-    "transformers CLIP text",
-    [
-        Row("text_model.embeddings.token_embedding", "token_embedding", EMBEDDING),
-        Row("text_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
-        Row("text_model.embeddings.position_ids", "position_ids", BUFFER),
-        *under("text_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
-        Row("text_model.final_layer_norm", "final_layer_norm", NORM),
-        Row("text_projection", "text_projection", DENSE),
-        Row("logit_scale", "logit_scale", BUFFER),
-    ],
-)
-CLIP_VISION = Table(
-    "transformers CLIP vision",
-    [
-        Row("vision_model.embeddings.class_embedding", "class_embedding", RAW),
-        Row("vision_model.embeddings.patch_embedding", "patch_embedding", CONV),
-        Row("vision_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
-        Row("vision_model.embeddings.position_ids", "position_ids", BUFFER),
-        Row("vision_model.pre_layrnorm", "pre_layernorm", NORM),  # the spelling of transformers
-        *under("vision_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
-        Row("vision_model.post_layernorm", "post_layernorm", NORM),
-        Row("visual_projection", "visual_projection", DENSE),
-        Row("logit_scale", "logit_scale", BUFFER),
-    ],
-)
-
-IMAGE_PROJECTION = Table(
-    "IP-Adapter image projection",
-    under(
-        "image_proj.",
-        "",
-        [
-            Row("proj", "proj", DENSE),
-            Row("norm", "norm", NORM),
-            Row("latents", "latents", BATCH_OF_ONE),
-            Row("proj_in", "proj_in", DENSE),
-            *under(
-                "layers.{i}.0.",
-                "layers_{i}/attention/",
-                [
-                    Row("norm1", "norm1", NORM),
-                    Row("norm2", "norm2", NORM),
-                    Row("to_q", "to_q", DENSE),
-                    Row("to_kv", "to_kv", DENSE),
-                    Row("to_out", "to_out", DENSE),
-                ],
-            ),
-            Row("layers.{i}.1.0", "layers_{i}/ff/norm", NORM),
-            Row("layers.{i}.1.1", "layers_{i}/ff/proj_in", DENSE),
-            Row("layers.{i}.1.3", "layers_{i}/ff/proj_out", DENSE),
-            Row("proj_out", "proj_out", DENSE),
-            Row("norm_out", "norm_out", NORM),
-        ],
-    ),
-)
-
-
-def ip_adapter_table(unet_paths: Iterable[str]) -> Table:
-    """The attention weights of an IP-Adapter file, whose names are numbers and mean nothing without their UNet.
-
-    The file counts the UNet's spatial attentions, self and cross in turn, so cross-attentions are 1, 3, 5, ... in the
-    order down, up, mid (the order in which diffusers registers them).
-
-    Args:
-        unet_paths: leaf paths of the UNet that the file belongs to.
-    """
-    pattern = re.compile(r"((down|up|mid)_block.*/attention/blocks_\d+/attn2)/to_q/kernel")
-    sides = {match[1]: match[2] for path in unet_paths if (match := pattern.fullmatch(path))}
-    order = sorted(
-        sides,
-        key=lambda layer: (("down", "up", "mid").index(sides[layer]), [int(n) for n in re.findall(r"_(\d+)", layer)]),
-    )
-    return Table(
-        "IP-Adapter attention",
-        [
-            Row(f"ip_adapter.{2 * i + 1}.to_{name}_ip", f"{layer}/image_tokens/to_{name}", DENSE)
-            for i, layer in enumerate(order)
-            for name in ("k", "v")
-        ],
-    )
-
-
-TABLES: Mapping[str, tuple[Table, ...]] = {
-    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR),
-    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV),
-    "text_encoder": (CLIP_TEXT,),
-    "image_encoder": (CLIP_VISION,),
-    "image_proj": (IMAGE_PROJECTION,),
-}
-"""The formats of each component; the first that knows a file's names and shapes best is the file's."""

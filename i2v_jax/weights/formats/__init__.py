@@ -1,0 +1,25 @@
+"""The name tables of every format, by component; a file is read by the table that knows its names and shapes best."""
+
+from collections.abc import Mapping
+
+from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
+from i2v_jax.weights.formats.diffusers import (
+    DIFFUSERS_UNET,
+    DIFFUSERS_UNET_LINEAR,
+    DIFFUSERS_VAE,
+    OLD_VAE,
+    OLD_VAE_CONV,
+    PUBLISHED_UNET,
+    PUBLISHED_UNET_LINEAR,
+)
+from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
+from i2v_jax.weights.names import Table
+
+TABLES: Mapping[str, tuple[Table, ...]] = {
+    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR, IP_ADAPTER),
+    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV),
+    "text_encoder": (CLIP_TEXT,),
+    "image_encoder": (CLIP_VISION,),
+    "image_proj": (IMAGE_PROJECTION,),
+}
+"""The formats of each component; of several that know a file equally well, the first."""
