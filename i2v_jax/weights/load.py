@@ -1,7 +1,7 @@
-"""Components from wherever their weights are: (config, parameters), each tensor placed as soon as it is read.
+"""Components from wherever their weights are: assembled and checked unread, then placed tensor by tensor.
 
 The parts of a UNet (spatial layers, motion modules, first-frame branch, image-token branch) may come from one file or
-from four, in any format of `formats.py`.
+from four, in any format of `formats`.
 """
 
 import dataclasses
@@ -54,7 +54,49 @@ def to_device(path: str, array: np.ndarray) -> jax.Array:
     return jnp.asarray(array)
 
 
-def load_unet(
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """A component whose every tensor is known to be there and to fit, unread.
+
+    Attributes:
+        config: of the network.
+        parameters: path -> array, just those that the network wants, in its order.
+        buffers: path -> what the sources carry beside the parameters.
+        tables: names of the formats that the parts came in.
+        settings: the diffusers or transformers config of the base, where it has one.
+    """
+
+    config: Any
+    parameters: Tensors
+    buffers: Tensors
+    tables: tuple[str, ...]
+    settings: Mapping[str, Any] | None = None
+
+    def load(self, place: Place) -> tuple[Any, dict[str, Any]]:
+        """Reads and places the parameters one by one; returns the config and the nested dictionaries."""
+        dtype = self.config.param_dtype
+        entries = self.parameters.entries.items()
+        return self.config, unflatten({path: place(path, np.asarray(entry.read(), dtype)) for path, entry in entries})
+
+
+def load_unet(base: Source, *, place: Place = to_device, **options: Any) -> tuple[UNetConfig, dict[str, Any]]:
+    """Loads a UNet whose parts may come from different files.
+
+    Args:
+        base, options: those of `assemble_unet`.
+        place: `place(path, array)` puts one array (which may be a transposed view) where it should be and returns it;
+            called once per parameter, the next one is read only then.
+
+    Returns:
+        The config, and the parameters as nested dictionaries.
+
+    Raises:
+        InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
+    """
+    return assemble_unet(base, **options).load(place)
+
+
+def assemble_unet(
     base: Source,
     *,
     motion: Source | None = None,
@@ -63,10 +105,9 @@ def load_unet(
     config: Mapping[str, Any] | None = None,
     motion_config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
-    place: Place = to_device,
     **overrides: Any,
-) -> tuple[UNetConfig, dict[str, Any]]:
-    """Loads a UNet whose parts may come from different files.
+) -> Assembled:
+    """Puts a UNet together whose parts may come from different files, without reading them.
 
     The base gives every part that it holds; `motion`, `adapter` and `image_tokens` each replace or add theirs, and
     give nothing else even where they hold more (the published merged file may serve as any of them).
@@ -81,12 +122,7 @@ def load_unet(
             code (`motion_module_kwargs`, `use_inflated_groupnorm`) are understood too.
         motion_config: fields of `MotionConfig` to set by hand.
         dtype: of the parameters and of the activations.
-        place: `place(path, array)` puts one array (which may be a transposed view) where it should be and returns it;
-            called once per parameter, the next one is read only then.
         overrides: fields of `UNetConfig` to set by hand, such as `pooled_norms`.
-
-    Returns:
-        The config, and the parameters as nested dictionaries.
 
     Raises:
         InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
@@ -124,76 +160,99 @@ def load_unet(
     pool = {path: it for path, it in pool.items() if not (branch := BRANCH.fullmatch(path)) or branch["name"] in wanted}
     expected = unet_shapes(unet)
     _fill_first_frame(pool, expected)
-    return unet, _read("UNet", expected, pool, lambda path: providers[_part(path)], place)
+    buffers = {
+        path: entry
+        for part, imported in providers.items()
+        for path, entry in imported.buffers.entries.items()
+        if _part(path) == part
+    }
+    return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], buffers)
 
 
-def load_vae(
-    source: Source,
-    *,
-    config: Mapping[str, Any] | None = None,
-    dtype: Any = jnp.float32,
-    place: Place = to_device,
-    **overrides: Any,
-) -> tuple[VAEConfig, dict[str, Any]]:
+def load_vae(source: Source, *, place: Place = to_device, **options: Any) -> tuple[VAEConfig, dict[str, Any]]:
     """Loads an AutoencoderKL: a component's or a pipeline's folder, a file, a hub id; old and new attention names.
 
     Arguments, returns and errors are those of `load_unet`.
     """
+    return assemble_vae(source, **options).load(place)
+
+
+def assemble_vae(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`."""
     imported = _import(source, "vae")
     vae = _replace(_config(VAEConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return vae, _read_whole("VAE", vae_shapes(vae), imported, place)
+    return _assembled_whole("VAE", vae, vae_shapes(vae), imported)
 
 
 def load_text_encoder(
+    source: Source, *, place: Place = to_device, **options: Any
+) -> tuple[CLIPTextConfig, dict[str, Any]]:
+    """Loads a CLIP text encoder, with its projection where the file has one; the vision half of a CLIPModel is left.
+
+    Args:
+        source: as for `load_unet`.
+        place: as for `load_unet`.
+        options: `folder`, where it lies in a pipeline's folder (`text_encoder_2` is SDXL's second); those of
+            `assemble_unet`.
+    """
+    return assemble_text_encoder(source, **options).load(place)
+
+
+def assemble_text_encoder(
     source: Source,
     *,
     folder: str = "text_encoder",
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
-    place: Place = to_device,
     **overrides: Any,
-) -> tuple[CLIPTextConfig, dict[str, Any]]:
-    """Loads a CLIP text encoder, with its projection where the file has one; the vision half of a CLIPModel is left.
-
-    Args:
-        folder: where it lies in a pipeline's folder: `text_encoder_2` is SDXL's second.
-
-    The other arguments, returns and errors are those of `load_unet`.
-    """
+) -> Assembled:
+    """Finds and checks a CLIP text encoder's tensors; see `load_text_encoder` and `assemble_unet`."""
     imported = _import(source, "text_encoder", folder=folder)
     derived = _projection(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
-    return clip, _read_whole("CLIP text encoder", text_encoder_shapes(clip), imported, place)
+    return _assembled_whole("CLIP text encoder", clip, text_encoder_shapes(clip), imported)
 
 
 def load_image_encoder(
-    source: Source,
-    *,
-    config: Mapping[str, Any] | None = None,
-    dtype: Any = jnp.float32,
-    place: Place = to_device,
-    **overrides: Any,
+    source: Source, *, place: Place = to_device, **options: Any
 ) -> tuple[CLIPVisionConfig, dict[str, Any]]:
     """Loads a CLIP vision encoder, with its projection where the file has one; the text half of a CLIPModel is left.
 
     Arguments, returns and errors are those of `load_unet`.
     """
+    return assemble_image_encoder(source, **options).load(place)
+
+
+def assemble_image_encoder(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks a CLIP vision encoder's tensors; see `load_image_encoder` and `assemble_unet`."""
     imported = _import(source, "image_encoder")
     derived = _projection(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
-    return clip, _read_whole("CLIP vision encoder", image_encoder_shapes(clip), imported, place)
+    return _assembled_whole("CLIP vision encoder", clip, image_encoder_shapes(clip), imported)
 
 
 def load_image_projection(
-    source: Source, *, head_dim: int = 64, dtype: Any = jnp.float32, place: Place = to_device, **overrides: Any
+    source: Source, *, place: Place = to_device, **options: Any
 ) -> tuple[ImageProjectionConfig | ResamplerConfig, dict[str, Any]]:
     """Loads the image projection of an IP-Adapter file, linear or resampler; its attention weights are left.
 
     Args:
-        head_dim: width of the resampler's attention heads, which no file tells; 64 in every published one.
-
-    The other arguments, returns and errors are those of `load_unet`. The config is read off the tensors' shapes.
+        source: as for `load_unet`.
+        place: as for `load_unet`.
+        options: `head_dim`, the width of the resampler's attention heads, which no file tells (64 in every published
+            one); `dtype`; fields of the config to set by hand. The rest of the config is read off the tensors' shapes.
     """
+    return assemble_image_projection(source, **options).load(place)
+
+
+def assemble_image_projection(
+    source: Source, *, head_dim: int = 64, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks an image projection's tensors; see `load_image_projection`."""
     imported = _import(source, "image_proj")
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
     try:
@@ -201,7 +260,7 @@ def load_image_projection(
     except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
         raise InputError(f"{imported.parameters.source}: {error}") from error
     projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return projection, _read_whole("image projection", image_projection_shapes(projection), imported, place)
+    return _assembled_whole("image projection", projection, image_projection_shapes(projection), imported)
 
 
 def _projection(imported: Imported, name: str) -> dict[str, int]:
@@ -302,26 +361,28 @@ def _replace(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **values)
 
 
-def _read_whole(component: str, expected: Shapes, imported: Imported, place: Place) -> dict[str, Any]:
+def _assembled_whole(component: str, config: Any, expected: Shapes, imported: Imported) -> Assembled:
     pool = {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
-    return _read(component, expected, pool, lambda path: imported, place)
+    return _assembled(component, config, expected, pool, lambda path: imported, imported.buffers.entries)
 
 
-def _read(
+def _assembled(
     component: str,
+    config: Any,
     expected: Shapes,
     pool: Mapping[str, tuple[Entry, Imported]],
     provider: Callable[[str], Imported],
-    place: Place,
-) -> dict[str, Any]:
-    """Reads and places the expected parameters one by one, once all of them are known to be there and to fit.
+    buffers: dict[str, Entry],
+) -> Assembled:
+    """Picks the expected parameters, once all of them are known to be there and to fit.
 
     Args:
         component: for messages.
+        config: of the network.
         expected: what the network wants.
         pool: path -> what the sources hold, and which of them.
         provider: the source that should hold a path.
-        place: what to do with each array.
+        buffers: path -> what is no parameter.
     """
     sources = list({id(it): it for it in (*(it for _, it in pool.values()), *map(provider, expected))}.values())
     named = {path: it.names.get(path, path) for path, (_, it) in pool.items()}
@@ -346,8 +407,13 @@ def _read(
             f"{where} does not hold this {component}: {counts} tensors of {len(expected)}.\n  "
             + "\n  ".join(complaints)
         )
-    return unflatten(
-        {path: place(path, np.asarray(pool[path][0].read(), leaf.dtype)) for path, leaf in expected.items()}
+    first = pool[next(iter(expected))][1].parameters
+    return Assembled(
+        config,
+        first.holding({path: pool[path][0] for path in expected}),
+        first.holding(buffers),
+        tuple(dict.fromkeys(it.table.name for it in sources)),
+        first.config,
     )
 
 
