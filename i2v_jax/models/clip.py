@@ -78,12 +78,11 @@ class CLIPTextConfig(CLIPConfig):
         Raises:
           InputError: not such a config, or an activation that this encoder does not have.
         """
-        fields = dict(
-            vocab_size=config.get("vocab_size", 49408),
-            max_positions=config.get("max_position_embeddings", 77),
-            eos_token_id=config.get("eos_token_id", 49407),
-        )
-        return cls(**(_common_fields(config) | fields | overrides))
+        return cls(**(_fields(config, _TEXT_KEYS) | overrides))
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Returns the `config.json` of a transformers CLIPTextModel, or CLIPTextModelWithProjection."""
+        return _settings(self, _TEXT_KEYS, "CLIPTextModel", "clip_text_model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,29 +106,50 @@ class CLIPVisionConfig(CLIPConfig):
         """
         if config.get("num_channels", 3) != 3:
             raise InputError(f"CLIP config: num_channels={config['num_channels']} is not supported; wanted 3.")
-        fields = dict(image_size=config.get("image_size", 224), patch_size=config.get("patch_size", 32))
-        return cls(**(_common_fields(config) | fields | overrides))
+        return cls(**(_fields(config, _VISION_KEYS) | overrides))
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Returns the `config.json` of a transformers CLIPVisionModel, or CLIPVisionModelWithProjection."""
+        return _settings(self, _VISION_KEYS, "CLIPVisionModel", "clip_vision_model")
 
 
-def _common_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads what both encoders have; absent keys mean transformers' defaults, but the sizes must be there."""
-    names = dict(
-        width="hidden_size",
-        mlp_width="intermediate_size",
-        num_layers="num_hidden_layers",
-        num_heads="num_attention_heads",
-    )
-    if missing := sorted(set(names.values()) - config.keys()):
+# Field, key in a config.json, and what transformers takes where the key is absent; None: it must be there.
+_KEYS = (
+    ("width", "hidden_size", None),
+    ("mlp_width", "intermediate_size", None),
+    ("num_layers", "num_hidden_layers", None),
+    ("num_heads", "num_attention_heads", None),
+    ("hidden_act", "hidden_act", "quick_gelu"),
+    ("projection_dim", "projection_dim", 512),
+    ("norm_epsilon", "layer_norm_eps", 1e-5),
+)
+_TEXT_KEYS = (
+    *_KEYS,
+    ("vocab_size", "vocab_size", 49408),
+    ("max_positions", "max_position_embeddings", 77),
+    ("eos_token_id", "eos_token_id", 49407),
+)
+_VISION_KEYS = (*_KEYS, ("image_size", "image_size", 224), ("patch_size", "patch_size", 32))
+
+
+def _fields(config: Mapping[str, Any], keys: tuple) -> dict[str, Any]:
+    if missing := sorted(theirs for _, theirs, default in keys if default is None and theirs not in config):
         raise InputError(
             f"CLIP config: {', '.join(missing)} missing. Wanted the config.json of one encoder, text or vision "
             "(of a whole CLIPModel, its 'text_config' or 'vision_config')."
         )
+    fields = {ours: config.get(theirs, default) for ours, theirs, default in keys}
     projected = any(name.endswith("WithProjection") for name in config.get("architectures") or ())
-    return {ours: config[theirs] for ours, theirs in names.items()} | dict(
-        hidden_act=config.get("hidden_act", "quick_gelu"),
-        projection_dim=config.get("projection_dim", 512) if projected else None,
-        norm_epsilon=config.get("layer_norm_eps", 1e-5),
-    )
+    return fields if projected else fields | {"projection_dim": None}
+
+
+def _settings(config: CLIPConfig, keys: tuple, architecture: str, model_type: str) -> dict[str, Any]:
+    settings = {theirs: getattr(config, ours) for ours, theirs, _ in keys}
+    if config.projection_dim is None:
+        del settings["projection_dim"]
+    else:
+        architecture += "WithProjection"
+    return settings | {"architectures": [architecture], "model_type": model_type}
 
 
 SD15_TEXT = CLIPTextConfig()  # also the first of SDXL's two

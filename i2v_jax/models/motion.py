@@ -1,6 +1,7 @@
 """AnimateDiff's temporal transformer (Guo et al. 2024): each place of the picture attends over its frames."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from i2v_jax.errors import InputError
 from i2v_jax.models.attention import Attention
 from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, shard
 
@@ -33,6 +35,54 @@ class MotionConfig:
     norm_groups: int = 32
     pooled_norm: bool = False
 
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "MotionConfig":
+        """Reads the `config.json` of a diffusers MotionAdapter or UNetMotionModel.
+
+        Raises:
+          InputError: modules that differ from level to level.
+        """
+        keys = _ADAPTER_KEYS if "motion_norm_num_groups" in config else _UNET_KEYS
+        fields = {ours: config.get(theirs, default) for ours, theirs, default in keys}
+        for ours, theirs, _ in keys:
+            if isinstance(fields[ours], list | tuple):
+                if len(set(fields[ours])) != 1:
+                    raise InputError(f"Motion config: {theirs}={fields[ours]}; wanted the same for every level.")
+                fields[ours] = fields[ours][0]
+        return cls(**fields)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """Returns what a UNetMotionModel's `config.json` says of its motion modules."""
+        config = {theirs: getattr(self, ours) for ours, theirs, _ in _UNET_KEYS}
+        return config | {"temporal_transformer_layers_per_mid_block": self.num_layers}
+
+    def to_diffusers_adapter(self, block_out_channels: Sequence[int], layers_per_block: int) -> dict[str, Any]:
+        """Returns the `config.json` of a diffusers MotionAdapter for a UNet of these levels."""
+        config = {theirs: getattr(self, ours) for ours, theirs, _ in _ADAPTER_KEYS}
+        return config | {
+            "_class_name": "MotionAdapter",
+            "block_out_channels": list(block_out_channels),
+            "motion_layers_per_block": layers_per_block,
+            "motion_transformer_layers_per_mid_block": self.num_layers,
+        }
+
+
+# Field, key in a config.json, and what diffusers takes where the key is absent.
+_KEYS = (
+    ("max_positions", "motion_max_seq_length", 32),
+    ("mid_block", "use_motion_mid_block", True),
+    ("num_heads", "motion_num_attention_heads", 8),
+)
+_ADAPTER_KEYS = (
+    *_KEYS,
+    ("num_layers", "motion_transformer_layers_per_block", 1),
+    ("norm_groups", "motion_norm_num_groups", 32),
+)
+_UNET_KEYS = (
+    *_KEYS,
+    ("num_layers", "temporal_transformer_layers_per_block", 1),
+    ("norm_groups", "norm_num_groups", 32),  # one setting for these norms and the resnets'
+)
 
 V1 = MotionConfig()
 V2 = MotionConfig(max_positions=32, mid_block=True)

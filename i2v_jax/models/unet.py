@@ -113,32 +113,67 @@ class UNetConfig:
             added = AddedConditioning(
                 config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
             )
-        motion = None
-        if "motion_max_seq_length" in config:
-            motion = MotionConfig(
-                max_positions=config["motion_max_seq_length"],
-                mid_block=config.get("use_motion_mid_block", True),
-                num_heads=config.get("motion_num_attention_heads", 8),
-            )
-        fields = dict(
-            in_channels=config.get("in_channels", 4),
-            out_channels=config.get("out_channels", 4),
+        fields = {ours: config.get(theirs, default) for ours, theirs, default in _KEYS} | dict(
             block_out_channels=widths,
-            layers_per_block=config.get("layers_per_block", 2),
             down_attention=tuple("CrossAttn" in name for name in config["down_block_types"]),
             up_attention=tuple("CrossAttn" in name for name in config["up_block_types"]),
             transformer_depth=per_level(config.get("transformer_layers_per_block", 1)),
             # diffusers' `attention_head_dim` is, for these models, the number of heads
             num_heads=per_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8)),
-            cross_attention_dim=config.get("cross_attention_dim", 768),
-            linear_projection=config.get("use_linear_projection", False),
-            norm_groups=config.get("norm_num_groups", 32),
             added_conditioning=added,
-            motion=motion,
+            motion=MotionConfig.from_diffusers(config) if "motion_max_seq_length" in config else None,
         )
         return cls(**(fields | overrides))
 
+    def to_diffusers(self) -> dict[str, Any]:
+        """Returns the `config.json` of a diffusers UNet2DConditionModel, or UNetMotionModel where there is motion.
 
+        What diffusers has no setting for (branches, norms that pool over frames) is not in it.
+
+        Raises:
+          InputError: motion modules that a UNetMotionModel cannot have.
+        """
+        kind = "Motion" if self.motion else "2D"
+
+        def blocks(side, attention):
+            return [f"{'CrossAttn' if has_it else ''}{side}Block{kind}" for has_it in attention]
+
+        def per_level(values):
+            return values[0] if len(set(values)) == 1 else list(values)
+
+        config = {theirs: getattr(self, ours) for ours, theirs, _ in _KEYS} | {
+            "_class_name": "UNetMotionModel" if self.motion else "UNet2DConditionModel",
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": blocks("Down", self.down_attention),
+            "up_block_types": blocks("Up", self.up_attention),
+            "transformer_layers_per_block": per_level(self.transformer_depth),
+            "num_attention_heads" if self.motion else "attention_head_dim": per_level(self.num_heads),
+        }
+        if self.added_conditioning:
+            config |= {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": self.added_conditioning.time_dim,
+                "projection_class_embeddings_input_dim": self.added_conditioning.projection_input_dim,
+            }
+        if self.motion:
+            if self.motion.norm_groups != self.norm_groups:
+                raise InputError(
+                    f"diffusers' UNetMotionModel has one number of norm groups; this UNet has {self.norm_groups}, its "
+                    f"motion modules {self.motion.norm_groups}. Write the motion modules apart, as a MotionAdapter."
+                )
+            config |= self.motion.to_diffusers()
+        return config
+
+
+# Field, key in a config.json, and what is taken where the key is absent.
+_KEYS = (
+    ("in_channels", "in_channels", 4),
+    ("out_channels", "out_channels", 4),
+    ("layers_per_block", "layers_per_block", 2),
+    ("cross_attention_dim", "cross_attention_dim", 768),
+    ("linear_projection", "use_linear_projection", False),
+    ("norm_groups", "norm_num_groups", 32),
+)
 # Settings of published configs that these networks know one value of (first: the default).
 _FIXED = {
     "act_fn": ("silu",),

@@ -62,16 +62,29 @@ class VAEConfig:
         for key, wanted in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if set(config.get(key, (wanted,))) != {wanted}:
                 raise InputError(f"VAE config: {key}={config[key]!r} is not supported; wanted {wanted!r} throughout.")
-        fields = dict(
-            block_out_channels=tuple(config.get("block_out_channels", (64,))),
-            layers_per_block=config.get("layers_per_block", 1),
-            latent_channels=config.get("latent_channels", 4),
-            norm_groups=config.get("norm_num_groups", 32),
-            scaling_factor=config.get("scaling_factor", 0.18215),
-        )
+        fields = {ours: config.get(theirs, default) for ours, theirs, default in _KEYS}
+        fields["block_out_channels"] = tuple(fields["block_out_channels"])
         return cls(**(fields | overrides))
 
+    def to_diffusers(self) -> dict[str, Any]:
+        """Returns the `config.json` of a diffusers AutoencoderKL."""
+        levels = len(self.block_out_channels)
+        return {theirs: getattr(self, ours) for ours, theirs, _ in _KEYS} | {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
 
+
+# Field, key in a config.json, and what diffusers takes where the key is absent.
+_KEYS = (
+    ("block_out_channels", "block_out_channels", (64,)),
+    ("layers_per_block", "layers_per_block", 1),
+    ("latent_channels", "latent_channels", 4),
+    ("norm_groups", "norm_num_groups", 32),
+    ("scaling_factor", "scaling_factor", 0.18215),
+)
 # Settings of published configs that this autoencoder knows one value of, diffusers' default.
 _FIXED = {
     "act_fn": "silu",
