@@ -19,7 +19,9 @@ from i2v_jax.weights.names import SAME, WHOLE, Layout, Match, Table
 OWN_FORMAT = "i2v_jax"
 OWN_VERSION = "1"
 POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
-BUFFERS = re.compile(rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*")
+BUFFERS = re.compile(
+    rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|vae/loss/.*|unet_ema/(decay|num_updates)"
+)
 
 
 class OwnTable:

@@ -13,13 +13,26 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET_LINEAR,
 )
 from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
+from i2v_jax.weights.formats.original import (
+    NOISE_SCHEDULE,
+    ORIGINAL_AVERAGED_UNETS,
+    ORIGINAL_CONTROLNETS,
+    ORIGINAL_TEXT_ENCODERS,
+    ORIGINAL_TEXT_ENCODERS_2,
+    ORIGINAL_UNETS,
+    ORIGINAL_VAES,
+)
 from i2v_jax.weights.names import Table
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
-    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR, IP_ADAPTER),
-    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV),
-    "text_encoder": (CLIP_TEXT,),
+    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR, IP_ADAPTER, *ORIGINAL_UNETS),
+    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV, *ORIGINAL_VAES),
+    "text_encoder": (CLIP_TEXT, *ORIGINAL_TEXT_ENCODERS),
+    "text_encoder_2": ORIGINAL_TEXT_ENCODERS_2,
     "image_encoder": (CLIP_VISION,),
     "image_proj": (IMAGE_PROJECTION,),
+    "unet_ema": ORIGINAL_AVERAGED_UNETS,
+    "controlnet": ORIGINAL_CONTROLNETS,
+    "noise_schedule": (NOISE_SCHEDULE,),
 }
 """The formats of each component; of several that know a file equally well, the first."""

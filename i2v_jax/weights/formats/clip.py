@@ -9,18 +9,16 @@ CLIP_LAYER = [
     Row("mlp.fc1", "mlp/fc1", DENSE),
     Row("mlp.fc2", "mlp/fc2", DENSE),
 ]
-CLIP_TEXT = Table(
-    "transformers CLIP text",
-    [
-        Row("text_model.embeddings.token_embedding", "token_embedding", EMBEDDING),
-        Row("text_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
-        Row("text_model.embeddings.position_ids", "position_ids", BUFFER),
-        *under("text_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
-        Row("text_model.final_layer_norm", "final_layer_norm", NORM),
-        Row("text_projection", "text_projection", DENSE),
-        Row("logit_scale", "logit_scale", BUFFER),
-    ],
-)
+CLIP_TEXT_ROWS = [
+    Row("text_model.embeddings.token_embedding", "token_embedding", EMBEDDING),
+    Row("text_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
+    Row("text_model.embeddings.position_ids", "position_ids", BUFFER),
+    *under("text_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
+    Row("text_model.final_layer_norm", "final_layer_norm", NORM),
+    Row("text_projection", "text_projection", DENSE),
+    Row("logit_scale", "logit_scale", BUFFER),
+]
+CLIP_TEXT = Table("transformers CLIP text", CLIP_TEXT_ROWS)
 CLIP_VISION = Table(
     "transformers CLIP vision",
     [
