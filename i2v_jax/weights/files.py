@@ -1,8 +1,9 @@
-"""Tensors on disk, one read at a time: safetensors (single, sharded), diffusers folders, hub ids, PyTorch pickles.
+"""Tensors on disk, one read at a time: safetensors (single, sharded), Flax checkpoints, PyTorch pickles, hub ids.
 
 Whatever the file, the caller sees a lazy mapping of names to tensors; headers are checked before memory is taken.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -12,8 +13,11 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -42,11 +46,17 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 MAX_RANK = 32
 MAX_NAME = 1000  # characters
+READ_AHEAD = 2  # tensors read and transposed, each in a thread, while one is written
+TILE, TILE_COLUMNS = 32768, 64  # elements
 
-WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file stems of diffusers and transformers
-SUFFIXES = ("safetensors", "bin")  # in the order of preference
+WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
+"""File stems of diffusers and transformers."""
+SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".msgpack", *PICKLE_SUFFIXES)
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # in a zip archive, bare
+MSGPACK_STARTS = tuple(bytes([byte]) for byte in (*range(0x81, 0x90), 0xDE, 0xDF))  # a map that is not empty
+PREFIXES = ("module.", "params.")  # of PyTorch's data-parallel training, of Flax's variable collections
 NO_TORCH = "is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
 
 
@@ -74,7 +84,7 @@ class Tensors(Mapping[str, np.ndarray]):
         source: what the user named, for messages.
         metadata: the `__metadata__` of a safetensors file.
         config: the `config.json` that lies beside the weights, None where there is none.
-        prefix: what stood before every name in the file (`module.` of data-parallel training), stripped here.
+        prefix: which of `PREFIXES` stood before every name in the file, stripped here.
     """
 
     entries: dict[str, Entry]
@@ -114,10 +124,10 @@ def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str 
     """Opens weights wherever they are, without reading a tensor.
 
     Args:
-        source: a safetensors file or a pickle (`.ckpt`, `.pth`, `.pt`, `.bin`); a folder of diffusers or transformers
-            (`config.json` beside the weights, sharded or not); a pipeline's folder, with the component in `folder`;
-            a hub id `owner/name`, or `owner/name/path/to/file.safetensors`; tensors already open are returned as
-            they are.
+        source: a file, that is safetensors, a Flax checkpoint (`.msgpack`) or a pickle (`.ckpt`, `.pth`, `.pt`,
+            `.bin`); a folder of diffusers or transformers (`config.json` beside the weights, sharded or not); a
+            pipeline's folder, with the component in `folder`; a hub id `owner/name`, or
+            `owner/name/path/to/file.safetensors`; tensors already open are returned as they are.
         folder: the component's folder within a pipeline, such as `unet`.
         variant: which precision of several, such as `fp16`; by default the full one, or fp16 where it is alone.
 
@@ -151,24 +161,34 @@ def check_reader(source: str | Path, folder: str = "") -> None:
         raise InputError(f"{path or source} {NO_TORCH}")
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether weights lie in this very folder, under a name that diffusers or transformers gives them."""
+    return folder.is_dir() and _find_weights(folder, "", None) is not None
+
+
 def sha256(path: str | Path) -> str:
     """Returns the SHA-256 of a file as hexadecimal digits, reading it in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, one tensor at a time, beside its place and then renamed into it.
+def save_tensors(
+    path: str | Path,
+    tensors: Tensors,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes a safetensors file, a few tensors at a time, beside its place and then renamed into it.
 
     Args:
         path: the file; one that is there is replaced, only once the new one is complete.
         tensors: what to write; each is read just before it is written.
         metadata: text kept in the file's header.
+        progress: called with the bytes of each tensor once they are written.
 
     Raises:
         InputError: the file cannot be written (no such folder, no space, no permission).
     """
-    path = Path(path)
     header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
     order = sorted(tensors.entries.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps data aligned
     for name, entry in order:
@@ -180,15 +200,25 @@ def save_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for data in contents(order):
+            file.write(data)
+            progress(data.nbytes)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Gives a file to write beside `path`, renamed into it once the block ends well, removed where it does not.
+
+    Raises:
+        InputError: the file cannot be written (no such folder, no space, no permission).
+    """
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(unfinished, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, entry in order:
-                array = np.asarray(entry.read(), order="C")
-                if (array.shape, array.dtype) != (entry.shape, entry.dtype):
-                    raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
-                file.write(array.reshape(-1).view(np.uint8))
+            yield file
         os.replace(unfinished, path)
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
@@ -196,17 +226,62 @@ def save_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]
         unfinished.unlink(missing_ok=True)
 
 
+def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:
+    """Yields what to write of each tensor, its bytes in C order as uint8 [bytes]; a few are read ahead."""
+
+    def read(name: str, entry: Entry) -> np.ndarray:
+        array = contiguous(entry.read())
+        if (array.shape, array.dtype) != (entry.shape, entry.dtype):
+            raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
+        return array.reshape(-1).view(np.uint8)
+
+    ahead: deque[Future] = deque()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for item in items:
+            ahead.append(pool.submit(read, *item))
+            if len(ahead) == IN_FLIGHT:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Returns the array in C order: as it is, or copied in tiles.
+
+    A plain copy of a transposed array jumps through memory with every element, on one side or the other; tiles stay in
+    the cache on both, which makes it 2 to 6 times as fast.
+    """
+    if array.flags.c_contiguous or array.ndim < 2:
+        return np.asarray(array, order="C")
+    copy = np.empty(array.shape, array.dtype)
+    rows, columns = sorted(np.argsort(array.shape)[-2:])  # the two longest axes
+    width = TILE_COLUMNS
+    height = max(1, TILE // (width * (array.size // (array.shape[rows] * array.shape[columns]))))
+    # as integers: types that are not NumPy's own, such as bfloat16, it copies one element at a time
+    source, target = (np.moveaxis(it.view(f"u{it.itemsize}"), (rows, columns), (0, 1)) for it in (array, copy))
+    for row, column in itertools.product(range(0, array.shape[rows], height), range(0, array.shape[columns], width)):
+        tile = np.s_[row : row + height, column : column + width]
+        target[tile] = source[tile]
+    return copy
+
+
 def _open_file(path: Path) -> Tensors:
     start = _start(path)
-    config = _read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else None
+    config = read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else None
     if start[8:9] == b"{":
         tensors = _open_safetensors(path)
     elif start.startswith(PICKLE_STARTS):
         tensors = _open_pickle(path)
+    elif start.startswith(MSGPACK_STARTS):
+        from i2v_jax.weights.msgpack import open_msgpack  # which is built on this file
+
+        tensors = open_msgpack(path)
     elif start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`.")
     else:
-        raise InputError(f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle.")
+        raise InputError(
+            f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle nor a Flax checkpoint."
+        )
     return dataclasses.replace(tensors, config=config)
 
 
@@ -246,10 +321,12 @@ def _variants(variant: str | None) -> list[str]:
 
 
 def _open_shards(index: Path) -> Tensors:
-    listing = _read_json(index)
+    listing = read_json(index)
     places = listing.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index} has no 'weight_map' of tensor names to files.")
+    if ".msgpack" in index.suffixes:  # transformers joins the names of Flax parameters by slashes there
+        places = {name.replace("/", "."): place for name, place in places.items()}
     shards = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
@@ -268,12 +345,13 @@ def _open_shards(index: Path) -> Tensors:
 def _open_hub(source: str | Path, folder: str, variant: str | None) -> Tensors:
     """Fetches only the wanted component."""
     check_reader(source)
-    if _hub_suffix(source) in (".safetensors", *PICKLE_SUFFIXES):
+    if _hub_suffix(source) in WEIGHT_SUFFIXES:
         path = fetch(source, [".", "../config.json"])
         if not path.is_file():
             raise InputError(f"{source} does not exist, on this machine or on the hub. Check the name.")
         return _open_file(path)
-    for suffix, middle in itertools.product(SUFFIXES if _has_torch() else SUFFIXES[:1], _variants(variant)):
+    suffixes = [suffix for suffix in SUFFIXES if suffix != "bin" or _has_torch()]
+    for suffix, middle in itertools.product(suffixes, _variants(variant)):
         names = ["config.json"]
         for stem in WEIGHTS:
             names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
@@ -314,14 +392,16 @@ def _open_safetensors(path: Path) -> Tensors:
                 f"of {size - start}. Fetch it again."
             )
         spans.append((begin, end, name))
-        entries[name] = Entry(shape, dtype, _reader(path, name, start + begin, shape, dtype), path)
+        entries[name] = Entry(shape, dtype, reader(path, name, start + begin, shape, dtype), path)
     for (_, end, first), (begin, _, second) in itertools.pairwise(sorted(spans)):
         if begin < end:
             raise InputError(f"{path} is damaged: {first!r} and {second!r} overlap.")
     return Tensors(entries, str(path), metadata if isinstance(metadata, dict) else {})
 
 
-def _reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+def reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+    """Returns what reads an array that lies row-major in a file, `offset` bytes from its start."""
+
     # Plain reads, not a memory map: pages that were read and converted must not stay in this process.
     def read() -> np.ndarray:
         array = np.empty(shape, dtype)
@@ -408,7 +488,8 @@ def _torch_entry(path: Path, name: str, tensor) -> Entry:
     return Entry(tuple(tensor.shape), np.dtype(dtype), read, path)
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Returns the object of a JSON file; InputError for anything else."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -418,8 +499,9 @@ def _read_json(path: Path) -> dict:
     return value
 
 
-def _without_prefix(tensors: Tensors, prefix: str = "module.") -> Tensors:
-    if not tensors or not all(name.startswith(prefix) for name in tensors):
+def _without_prefix(tensors: Tensors) -> Tensors:
+    prefix = next((it for it in PREFIXES if tensors and all(name.startswith(it) for name in tensors)), None)
+    if prefix is None:
         return tensors
     entries = {name.removeprefix(prefix): entry for name, entry in tensors.entries.items()}
     return dataclasses.replace(tensors, entries=entries, prefix=prefix)
