@@ -236,10 +236,10 @@ def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:
         return array.reshape(-1).view(np.uint8)
 
     ahead: deque[Future] = deque()
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
         for item in items:
             ahead.append(pool.submit(read, *item))
-            if len(ahead) == IN_FLIGHT:
+            if len(ahead) > READ_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
