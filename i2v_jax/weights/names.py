@@ -110,9 +110,9 @@ class Table:
     """The names of one format. `to_ours` and `to_theirs` are inverse by construction: both read the same rows."""
 
     def __init__(self, name: str, rows: Iterable[Row]):
-        self.name = name
+        self.name, self.rows = name, tuple(rows)
         self._theirs, self._ours = defaultdict(list), defaultdict(list)
-        for row in rows:
+        for row in self.rows:
             for their_leaf, (our_leaf, layout) in row.kind.items():
                 theirs = f"{row.theirs}.{their_leaf}".rstrip(".")
                 ours = f"{row.ours}/{our_leaf}".rstrip("/")
