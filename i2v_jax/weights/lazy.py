@@ -21,7 +21,7 @@ def check_finite(tensors: Tensors) -> Tensors:
             first = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise InputError(
                 f"{entry.file or tensors.source}: {tensors.prefix + name!r} holds {wrong.sum()} NaN or infinite "
-                f"values, first {array[first]} at {list(first)}. Fetch the file again; if they stay, it was badly trained."
+                f"values, first {array[first]} at {list(first)}. Fetch the file again, or one that was trained well."
             )
         return array
 
