@@ -58,10 +58,13 @@ def open_msgpack(path: Path) -> Tensors:
             values = _Walk(file, path).values()
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    chunked = [place[:-1] for place in values if place[-1] == CHUNKED]
-    chunks = {(*place, "chunks") for place in chunked}
-    arrays = {place: it for place, it in values.items() if isinstance(it, Entry) and place[:-1] not in chunks}
-    arrays |= {place: _joined(path, place, values) for place in chunked}
+    chunks = {(*place[:-1], "chunks") for place in values if place[-1] == CHUNKED}
+    arrays = {}
+    for place, value in values.items():
+        if place[-1] == CHUNKED:
+            arrays[place[:-1]] = _joined(path, place[:-1], values)
+        elif isinstance(value, Entry) and place[:-1] not in chunks:
+            arrays[place] = value
     entries = {".".join(place): entry for place, entry in arrays.items()}
     if len(entries) < len(arrays):
         raise InputError(f"{path} is damaged: two of its arrays have the same name.")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
+from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_UNET,
     DIFFUSERS_UNET_LINEAR,
@@ -12,7 +13,9 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
 )
+from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
+from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.formats.original import (
     NOISE_SCHEDULE,
     ORIGINAL_AVERAGED_UNETS,
@@ -25,14 +28,28 @@ from i2v_jax.weights.formats.original import (
 from i2v_jax.weights.names import Table
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
-    "unet": (DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, PUBLISHED_UNET, PUBLISHED_UNET_LINEAR, IP_ADAPTER, *ORIGINAL_UNETS),
-    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV, *ORIGINAL_VAES),
-    "text_encoder": (CLIP_TEXT, *ORIGINAL_TEXT_ENCODERS),
-    "text_encoder_2": ORIGINAL_TEXT_ENCODERS_2,
-    "image_encoder": (CLIP_VISION,),
+    "unet": (
+        DIFFUSERS_UNET,
+        DIFFUSERS_UNET_LINEAR,
+        PUBLISHED_UNET,
+        PUBLISHED_UNET_LINEAR,
+        IP_ADAPTER,
+        *ORIGINAL_UNETS,
+        *LORA_TABLES["unet"],
+        *FLAX_TABLES["unet"],
+    ),
+    "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV, *ORIGINAL_VAES, *FLAX_TABLES["vae"]),
+    "text_encoder": (CLIP_TEXT, *ORIGINAL_TEXT_ENCODERS, *LORA_TABLES["text_encoder"], *FLAX_TABLES["text_encoder"]),
+    "text_encoder_2": (*ORIGINAL_TEXT_ENCODERS_2, *LORA_TABLES["text_encoder_2"]),
+    "image_encoder": (CLIP_VISION, *FLAX_TABLES["image_encoder"]),
     "image_proj": (IMAGE_PROJECTION,),
     "unet_ema": ORIGINAL_AVERAGED_UNETS,
-    "controlnet": ORIGINAL_CONTROLNETS,
+    "controlnet": (
+        DIFFUSERS_CONTROLNET,
+        DIFFUSERS_CONTROLNET_LINEAR,
+        *ORIGINAL_CONTROLNETS,
+        *FLAX_TABLES["controlnet"],
+    ),
     "noise_schedule": (NOISE_SCHEDULE,),
 }
 """The formats of each component; of several that know a file equally well, the first."""

@@ -1,0 +1,66 @@
+"""Names of the Flax models that diffusers (before 0.40) and transformers (before 5.0) had.
+
+They are those of the PyTorch models, and the arrays are stored as here; only 1x1 convolutions keep their window.
+"""
+
+import re
+
+import numpy as np
+
+from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
+from i2v_jax.weights.formats.controlnet import BRANCH_OR_MOTION, DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
+from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, OLD_VAE
+from i2v_jax.weights.names import CONVOLUTION, MATRIX, SAME, TINY_CONVOLUTION, Kind, Layout, Row, Table
+
+
+def _of_rank(rank: int) -> Layout:
+    def same(array: np.ndarray) -> np.ndarray:
+        if array.ndim != rank:
+            raise ValueError(f"rank {array.ndim}, wanted {rank}")
+        return array
+
+    return Layout(same, same)
+
+
+# How PyTorch stores a tensor -> how Flax does.
+LAYOUTS = {
+    MATRIX: _of_rank(2),
+    CONVOLUTION: _of_rank(4),
+    TINY_CONVOLUTION: Layout(
+        lambda kernel: kernel.reshape(kernel.shape[2:]) if kernel.ndim == 4 else _of_rank(4).to_ours(kernel),
+        lambda kernel: kernel[None, None],
+    ),
+    SAME: SAME,
+}
+
+
+def _kind(kind: Kind) -> Kind:
+    """The same kind of layer under Flax's leaf names, which are ours. A tensor that a row names itself stays so."""
+    return kind if "" in kind else {leaf: (leaf, LAYOUTS[layout]) for leaf, layout in kind.values()}
+
+
+def _flax(name: str, table: Table, number: str) -> Table:
+    """The Flax model of a PyTorch model's table; `number` says how a numbered layer is written there."""
+    return Table(
+        name,
+        [
+            Row(re.sub(r"\.(\d+|\{\w+\})(?=\.|$)", number, row.theirs), row.ours, _kind(row.kind))
+            for row in table.rows
+            if not BRANCH_OR_MOTION.fullmatch(row.ours)
+        ],
+    )
+
+
+FLAX_TABLES = {
+    "unet": (
+        _flax("diffusers Flax UNet", DIFFUSERS_UNET, r"_\1"),
+        _flax("diffusers Flax UNet, linear projections", DIFFUSERS_UNET_LINEAR, r"_\1"),
+    ),
+    "controlnet": (
+        _flax("diffusers Flax ControlNet", DIFFUSERS_CONTROLNET, r"_\1"),
+        _flax("diffusers Flax ControlNet, linear projections", DIFFUSERS_CONTROLNET_LINEAR, r"_\1"),
+    ),
+    "vae": (_flax("diffusers FlaxAutoencoderKL", OLD_VAE, r"_\1"),),
+    "text_encoder": (_flax("transformers Flax CLIP text", CLIP_TEXT, r".\1"),),
+    "image_encoder": (_flax("transformers Flax CLIP vision", CLIP_VISION, r".\1"),),
+}
