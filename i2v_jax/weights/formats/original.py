@@ -114,7 +114,8 @@ def _network(blocks: Blocks, projection: Kind) -> list[Row]:
     return rows if blocks.down else []
 
 
-def _unet_rows(blocks: Blocks, projection: Kind) -> list[Row]:
+def unet_rows(blocks: Blocks, projection: Kind) -> list[Row]:
+    """Returns the rows of a UNet of these blocks, [] where it has none; `projection` is its transformers' kind."""
     ends = [Row("out.0", "conv_norm_out", NORM), Row("out.2", "conv_out", CONV)]
     return _network(blocks, projection) + ends if blocks.down and blocks.up else []
 
@@ -126,8 +127,8 @@ def _named(kind: str, prefix: str, projection: Kind) -> str:
 def _unet_table(prefix: str, projection: Kind) -> Table:
     return FamilyTable(
         _named("UNet", prefix, projection),
-        lambda shapes: under(prefix, "", _unet_rows(_blocks_of_file(prefix, shapes), projection)),
-        lambda shapes: under(prefix, "", _unet_rows(_blocks_of_tree(shapes), projection)),
+        lambda shapes: under(prefix, "", unet_rows(_blocks_of_file(prefix, shapes), projection)),
+        lambda shapes: under(prefix, "", unet_rows(_blocks_of_tree(shapes), projection)),
     )
 
 
@@ -139,7 +140,7 @@ def _averaged_rows(blocks: Blocks, projection: Kind) -> list[Row]:
     """A running average is kept in buffers, whose names may hold no dots: all are left out after the prefix."""
     rows = [
         Row(EMA + f"{row.theirs}.{their_leaf}".replace(".", ""), f"{row.ours}/{our_leaf}", {"": ("", layout)})
-        for row in _unet_rows(blocks, projection)
+        for row in unet_rows(blocks, projection)
         for their_leaf, (our_leaf, layout) in row.kind.items()
     ]
     return rows and rows + EMA_COUNTERS
