@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,8 +12,14 @@ from i2v_jax.weights.files import Entry, Tensors
 BLOCK = 1 << 16  # elements looked at together: they stay in the cache
 
 
-def check_finite(tensors: Tensors) -> Tensors:
-    """Returns the same tensors; reading one that holds NaN or infinity raises InputError, with file, name and place."""
+def check_finite(tensors: Tensors, names: Mapping[str, str] | None = None) -> Tensors:
+    """Returns the same tensors; reading one that holds NaN or infinity raises InputError, with file, name and place.
+
+    Args:
+        tensors: what to check, each as it is read.
+        names: what they are called in the file, where that differs.
+    """
+    names = names or {}
 
     def read(name: str, entry: Entry) -> np.ndarray:
         array = entry.read()
@@ -20,7 +27,7 @@ def check_finite(tensors: Tensors) -> Tensors:
             wrong = _non_finite(array)
             first = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise InputError(
-                f"{entry.file or tensors.source}: {tensors.prefix + name!r} holds {wrong.sum()} NaN or infinite "
+                f"{entry.file or tensors.source}: {names.get(name, name)!r} holds {wrong.sum()} NaN or infinite "
                 f"values, first {array[first]} at {list(first)}. Fetch the file again, or one that was trained well."
             )
         return array
