@@ -1,0 +1,282 @@
+"""Configs read off parameters' shapes, for files that carry no config: single-file checkpoints, parts of a UNet.
+
+What shapes do not tell (heads, activations, scaling) is as in the published models.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.branches import BRANCHES
+from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
+from i2v_jax.models.motion import MotionConfig
+from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
+from i2v_jax.models.vae import VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+MAX_LEVELS = 8  # published models have 3 or 4
+OPENCLIP_CONTEXTS = (1024, 2048)  # widths of the prompts of SD2 and SDXL
+OPENCLIP_TEXT_WIDTHS = (1024, 1280)  # H, bigG
+OPENCLIP_VISION_WIDTHS = (1280, 1664)
+
+_PLACE = re.compile(r"(?:\w+/)?(?:(?P<side>down|up)_blocks_(?P<level>\d+)/\w+_(?P<layer>\d+)|mid_block)/(?P<part>.+)")
+_LAST_AXIS_IS_WIDTH = re.compile(
+    r"(?:resnet(?:_\d+)?/)?conv[12]/(?:kernel|bias)"
+    r"|(?:attention|motion)/(?:norm/scale|blocks_\d+/attn[12]/(?:\w+/)?to_(?:q|k|v|out)/kernel)"
+)
+_BRANCH = re.compile(rf".*/attention/blocks_\d+/attn[12]/(?:{'|'.join(BRANCHES)})/.*")
+
+
+def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
+    """Returns the config of the network, whole or in part, that has parameters of these shapes.
+
+    What shapes do not tell follows the published models:
+    - UNet: 8 heads, or heads of 64 channels where prompts are 1024 or 2048 wide or projections are linear (SD2, SDXL).
+      Of a part (motion modules, an adapter), the rest is as in SD1.5 or SDXL where it has their widths.
+    - motion modules: 8 heads; 32 positions where there is no position table.
+    - CLIP: heads of 64 channels in text encoders, 16 heads in picture encoders 1024 wide or more; "gelu" for OpenCLIP's
+      widths, "quick_gelu" for others.
+    - autoencoder: SD1.5's scaling factor.
+    - group norms: 32 groups, or fewer where a width does not divide by 32.
+
+    Args:
+        component: which network the shapes are of: `unet`, `vae`, ...
+        shapes: path in our tree -> shape; buffers (position tables) may be among them.
+        known: fields of the config to take as given, such as `linear_projection` or `scaling_factor`.
+
+    Raises:
+        InputError: shapes that no such network has; the message names the path.
+    """
+    if component not in _INFER:
+        raise InputError(f"No config can be inferred for {component!r}.{nearest(component, _INFER)}")
+    return dataclasses.replace(_INFER[component](shapes, known), **known)
+
+
+def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
+    is_part = all("/motion/" in path or _BRANCH.fullmatch(path) for path in shapes)
+    levels = _read_levels(shapes)
+    like = _published(levels.widths) if is_part else _plain(levels.widths)
+    widths = like.block_out_channels
+    last = len(widths) - 1
+
+    attends, blocks = {"down": set(), "up": set()}, defaultdict(dict)
+    for path in shapes:
+        place = _PLACE.fullmatch(path)
+        if place and place["part"].startswith("attention/"):
+            level = int(place["level"] or 0)
+            attends.get(place["side"], set()).add(level)
+            if block := re.match(r"attention/blocks_(\d+)/", place["part"]):
+                blocks[level if place["side"] == "down" else last - level][int(block[1])] = path
+    if blocks or not is_part:
+        down_attention, up_attention = (tuple(i in attends[it] for i in range(last + 1)) for it in ("down", "up"))
+        depth = tuple(_count(blocks[i]) if i in blocks else 1 for i in range(last + 1))
+    else:
+        down_attention, up_attention, depth = like.down_attention, like.up_attention, like.transformer_depth
+    context = _size(shapes, r".*/attention/blocks_\d+/attn2/(image_tokens/)?to_[kv]/kernel", 0, 2)
+    context = context or like.cross_attention_dim
+    linear = known.get("linear_projection", context in OPENCLIP_CONTEXTS)
+    motion = _motion(shapes, widths)
+    return UNetConfig(
+        in_channels=_size(shapes, "conv_in/kernel", 2, 4) or like.in_channels,
+        out_channels=_size(shapes, "conv_out/kernel", 3, 4) or like.out_channels,
+        block_out_channels=widths,
+        layers_per_block=levels.layers_per_block,
+        down_attention=down_attention,
+        up_attention=up_attention,
+        transformer_depth=depth,
+        num_heads=tuple(_heads(width, linear or context in OPENCLIP_CONTEXTS) for width in widths),
+        cross_attention_dim=context,
+        linear_projection=linear,
+        norm_groups=math.gcd(32, *widths),
+        added_conditioning=like.added_conditioning if is_part else _added_conditioning(shapes),
+        motion=motion,
+        pooled_norms=bool(motion and motion.max_positions == 24 and not motion.mid_block),  # AnimateDiff v1
+        self_attention_branches=tuple(name for name in BRANCHES if any(f"/attn1/{name}/" in path for path in shapes)),
+        cross_attention_branches=tuple(name for name in BRANCHES if any(f"/attn2/{name}/" in path for path in shapes)),
+    )
+
+
+def _vae(shapes: Shapes, known: Mapping[str, Any]) -> VAEConfig:
+    levels = _read_levels(shapes)
+    widths = _plain(levels.widths).block_out_channels
+    return VAEConfig(
+        block_out_channels=widths,
+        layers_per_block=levels.layers_per_block,
+        latent_channels=_size(shapes, "decoder/conv_in/kernel", 2, 4) or VAEConfig.latent_channels,
+        norm_groups=math.gcd(32, *widths),
+    )
+
+
+def _clip_text(shapes: Shapes, known: Mapping[str, Any]) -> CLIPTextConfig:
+    vocabulary, width = _shape(shapes, "token_embedding/embedding", 2)
+    return CLIPTextConfig(
+        **_clip_fields(shapes, width, "text_projection"),
+        num_heads=width // 64 if width % 64 == 0 else 1,
+        hidden_act="gelu" if width in OPENCLIP_TEXT_WIDTHS else "quick_gelu",
+        vocab_size=vocabulary,
+        max_positions=_shape(shapes, "position_embedding/embedding", 2)[0],
+    )
+
+
+def _clip_vision(shapes: Shapes, known: Mapping[str, Any]) -> CLIPVisionConfig:
+    patch, _, _, width = _shape(shapes, "patch_embedding/kernel", 4)
+    positions = _shape(shapes, "position_embedding/embedding", 2)[0]
+    grid = math.isqrt(positions - 1)
+    if not grid or grid**2 + 1 != positions:
+        raise InputError(f"'position_embedding/embedding' has {positions} rows; wanted one more than a square.")
+    heads = 16 if width >= 1024 else width // 64
+    return CLIPVisionConfig(
+        **_clip_fields(shapes, width, "visual_projection"),
+        num_heads=heads if heads and width % heads == 0 else 1,
+        hidden_act="gelu" if width in OPENCLIP_VISION_WIDTHS else "quick_gelu",
+        image_size=grid * patch,
+        patch_size=patch,
+    )
+
+
+def _clip_fields(shapes: Shapes, width: int, projection: str) -> dict[str, Any]:
+    layers = {int(match[1]): path for path in shapes if (match := re.match(r"layers_(\d+)/", path))}
+    return dict(
+        width=width,
+        mlp_width=_shape(shapes, "layers_0/mlp/fc1/kernel", 2)[1],
+        num_layers=_count(layers),
+        projection_dim=_size(shapes, f"{projection}/kernel", 1, 2),
+    )
+
+
+def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> ImageProjectionConfig | ResamplerConfig:
+    try:
+        return config_from_shapes(shapes, known.get("head_dim", 64))
+    except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
+        raise InputError(str(error)) from error
+
+
+_INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
+    "unet": _unet,
+    "unet_ema": _unet,
+    "vae": _vae,
+    "text_encoder": _clip_text,
+    "text_encoder_2": _clip_text,
+    "image_encoder": _clip_vision,
+    "image_proj": _image_projection,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Levels:
+    """Width of each level, the finest first, None where nothing tells it; residual blocks of each on the way down."""
+
+    widths: tuple[int | None, ...]
+    layers_per_block: int
+
+
+def _read_levels(shapes: Shapes) -> _Levels:
+    places = {path: place for path in shapes if (place := _PLACE.fullmatch(path))}
+    numbered = {path: place for path, place in places.items() if place["side"]}
+    if not numbered:
+        raise InputError(f"No blocks of several levels are among {', '.join(sorted(shapes)[:5]) or 'no parameters'}.")
+    levels = _count({int(place["level"]): path for path, place in numbered.items()})
+    if levels > MAX_LEVELS:
+        raise InputError(f"{levels} levels of blocks; a network has at most {MAX_LEVELS}.")
+    layers = {
+        side: _count({int(place["layer"]): path for path, place in numbered.items() if place["side"] == side})
+        for side in {place["side"] for place in numbered.values()}
+    }
+
+    votes = [Counter() for _ in range(levels)]  # one odd tensor is then what is wrong, not all others
+    for path, place in places.items():
+        if _LAST_AXIS_IS_WIDTH.fullmatch(place["part"]):
+            number = int(place["level"] or 0)
+            votes[number if place["side"] == "down" else levels - 1 - number][_axis(path, shapes[path], -1)] += 1
+    widths = tuple(vote.most_common(1)[0][0] if vote else None for vote in votes)
+    if not any(widths):
+        raise InputError(f"Nothing tells how wide the network is among {', '.join(sorted(shapes)[:5])}.")
+    return _Levels(widths, layers.get("down") or max(layers["up"] - 1, 1))
+
+
+def _plain(widths: tuple[int | None, ...]) -> UNetConfig:
+    """A UNet of these widths, an unknown one being its neighbour's, without anything that may be left out."""
+    known = [i for i, width in enumerate(widths) if width]
+    filled = tuple(widths[min(known, key=lambda j: abs(j - i))] for i in range(len(widths)))
+    nowhere, once = (False,) * len(widths), (1,) * len(widths)
+    return UNetConfig(
+        block_out_channels=filled,
+        down_attention=nowhere,
+        up_attention=nowhere,
+        transformer_depth=once,
+        num_heads=once,
+    )
+
+
+def _published(widths: tuple[int | None, ...]) -> UNetConfig:
+    """SD1.5 or SDXL, if it has these widths."""
+    for config in (SD15, SDXL):
+        theirs = config.block_out_channels
+        if len(theirs) == len(widths) and all(width in (None, it) for width, it in zip(widths, theirs)):
+            return config
+    return _plain(widths)
+
+
+def _added_conditioning(shapes: Shapes) -> AddedConditioning | None:
+    width = _size(shapes, "add_embedding/linear_1/kernel", 0, 2)
+    if width is None:
+        return None
+    time_dim = AddedConditioning.time_dim
+    return AddedConditioning(time_dim if 6 * time_dim < width else width // 8, width)
+
+
+def _motion(shapes: Shapes, widths: tuple[int, ...]) -> MotionConfig | None:
+    paths = [path for path in shapes if "/motion/" in path]
+    if not paths:
+        return None
+    tables = {path: shapes[path] for path in paths if path.endswith("/positions")}
+    for path, shape in tables.items():
+        if len(shape) != 3 or shape[2] not in widths:
+            raise InputError(f"{path!r} has shape {list(shape)}; wanted [1, positions, channels].")
+    blocks = {int(match[1]): path for path in paths if (match := re.match(r".*/motion/blocks_(\d+)/", path))}
+    return MotionConfig(
+        max_positions=_size(tables, ".*", 1, 3) or 32,
+        mid_block=any(path.startswith("mid_block/") for path in paths),
+        num_heads=math.gcd(8, *widths),
+        num_layers=_count(blocks) or 1,
+        norm_groups=math.gcd(32, *widths),
+    )
+
+
+def _heads(width: int, of_64: bool) -> int:
+    return width // 64 if of_64 and width % 64 == 0 else math.gcd(8, width)
+
+
+def _count(numbered: Mapping[int, str]) -> int:
+    """How many there are, numbered from 0 (each with a path that has it); InputError where a number is left out."""
+    for wanted, number in enumerate(sorted(numbered)):
+        if number != wanted:
+            raise InputError(f"{numbered[number]!r} has number {number}, but nothing has number {wanted}.")
+    return len(numbered)
+
+
+def _size(shapes: Shapes, pattern: str, axis: int, rank: int) -> int | None:
+    """The size along an axis that most tensors have whose path the pattern matches; None where there is none."""
+    sizes = Counter(_axis(path, shapes[path], axis, rank) for path in shapes if re.fullmatch(pattern, path))
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _shape(shapes: Shapes, path: str, rank: int) -> tuple[int, ...]:
+    if path not in shapes:
+        raise InputError(f"Missing {path!r}.{nearest(path, shapes)}")
+    for axis in range(rank):
+        _axis(path, shapes[path], axis, rank)
+    return shapes[path]
+
+
+def _axis(path: str, shape: tuple[int, ...], axis: int, rank: int | None = None) -> int:
+    if not shape or (rank is not None and len(shape) != rank) or shape[axis] < 1:
+        wanted = f"{rank} sizes" if rank else "sizes"
+        raise InputError(f"{path!r} has shape {list(shape)}; wanted {wanted} of at least 1.")
+    return shape[axis]
