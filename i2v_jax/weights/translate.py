@@ -90,6 +90,7 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
             raise InputError(f"{tensors.source} is of no format known here. It holds {_some(tensors)}.")
         component, table = known[by_name.index(max(by_name))]
         return {component: import_tensors(tensors, table)}
+    found = {name: dataclasses.replace(it, beside=tuple(found)) for name, it in found.items()}
     first = next(iter(found))
     found[first] = dataclasses.replace(found[first], unknown=sorted(left))
     return found
@@ -121,6 +122,7 @@ class Imported:
         unknown: names of the file that nothing knows.
         misshapen: names whose rank the table cannot take.
         table: the table of the file's format.
+        beside: every component of the file.
     """
 
     parameters: Tensors
@@ -129,6 +131,7 @@ class Imported:
     unknown: list[str]
     misshapen: list[str]
     table: Table | OwnTable
+    beside: tuple[str, ...] = ()
 
 
 def import_tensors(tensors: Tensors, table: Table | OwnTable) -> Imported:
