@@ -148,6 +148,7 @@ class UNetConfig:
             "up_block_types": blocks("Up", self.up_attention),
             "transformer_layers_per_block": per_level(self.transformer_depth),
             "num_attention_heads" if self.motion else "attention_head_dim": per_level(self.num_heads),
+            "encoder_hid_dim_type": None,
         }
         if self.added_conditioning:
             config |= {
@@ -307,6 +308,7 @@ class UNet(nn.Module):
         image_tokens: Float[Array, "b n e"] | None = None,
         added: Mapping[str, Array] | None = None,
         scales: Mapping[str, Any] | None = None,
+        residuals: tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]] | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Runs the network.
 
@@ -317,40 +319,56 @@ class UNet(nn.Module):
           image_tokens: image prompt tokens, for UNets with the "image_tokens" branch.
           added: SDXL's `text_embeds` [b d] and `time_ids` [b 6].
           scales: strength of each branch by name (scalars, may be traced); 1 where absent.
+          residuals: what a ControlNet returned, added to every output of the way down and to the middle's.
         """
         c = self.config
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         sample = shard(sample, "batch", "frames", "height", "width", None)
         conditioning = Conditioning(
-            time=self._time(jnp.broadcast_to(timesteps, sample.shape[:1]), added),
+            time=time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), added),
             text=jnp.asarray(text, c.dtype)[:, None],
             image_tokens=None if image_tokens is None else jnp.asarray(image_tokens, c.dtype)[:, None],
             scales=scales or {},
         )
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
-        skips = [x]
-        levels = range(len(c.block_out_channels))
-        for level in levels:
-            skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], conditioning)
-        x = remat(MidBlock, c)(c, name="mid_block")(skips[-1], conditioning)
-        for i, level in enumerate(reversed(levels)):
+        skips, x = down_and_middle(c, x, conditioning)
+        if residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals[0], strict=True)]
+            x += residuals[1]
+        for i, level in enumerate(reversed(range(len(c.block_out_channels)))):
             x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, conditioning)
         x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
         x = conv(c, c.out_channels, "conv_out")(x)
         return shard(x, "batch", "frames", "height", "width", None)
 
-    def _time(self, timesteps, added):
-        c = self.config
-        width = c.block_out_channels[0]
-        mlp = dict(features=4 * width, param_dtype=c.param_dtype)
-        time = EmbeddingMLP(name="time_embedding", **mlp)(sinusoidal_embedding(timesteps, width))
-        if c.added_conditioning:
-            if added is None:
-                raise InputError("This UNet (SDXL) wants `added` with `text_embeds` [b d] and `time_ids` [b 6].")
-            sizes = sinusoidal_embedding(added["time_ids"], c.added_conditioning.time_dim)
-            joined = jnp.concatenate([added["text_embeds"], sizes.reshape(sizes.shape[0], -1)], -1)
-            time += EmbeddingMLP(name="add_embedding", **mlp)(jnp.asarray(joined, jnp.float32))
-        return jnp.asarray(time, c.dtype)
+
+# The half that a ControlNet shares: to be called in a compact method, whose module then holds the parts.
+
+
+def time_embedding(
+    c: UNetConfig, timesteps: Float[Array, " b"], added: Mapping[str, Array] | None
+) -> Float[Array, "b e"]:
+    """Embeds the timesteps and, for SDXL, the pooled text and the sizes."""
+    width = c.block_out_channels[0]
+    mlp = dict(features=4 * width, param_dtype=c.param_dtype)
+    time = EmbeddingMLP(name="time_embedding", **mlp)(sinusoidal_embedding(timesteps, width))
+    if c.added_conditioning:
+        if added is None:
+            raise InputError("This network (SDXL) wants `added` with `text_embeds` [b d] and `time_ids` [b 6].")
+        sizes = sinusoidal_embedding(added["time_ids"], c.added_conditioning.time_dim)
+        joined = jnp.concatenate([added["text_embeds"], sizes.reshape(sizes.shape[0], -1)], -1)
+        time += EmbeddingMLP(name="add_embedding", **mlp)(jnp.asarray(joined, jnp.float32))
+    return jnp.asarray(time, c.dtype)
+
+
+def down_and_middle(
+    c: UNetConfig, x: Float[Array, "b f h w c"], conditioning: Conditioning
+) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
+    """Runs the way down and the middle block; returns every output of the way down, `x` first, and the middle's."""
+    skips = [x]
+    for level in range(len(c.block_out_channels)):
+        skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], conditioning)
+    return skips, remat(MidBlock, c)(c, name="mid_block")(skips[-1], conditioning)
 
 
 # How a config builds each kind of part.

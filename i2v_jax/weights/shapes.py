@@ -1,12 +1,14 @@
 """What parameters a config's network has: paths, shapes and dtypes, found without making them."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
+from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.image_projection import ImageProjection, ImageProjectionConfig, Resampler, ResamplerConfig
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
@@ -18,12 +20,29 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 @functools.cache  # tracing a UNet takes seconds
 def unet_shapes(config: UNetConfig) -> Shapes:
     """Returns {path: shape and dtype} of a UNet's parameters."""
-    size, width = config.downscale, config.cross_attention_dim
-    inputs = dict(timesteps=jnp.zeros((1,)), text=jnp.zeros((1, 1, width)), image_tokens=jnp.zeros((1, 1, width)))
+    tokens = jnp.zeros((1, 1, config.cross_attention_dim))
+    return _shapes(UNet(config), **_inputs(config), image_tokens=tokens)
+
+
+@functools.cache
+def controlnet_shapes(config: ControlNetConfig) -> Shapes:
+    """Returns {path: shape and dtype} of a ControlNet's parameters."""
+    size = config.downscale * config.picture_scale
+    return _shapes(ControlNet(config), **_inputs(config), picture=jnp.zeros((1, 1, size, size, 3)))
+
+
+def _inputs(config: UNetConfig) -> dict[str, Any]:
+    """The smallest that a UNet or a ControlNet takes."""
+    size = config.downscale
+    inputs = dict(
+        sample=jnp.zeros((1, 1, size, size, config.in_channels)),
+        timesteps=jnp.zeros((1,)),
+        text=jnp.zeros((1, 1, config.cross_attention_dim)),
+    )
     if added := config.added_conditioning:
         pooled = jnp.zeros((1, added.projection_input_dim - 6 * added.time_dim))
         inputs["added"] = dict(text_embeds=pooled, time_ids=jnp.zeros((1, 6)))
-    return _shapes(UNet(config), jnp.zeros((1, 1, size, size, config.in_channels)), **inputs)
+    return inputs
 
 
 def vae_shapes(config: VAEConfig) -> Shapes:
