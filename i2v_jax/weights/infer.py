@@ -13,6 +13,7 @@ from typing import Any
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.branches import BRANCHES
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
 from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
@@ -102,6 +103,15 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
     )
 
 
+def _controlnet(shapes: Shapes, known: Mapping[str, Any]) -> ControlNetConfig:
+    unet = _unet(shapes, known)
+    pattern = re.compile(r"controlnet_cond_embedding/blocks_(\d+)/kernel")
+    blocks = {int(match[1]): path for path in shapes if (match := pattern.fullmatch(path))}
+    convolutions = ["controlnet_cond_embedding/conv_in/kernel", *(blocks[i] for i in range(1, _count(blocks), 2))]
+    widths = tuple(_shape(shapes, path, 4)[3] for path in convolutions)
+    return dataclasses.replace(of_unet(unet), up_attention=unet.down_attention[::-1], picture_widths=widths)
+
+
 def _vae(shapes: Shapes, known: Mapping[str, Any]) -> VAEConfig:
     levels = _read_levels(shapes)
     widths = _plain(levels.widths).block_out_channels
@@ -160,6 +170,7 @@ def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> ImageProjecti
 _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "unet": _unet,
     "unet_ema": _unet,
+    "controlnet": _controlnet,
     "vae": _vae,
     "text_encoder": _clip_text,
     "text_encoder_2": _clip_text,
