@@ -366,7 +366,13 @@ def test_motion_modules_without_a_length(published):
 
 def test_configs_that_are_not_there_or_wrong(published, tmp_path):
     tensors = Tensors.of(published, "merged.safetensors")
-    refused(lambda: load_unet(tensors), "No config.json beside merged.safetensors")
+    with_a_gap = {name.replace("_blocks.1.", "_blocks.7."): array for name, array in published.items()}
+    refused(
+        lambda: load_unet(Tensors.of(with_a_gap, "gap.safetensors")),
+        "gap.safetensors",
+        "config",
+        "nothing has number 1",
+    )
     refused(lambda: load_unet(tensors, config={"in_channels": 4}), "block_out_channels")
     refused(lambda: load_unet(tensors, config=SETTINGS, poold_norms=True), "Did you mean 'pooled_norms'?")
     refused(lambda: load_unet(tensors, config=SETTINGS, motion_config={"heads": 4}), "'heads'", "num_heads")
