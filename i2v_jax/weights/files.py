@@ -69,6 +69,16 @@ class Entry:
     read: Callable[[], np.ndarray]
     file: Path | None = None
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * self.dtype.itemsize
+
     @classmethod
     def of(cls, array) -> "Entry":
         """Wraps an array that is in memory (NumPy or JAX)."""
@@ -106,6 +116,11 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())
 
     def files(self) -> list[Path]:
         """Returns the files that hold the tensors."""
@@ -192,7 +207,7 @@ def save_tensors(
     header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
     order = sorted(tensors.entries.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps data aligned
     for name, entry in order:
-        begin, end = end, end + math.prod(entry.shape) * entry.dtype.itemsize
+        begin, end = end, end + entry.nbytes
         header[name] = {
             "dtype": DTYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),
@@ -205,6 +220,37 @@ def save_tensors(
         for data in contents(order):
             file.write(data)
             progress(data.nbytes)
+
+
+def save_pickle(
+    path: str | Path, tensors: Tensors, nesting: str | None, progress: Callable[[int], object] = lambda count: None
+) -> None:
+    """Writes a PyTorch pickle, beside its place and then renamed into it. All of it is in memory before.
+
+    Args:
+        path: the file.
+        tensors: what to write.
+        nesting: the one name that all tensors are put below, such as `state_dict`; None: the first part of each name is
+            a dictionary of its own, as in IP-Adapter files.
+        progress: called with the bytes of each tensor once they are read.
+
+    Raises:
+        InputError: PyTorch is not installed, or the file cannot be written.
+    """
+    if not _has_torch():
+        raise InputError(f"{path} would be a PyTorch pickle, which takes `pip install torch`; or write safetensors.")
+    import torch
+
+    state: dict = {}
+    for name, entry in tensors.entries.items():
+        array = np.array(entry.read(), order="C")
+        dtype = getattr(torch, entry.dtype.name)  # by bytes: torch does not take NumPy's bfloat16
+        tensor = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
+        outer, inner = (nesting, name) if nesting else name.split(".", 1)
+        state.setdefault(outer, {})[inner] = tensor
+        progress(entry.nbytes)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from four, in any format of `formats`.
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,29 @@ import numpy as np
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.branches import BRANCHES
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from i2v_jax.models.controlnet import ControlNetConfig
 from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
 from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import UNetConfig
-from i2v_jax.models.vae import VAEConfig
+from i2v_jax.models.vae import SDXL_VAE, VAEConfig
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
+from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.save import config_from_json, own_config
 from i2v_jax.weights.shapes import (
     Shapes,
+    controlnet_shapes,
     image_encoder_shapes,
     image_projection_shapes,
     text_encoder_shapes,
     unet_shapes,
     vae_shapes,
 )
-from i2v_jax.weights.translate import Imported, check_positions, recognise
+from i2v_jax.weights.translate import Imported, OwnTable, check_positions, recognise
 from i2v_jax.weights.tree import unflatten
 
-Source = str | Path | Tensors
+Source = str | Path | Tensors | Imported
 Place = Callable[[str, np.ndarray], Any]
 
 FOLDERS = {"motion": "motion_adapter"}
@@ -46,6 +50,14 @@ PARTS = {"motion": "motion modules", "adapter": "first-frame branch", "image_tok
 """What may come from another file than the base, for messages."""
 
 BRANCH = re.compile(r".*/attention/blocks_\d+/(?P<side>attn[12])/(?P<name>(?!to_)\w+)/.*")
+_COMPONENTS = {
+    UNetConfig: "unet",
+    ControlNetConfig: "controlnet",
+    VAEConfig: "vae",
+    CLIPTextConfig: "text_encoder",
+    CLIPVisionConfig: "image_encoder",
+}
+PUBLISHED_CONTEXTS = (768, 1024, 2048)  # widths of the prompts of SD1.x, SD2, SDXL
 SHOWN = 3  # names of each sort in an error
 
 
@@ -62,15 +74,15 @@ class Assembled:
         config: of the network.
         parameters: path -> array, just those that the network wants, in its order.
         buffers: path -> what the sources carry beside the parameters.
-        tables: names of the formats that the parts came in.
         settings: the diffusers or transformers config of the base, where it has one.
+        names: path -> the name in the file that it comes from.
     """
 
     config: Any
     parameters: Tensors
     buffers: Tensors
-    tables: tuple[str, ...]
     settings: Mapping[str, Any] | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def load(self, place: Place) -> tuple[Any, dict[str, Any]]:
         """Reads and places the parameters one by one; returns the config and the nested dictionaries."""
@@ -137,13 +149,7 @@ def assemble_unet(
     for part, source in given.items():
         if source is not None and not any(_part(path) == part for path in providers[part].parameters):
             raise InputError(f"{providers[part].parameters.source} holds no {PARTS[part]}. Give another file, or none.")
-    pool = {
-        path: (entry, imported)
-        for part, imported in providers.items()
-        for path, entry in imported.parameters.entries.items()
-        if _part(path) == part
-    }
-
+    pool = _pool(providers)
     settings = config or whole.parameters.config or {}
     layout = _motion_layout(providers["motion"], settings, motion_config or {})
     held = {(match["side"], match["name"]) for path in pool if (match := BRANCH.fullmatch(path))}
@@ -160,13 +166,54 @@ def assemble_unet(
     pool = {path: it for path, it in pool.items() if not (branch := BRANCH.fullmatch(path)) or branch["name"] in wanted}
     expected = unet_shapes(unet)
     _fill_first_frame(pool, expected)
-    buffers = {
-        path: entry
-        for part, imported in providers.items()
-        for path, entry in imported.buffers.entries.items()
-        if _part(path) == part
-    }
-    return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], buffers)
+    return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], _buffers(providers))
+
+
+def assemble_unet_parts(
+    *, motion: Source | None = None, adapter: Source | None = None, image_tokens: Source | None = None
+) -> Assembled:
+    """Puts parts of a UNet together that have no base beside them, without reading them.
+
+    What the parts do not tell of their UNet stays at what published models have; a config that one of our own files
+    holds is taken as it is. A first-frame branch may lack `to_q`, which then waits for its base.
+
+    Args:
+        motion, adapter, image_tokens: as for `assemble_unet`.
+
+    Raises:
+        InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
+    """
+    given = {"motion": motion, "adapter": adapter, "image_tokens": image_tokens}
+    providers = {part: _import(it, "unet", (), FOLDERS.get(part, "unet")) for part, it in given.items() if it}
+    pool = _pool(providers)
+    shapes = {path: entry.shape for path, (entry, _) in pool.items()}
+    own = [text for imported in providers.values() if (text := own_config(imported))]
+    unet = config_from_json(UNetConfig, own[0]) if own else infer_config("unet", shapes)
+    if motion:
+        unet = dataclasses.replace(unet, motion=_motion_layout(providers["motion"], {}, {}))
+    expected = {path: leaf for path, leaf in unet_shapes(unet).items() if _part(path) in providers}
+    if not any("/first_frame/to_q/" in path for path in pool):
+        expected = {path: leaf for path, leaf in expected.items() if "/first_frame/to_q/" not in path}
+    return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], _buffers(providers))
+
+
+def load_controlnet(
+    source: Source, *, place: Place = to_device, **options: Any
+) -> tuple[ControlNetConfig, dict[str, Any]]:
+    """Loads a ControlNet: a component's or a pipeline's folder, a file, a hub id.
+
+    Arguments, returns and errors are those of `load_unet`.
+    """
+    return assemble_controlnet(source, **options).load(place)
+
+
+def assemble_controlnet(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks a ControlNet's tensors; see `load_controlnet` and `assemble_unet`."""
+    imported = _import(source, "controlnet")
+    controlnet = _replace(_config(ControlNetConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
+    return _assembled_whole("ControlNet", controlnet, controlnet_shapes(controlnet), imported)
 
 
 def load_vae(source: Source, *, place: Place = to_device, **options: Any) -> tuple[VAEConfig, dict[str, Any]]:
@@ -276,6 +323,29 @@ def _part(path: str) -> str:
     return {"attn1": "adapter", "attn2": "image_tokens"}[branch["side"]] if branch else "base"
 
 
+def parts_of(imported: Imported) -> set[str]:
+    """Returns which parts of a UNet a source holds: "base", "motion", "adapter", "image_tokens"."""
+    return {_part(path) for path in imported.parameters}
+
+
+def _pool(providers: Mapping[str, Imported]) -> dict[str, tuple[Entry, Imported]]:
+    return {
+        path: (entry, imported)
+        for part, imported in providers.items()
+        for path, entry in imported.parameters.entries.items()
+        if _part(path) == part
+    }
+
+
+def _buffers(providers: Mapping[str, Imported]) -> dict[str, Entry]:
+    return {
+        path: entry
+        for part, imported in providers.items()
+        for path, entry in imported.buffers.entries.items()
+        if _part(path) == part
+    }
+
+
 def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapping[str, Any]) -> MotionConfig | None:
     """What a file's motion modules look like; what tensors do not show comes from its config or the base's."""
     blocks = [path for path in imported.parameters if _part(path) == "motion"]
@@ -332,6 +402,8 @@ def _fill_first_frame(pool: dict[str, tuple[Entry, Imported]], expected: Shapes)
 
 
 def _import(source: Source, component: str, more_tables: Iterable[Table] = (), folder: str = "") -> Imported:
+    if isinstance(source, Imported):
+        return source
     tensors = open_tensors(source, folder or component)
     found = recognise(tensors, {component: more_tables})
     imported = found.get(folder) or found.get(component)
@@ -346,11 +418,39 @@ def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, sect
         return config_from_json(cls, own)
     settings = imported.parameters.config if given is None else given
     if settings is None:
-        raise InputError(f"No config.json beside {imported.parameters.source}. Put one there, or give `config`.")
+        return _inferred(cls, imported)
     try:
         return cls.from_diffusers(settings.get(section, settings))
     except KeyError as error:
+        if given is None:  # some other model's, that lies beside by chance
+            return _inferred(cls, imported)
         raise InputError(f"The config of {imported.parameters.source} does not set {error}.") from error
+
+
+def _inferred(cls: type, imported: Imported) -> Any:
+    """The config that a file without any must have; what else the file holds tells which published model it is of."""
+    known = {}
+    if issubclass(cls, UNetConfig) and not isinstance(imported.table, OwnTable):
+        known["linear_projection"] = "linear projections" in imported.table.name
+    if cls is VAEConfig and "text_encoder_2" in imported.beside:
+        known["scaling_factor"] = SDXL_VAE.scaling_factor
+    shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
+    try:
+        config = infer_config(_COMPONENTS[cls], shapes, **known)
+    except InputError as error:  # speaks of our paths
+        reason = re.sub(
+            r"'([^']*)'", lambda path: repr(imported.names.get(path[1]) or _name_there(imported, path[1])), str(error)
+        )
+        raise InputError(
+            f"{imported.parameters.source} has no config.json, and its tensors tell none: {reason}"
+        ) from error
+    if cls is UNetConfig and config.cross_attention_dim not in PUBLISHED_CONTEXTS:
+        warnings.warn(
+            f"{imported.parameters.source} has no config.json and is no published model; it is taken to have "
+            f"{config.num_heads} attention heads and norms of {config.norm_groups} groups. Give `config` otherwise.",
+            stacklevel=2,
+        )
+    return config
 
 
 def _replace(config: Any, values: Mapping[str, Any]) -> Any:
@@ -412,8 +512,8 @@ def _assembled(
         config,
         first.holding({path: pool[path][0] for path in expected}),
         first.holding(buffers),
-        tuple(dict.fromkeys(it.table.name for it in sources)),
         first.config,
+        named,
     )
 
 

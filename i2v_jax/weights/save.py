@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def save_own(
     components: Mapping[str, Tensors | Tree],
     configs: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Writes components, or parts of them, one tensor at a time, so that `load_*` reads them without any other file.
 
@@ -29,14 +30,20 @@ def save_own(
             whole, or what `tree.select` chose.
         configs: component -> its config; may be left out for a part that is loaded beside its base.
         metadata: further text to keep in the header.
+        progress: called with the bytes of each tensor once they are written.
 
     Raises:
         InputError: the file cannot be written.
     """
-    header = {**(metadata or {}), "format": OWN_FORMAT, "version": OWN_VERSION}
+    save_tensors(path, own_tensors(components), own_metadata(configs or {}, metadata or {}), progress)
+
+
+def own_metadata(configs: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Returns the header of one of our own files: its format and version, and the components' configs."""
+    header = {**metadata, "format": OWN_FORMAT, "version": OWN_VERSION}
     if configs:
         header["configs"] = json.dumps({name: json.loads(config_to_json(it)) for name, it in configs.items()})
-    save_tensors(path, own_tensors(components), header)
+    return header
 
 
 def own_tensors(components: Mapping[str, Tensors | Tree]) -> Tensors:

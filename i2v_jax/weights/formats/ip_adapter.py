@@ -78,7 +78,8 @@ def _rows_of_file(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
         layers = cross_attentions(_attention_paths(config))
         if len(layers) == count:
             return _attention_rows(layers)
-    return [Row(f"ip_adapter.{{n}}.to_{it}_ip", f"numbered_{{n}}/image_tokens/to_{it}", DENSE) for it in ("k", "v")]
+    unknown = "numbered_{n}/attention/blocks_0/attn2/image_tokens/"
+    return [Row(f"ip_adapter.{{n}}.to_{it}_ip", f"{unknown}to_{it}", DENSE) for it in ("k", "v")]
 
 
 def _attention_paths(config: UNetConfig) -> list[str]:

@@ -1,0 +1,141 @@
+"""The command line: what each command takes, with examples; the work is in the module of the command's name.
+
+Exit codes: 0; 1 where `verify` or `diff` finds a difference; 2 on bad input, with a message; 130 when interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from convert.arguments import ArgumentParser, component_config, lora
+from i2v_jax import commands
+
+EXAMPLES = """\
+examples:
+  what is this file?
+    python -m convert inspect dreamshaper_8.safetensors
+  a community model as one JAX file, and as an orbax tree in bfloat16
+    python -m convert import dreamshaper_8.safetensors dreamshaper.safetensors
+    python -m convert import dreamshaper_8.safetensors dreamshaper --dtype bf16
+  base, motion modules, adapter and image tokens together, a LoRA merged in
+    python -m convert import stable-diffusion-v1-5/stable-diffusion-v1-5 mm_sd_v15.ckpt i2v_module.pth \\
+        ip-adapter-plus_sd15.safetensors model.safetensors --lora ghibli.safetensors=0.8
+  a trained adapter for the published PyTorch code
+    python -m convert export trained.safetensors i2v_module.safetensors --to i2v-adapter --only 'unet/.*/first_frame/.*'
+  the same model as a diffusers folder
+    python -m convert export dreamshaper.safetensors dreamshaper-diffusers --to diffusers
+  is the conversion right? tensors, then outputs against PyTorch
+    python -m convert verify dreamshaper_8.safetensors dreamshaper.safetensors --run
+  what did the training change?
+    python -m convert diff before.safetensors after.safetensors
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code. `InputError` is left to the caller."""
+    arguments = _parser().parse_args(argv)
+    command = importlib.import_module(f"convert.{arguments.module}")
+    return command.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m convert",
+        description="Moves weights between PyTorch and JAX. Formats are detected. SOURCE: a file, a folder, a hub id.",
+        epilog=EXAMPLES,
+    )
+    commands_ = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, module: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+        added = commands_.add_parser(name, help=summary, description=f"{summary}. {description}", epilog=_example(name))
+        added.set_defaults(module=module)
+        return added
+
+    for name, module, summary, description in (
+        (
+            "import",
+            "importing",
+            "writes our own format from any other",
+            "OUTPUT is one safetensors file where its name ends so, otherwise an orbax folder.",
+        ),
+        (
+            "export",
+            "exporting",
+            "writes a format of the PyTorch or Flax world from any other",
+            "OUTPUT is a file (.safetensors, .msgpack, or a pickle: .ckpt, .pt, .pth, .bin), or else a folder.",
+        ),
+    ):
+        sub = command(name, module, summary, description)
+        sub.add_argument(
+            "sources", nargs="+", metavar="SOURCE", help="what to convert; of several, each adds its parts"
+        )
+        sub.add_argument("output", metavar="OUTPUT", help="what to write")
+        if name == "export":
+            sub.add_argument(
+                "--to", metavar="FORMAT", help="the format wanted (--to help lists them); default: as it came"
+            )
+            sub.add_argument("--shard-size", metavar="SIZE", default="10GB", help="of a folder's files, such as 5GB")
+            sub.add_argument(
+                "--write-variant", metavar="NAME", help="a folder's files are called ….NAME.safetensors: fp16"
+            )
+        sub.add_argument(
+            "--dtype", choices=("f32", "bf16", "f16"), help="of floating-point tensors; default: unchanged"
+        )
+        sub.add_argument(
+            "--only", action="append", metavar="PATTERN", help="regular expression of paths to keep; may repeat"
+        )
+        sub.add_argument("--lora", action="append", type=lora, default=[], metavar="FILE[=SCALE]", help="merge a LoRA")
+        _add_source_options(sub)
+        sub.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
+
+    sub = command("inspect", "inspecting", "says what a file is: components, family, motion version, dtypes, sizes")
+    sub.add_argument("sources", nargs="+", metavar="SOURCE")
+    sub.add_argument("--keys", action="store_true", help="list every tensor with its path here, shape and dtype")
+    sub.add_argument("--variant", metavar="NAME", help="which precision of several, such as fp16")
+
+    sub = command("verify", "verifying", "compares a conversion with what it was made from, tensor by tensor")
+    sub.add_argument("sources", nargs="+", metavar="SOURCE", help="what was converted")
+    sub.add_argument("converted", metavar="CONVERTED", help="what it was converted to")
+    sub.add_argument("--run", action="store_true", help="also outputs on random input, ours against PyTorch's")
+    sub.add_argument("--lora", action="append", type=lora, default=[], metavar="FILE[=SCALE]", help="a LoRA merged in")
+    _add_source_options(sub)
+
+    sub = command("diff", "diffing", "compares two checkpoints: keys, shapes, dtypes, largest differences")
+    sub.add_argument("first", metavar="FIRST")
+    sub.add_argument("second", metavar="SECOND")
+    sub.add_argument("--show", type=int, default=20, metavar="N", help="rows of each table (20)")
+    return parser
+
+
+def _add_source_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--config",
+        action="append",
+        type=component_config,
+        default=[],
+        metavar="COMPONENT=FILE",
+        help="the component's config.json, where none lies beside the weights and their shapes do not suffice",
+    )
+    sub.add_argument("--variant", metavar="NAME", help="which precision of several to read, such as fp16")
+    sub.add_argument("--skip-unknown", action="store_true", help="leave out tensors that nothing knows")
+
+
+def _example(name: str) -> str:
+    """The examples of one command."""
+    lines, kept, title = EXAMPLES.splitlines()[1:], [], ""
+    for line in lines:
+        if not line.startswith("    "):
+            title = line
+        elif f"-m convert {name} " in line:
+            kept += [title, line] if title else [line]
+            title = ""
+        elif kept and kept[-1].endswith("\\"):
+            kept.append(line)
+    return "\n".join(["examples:", *kept])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here wants an accelerator, which others may be using
+    commands.run(lambda: sys.exit(main()))

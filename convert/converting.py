@@ -1,0 +1,157 @@
+"""What `import` and `export` share: open, choose, cast, check; and never write over what is there by accident."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from convert.parts import part_of
+from convert.tables import megabytes, table
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from i2v_jax.weights.files import Entry, Tensors
+from i2v_jax.weights.lazy import cast, check_finite
+
+FOLDER_SUFFIXES = (".json", ".txt", ".safetensors", ".msgpack")
+"""What `export` writes into folders."""
+DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
+
+
+def opened(arguments: argparse.Namespace) -> Checkpoint:
+    """Opens the sources of a command line: whole, chosen by `--only`, cast to `--dtype`, each tensor checked as read.
+
+    Raises:
+        InputError: a source cannot be read or does not fit together; a pattern matches nothing.
+    """
+    checkpoint = open_checkpoint(
+        arguments.sources,
+        loras=arguments.lora,
+        configs=dict(arguments.config),
+        variant=arguments.variant,
+        skip_unknown=arguments.skip_unknown,
+    )
+    checkpoint = selected(checkpoint, arguments.only or [])
+
+    def prepared(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
+        tensors = check_finite(tensors, names)
+        return cast(tensors, DTYPES[arguments.dtype]) if arguments.dtype else tensors
+
+    return dataclasses.replace(
+        checkpoint,
+        components={
+            name: dataclasses.replace(it, parameters=prepared(it.parameters, it.names))
+            for name, it in checkpoint.components.items()
+        },
+        lora={name: prepared(it, {}) for name, it in checkpoint.lora.items()},
+    )
+
+
+def selected(checkpoint: Checkpoint, patterns: list[str]) -> Checkpoint:
+    """Returns the tensors whose path, `component/...`, a pattern matches; all of them where there is no pattern.
+
+    Raises:
+        InputError: a pattern is no regular expression or matches nothing.
+    """
+    if not patterns:
+        return checkpoint
+    paths = [f"{name}/{path}" for name, tensors in checkpoint.tensors().items() for path in tensors]
+    for pattern in patterns:
+        try:
+            matches = any(re.fullmatch(pattern, path) for path in paths)
+        except re.error as error:
+            raise InputError(f"--only {pattern!r} is no regular expression: {error}.") from error
+        if not matches:
+            hint = nearest(pattern, paths) or f" Paths look like {paths[0]!r}."
+            raise InputError(f"--only {pattern!r} matches nothing in {checkpoint.source}.{hint}")
+
+    def kept(component: str, tensors: Tensors) -> Tensors:
+        return tensors.holding(
+            {
+                path: entry
+                for path, entry in tensors.entries.items()
+                if any(re.fullmatch(pattern, f"{component}/{path}") for pattern in patterns)
+            }
+        )
+
+    components = {
+        name: dataclasses.replace(it, parameters=kept(name, it.parameters), buffers=kept(name, it.buffers))
+        for name, it in checkpoint.components.items()
+    }
+    lora = {name: chosen for name, it in checkpoint.lora.items() if (chosen := kept(name, it))}
+    components = {name: it for name, it in components.items() if it.parameters or it.buffers or name in lora}
+    return dataclasses.replace(checkpoint, components=components, lora=lora)
+
+
+@contextlib.contextmanager
+def output(arguments: argparse.Namespace) -> Iterator[Path]:
+    """Gives the place to write to, which becomes OUTPUT once the block ends well, and is removed where it does not.
+
+    Raises:
+        InputError: OUTPUT is there and `--overwrite` is not given; its folder is not there.
+    """
+    path = Path(os.path.expanduser(arguments.output))
+    if path.exists() and not arguments.overwrite:
+        raise InputError(f"{path} is there already. Give another name, or --overwrite to replace it.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"Cannot write {path}: there is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        _check_replaceable(path, arguments.sources)
+    unfinished, before = (path.with_name(f".{path.name}.{os.getpid()}.{it}{path.suffix}") for it in ("part", "before"))
+    try:
+        yield unfinished
+        if path.is_dir():
+            os.rename(path, before)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        if before.exists() and not path.exists():
+            os.rename(before, path)
+        for leftover in (unfinished, before):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            leftover.unlink(missing_ok=True)
+
+
+def _check_replaceable(folder: Path, sources: Sequence[str]) -> None:
+    """Raises unless a folder may be deleted: it holds a model and nothing else, and none of the sources."""
+    for source in sources:
+        if Path(source).exists() and folder.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise InputError(f"{folder} holds the source {source}. Give another OUTPUT.")
+    if (folder / "_CHECKPOINT_METADATA").is_file():  # orbax's
+        return
+    strange = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in FOLDER_SUFFIXES]
+    if strange:
+        raise InputError(f"--overwrite would delete {strange[0]}, which is no part of a model. Give another OUTPUT.")
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """Shows a bar of bytes; gives the function that moves it."""
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """Returns what was converted, a row for each part."""
+    parts: dict[str, list[Entry]] = {}
+    for name, component in checkpoint.components.items():
+        for tensors in (component.parameters, checkpoint.lora.get(name, Tensors.of({}))):
+            for path, entry in tensors.entries.items():
+                parts.setdefault(part_of(name, path), []).append(entry)
+        if component.buffers:
+            parts[f"{name}: no parameters"] = list(component.buffers.entries.values())
+    rows = []
+    for part, entries in parts.items():
+        count, size = sum(entry.size for entry in entries), sum(entry.nbytes for entry in entries)
+        dtypes = ", ".join(sorted({entry.dtype.name for entry in entries}))
+        rows.append((part, len(entries), f"{count:,}", dtypes, megabytes(size)))
+    return table(("part", "tensors", "parameters", "dtype", "size"), rows)

@@ -1,0 +1,260 @@
+"""Whole checkpoints: whatever the sources hold, recognised, put together and checked, unread.
+
+A source may be one part (motion modules, an adapter), one component or a pipeline; several make one checkpoint.
+"""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.sources import fetch, local
+from i2v_jax.weights import load
+from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, holds_weights, open_tensors, read_json
+from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
+from i2v_jax.weights.load import Assembled
+from i2v_jax.weights.lora import load_lora, merge_lora, with_alphas
+from i2v_jax.weights.translate import OWN_FORMAT, Imported, recognise
+
+FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+"""The components' folders within a pipeline's."""
+
+LORA = r".*/lora/\w+"
+"""Paths of LoRA weights, beside the kernel that they change."""
+
+ASSEMBLE: dict[str, Callable[..., Assembled]] = {
+    "unet_ema": load.assemble_unet,
+    "vae": load.assemble_vae,
+    "text_encoder": load.assemble_text_encoder,
+    "text_encoder_2": load.assemble_text_encoder,
+    "image_encoder": load.assemble_image_encoder,
+    "image_proj": load.assemble_image_projection,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Components by name, each whole or a part that fits together, unread.
+
+    Attributes:
+        source: what the user named, for messages.
+        components: name -> config, parameters, buffers.
+        lora: name -> LoRA weights that are kept apart, by path.
+        formats: name -> the formats that its parts came in, the first of the base.
+        prefix: what stood before every name in the file (`module.`).
+    """
+
+    source: str
+    components: dict[str, Assembled]
+    lora: dict[str, Tensors]
+    formats: dict[str, list[str]]
+    prefix: str = ""
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Returns, by component, everything there is to keep: parameters, LoRA weights, buffers."""
+        everything = {}
+        for name, component in self.components.items():
+            parts = (component.parameters, self.lora.get(name, Tensors.of({})), component.buffers)
+            everything[name] = component.parameters.holding({k: v for part in parts for k, v in part.entries.items()})
+        return everything
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what our own files say of where the weights come from, so that an export can be like the source."""
+        settings = {name: dict(it.settings) for name, it in self.components.items() if it.settings}
+        return {
+            "source": self.source,
+            "formats": json.dumps(self.formats),
+            "settings": json.dumps(settings),
+            "prefix": self.prefix,
+        }
+
+
+def open_checkpoint(
+    sources: Sequence[str | Path | Tensors],
+    *,
+    loras: Sequence[tuple[str | Path | Tensors, float]] = (),
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    variant: str | None = None,
+    skip_unknown: bool = False,
+) -> Checkpoint:
+    """Opens everything that the sources hold; of a part that several hold, the last one's is taken.
+
+    Args:
+        sources: files, folders of components or pipelines, hub ids, of any format known here.
+        loras: LoRA files to merge into the weights, each with its scale.
+        configs: component -> diffusers or transformers config, in place of what lies beside the weights.
+        variant: which precision of several, such as `fp16`.
+        skip_unknown: leave tensors out that nothing knows, rather than refuse them.
+
+    Raises:
+        InputError: a source cannot be read; tensors are missing, unknown, misshapen; LoRA that fits nothing.
+    """
+    opened = [pair for source in sources for pair in open_files(source, variant)]
+    held: dict[str, list[Imported]] = {}
+    lora: dict[str, Tensors] = {}
+    formats: dict[str, list[str]] = {}
+    settings: dict[str, Mapping[str, Any]] = {}
+    for tensors, folder in opened:
+        settings |= _json(tensors, "settings")
+        for component, imported in recognise_in(tensors, folder).items():
+            own = _json(tensors, "formats").get(component)
+            formats.setdefault(component, []).extend(own or [imported.table.name])
+            if skip_unknown:
+                imported = dataclasses.replace(imported, unknown=[])
+            apart, imported = _split_lora(with_alphas(component, imported))
+            if apart:
+                lora[component] = _union(lora.get(component), apart)
+            if not apart or imported.parameters or imported.unknown or imported.misshapen:
+                held.setdefault(component, []).append(imported)
+
+    components = {name: _assemble(name, pieces, (configs or {}).get(name)) for name, pieces in held.items()}
+    for name in lora.keys() - components.keys():
+        components[name] = Assembled(None, Tensors.of({}), Tensors.of({}))
+    for name, component in components.items():
+        if name in settings and not component.settings:
+            components[name] = dataclasses.replace(component, settings=settings[name])
+    for source, scale in loras:
+        components |= _merged(components, source, scale)
+    return Checkpoint(
+        " + ".join(tensors.source for tensors, _ in opened),
+        components,
+        lora,
+        {name: list(dict.fromkeys(names)) for name, names in formats.items()},
+        next((tensors.prefix or tensors.metadata.get("prefix", "") for tensors, _ in opened), ""),
+    )
+
+
+def open_files(source: str | Path | Tensors, variant: str | None = None) -> list[tuple[Tensors, str]]:
+    """Opens a source: a file or a component, or every component of a pipeline's folder, on this machine or the hub.
+
+    Returns:
+        Each one's tensors, with the name of the folder or file that it lies in.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, or it is no format we know.
+    """
+    if isinstance(source, Tensors):
+        return [(source, "")]
+    path = local(source)
+    if path is None:
+        index = _fetched_index(source)
+        folders = [folder for folder in FOLDERS if index.get(folder)]
+    else:
+        folders = [folder for folder in FOLDERS if holds_weights(path / folder)]
+        if holds_weights(path):
+            folders = []
+    if not folders:
+        return [(open_tensors(source, variant=variant), Path(source).name)]
+    if "unet" in folders and "motion_adapter" in folders:  # diffusers saves the motion modules twice
+        folders.remove("motion_adapter")
+    return [(open_tensors(source, folder, variant), folder) for folder in folders]
+
+
+def recognise_in(tensors: Tensors, folder: str = "") -> dict[str, Imported]:
+    """Returns `recognise(tensors)`, SDXL's second text encoder under the name of its folder, which alone tells."""
+    found = recognise(tensors)
+    if folder == "text_encoder_2" and "text_encoder" in found:
+        found[folder] = found.pop("text_encoder")
+    return found
+
+
+def _fetched_index(source: str | Path) -> dict[str, Any]:
+    """The model_index.json of a pipeline on the hub; {} for a file or a single component."""
+    if Path(source).suffix in WEIGHT_SUFFIXES:
+        return {}
+    path = fetch(source, ["model_index.json"]) / "model_index.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _json(tensors: Tensors, key: str) -> dict[str, Any]:
+    """What one of our own files says of its components under a key of its metadata."""
+    if tensors.metadata.get("format") != OWN_FORMAT:
+        return {}
+    try:
+        value = json.loads(tensors.metadata.get(key, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON object.")
+    return value
+
+
+def _split_lora(imported: Imported) -> tuple[Tensors | None, Imported]:
+    apart = imported.parameters.select(LORA)
+    if not apart:
+        return None, imported
+    rest = {path: entry for path, entry in imported.parameters.entries.items() if path not in apart}
+    return apart, dataclasses.replace(imported, parameters=imported.parameters.holding(rest))
+
+
+def _union(*parts: Tensors | None) -> Tensors:
+    parts = [part for part in parts if part]
+    return parts[0].holding({path: entry for part in parts for path, entry in part.entries.items()})
+
+
+def _assemble(component: str, pieces: list[Imported], settings: Mapping[str, Any] | None) -> Assembled:
+    given = {} if settings is None else {"config": settings}
+    last = pieces[-1]
+    if component == "unet":
+        return _assemble_unet(pieces, given)
+    if component == "noise_schedule":
+        if last.unknown or last.misshapen:
+            names = ", ".join([*last.unknown, *last.misshapen][:3])
+            raise InputError(f"{last.parameters.source} holds tensors of unknown names or shapes: {names}.")
+        return Assembled(None, last.parameters, last.buffers)
+    if component in ASSEMBLE:
+        return ASSEMBLE[component](last, **given)
+    raise InputError(f"{last.parameters.source}: unknown component {component!r}.{nearest(component, ASSEMBLE)}")
+
+
+def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
+    """Each part from the last piece that holds it; pieces after the base number their image tokens by it."""
+    base = next((piece for piece in reversed(pieces) if "base" in load.parts_of(piece)), None)
+    if base is not None:
+        pieces = [_renumbered(piece, base) if piece.table.name == IP_ADAPTER.name else piece for piece in pieces]
+    parts = {part: piece for piece in pieces for part in load.parts_of(piece)}
+    strangers = [piece for piece in pieces if piece not in parts.values()]
+    if strangers and (names := [name for piece in strangers for name in (*piece.unknown, *piece.misshapen)]):
+        raise InputError(f"{strangers[0].parameters.source} holds tensors of unknown names or shapes: {names[:3]}.")
+    parts.pop("base", None)
+    if base is not None:
+        return load.assemble_unet(base, **{part: piece for part, piece in parts.items() if piece is not base}, **given)
+    if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
+        raise InputError(
+            f"{pieces[-1].parameters.source} numbers {len(numbered) // 2} cross-attentions, which fits neither SD1.5 "
+            "nor SDXL. Give its base UNet as a source before it."
+        )
+    return load.assemble_unet_parts(**parts)
+
+
+def _renumbered(imported: Imported, base: Imported) -> Imported:
+    """An IP-Adapter's attention weights at the paths that their numbers mean in this base."""
+    table = ip_adapter_table(base.parameters)
+    entries, names, unknown = {}, {}, list(imported.unknown)
+    for path, entry in imported.parameters.entries.items():
+        name = imported.names[path]
+        for match in table.to_ours(name):
+            entries[match.name], names[match.name] = entry, name
+        if not table.to_ours(name):
+            unknown.append(name)
+    parameters = imported.parameters.holding(entries)
+    return dataclasses.replace(imported, parameters=parameters, names=names, unknown=unknown, table=table)
+
+
+def _merged(components: Mapping[str, Assembled], source: str | Path | Tensors, scale: float) -> dict[str, Assembled]:
+    """The components that a LoRA file changes, changed."""
+    changed = {}
+    for component, imported in load_lora(source).items():
+        if component in components:
+            base = components[component]
+            merged = merge_lora(base.parameters, imported.parameters, scale)
+            changed[component] = dataclasses.replace(base, parameters=merged)
+        else:
+            message = f"{source}: its weights for the {component} are left out, as there is none to change."
+            warnings.warn(message, stacklevel=2)
+    if not changed:
+        raise InputError(f"{source} changes none of {', '.join(components)}. Give the base that it was trained on.")
+    return changed
