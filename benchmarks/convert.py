@@ -1,0 +1,142 @@
+"""Time and memory of `python -m convert` on a checkpoint of SD1.5's size: `python -m benchmarks.convert [--repeats N]`.
+
+Writes random weights as a single file of the original layout (4.27 GB), copies it with `cp`, imports it and exports it
+again, each in a process of its own with the source out of the page cache. Prints the time over the copy's, the peak of
+anonymous memory (what no file backs: interpreter and JAX included) over the file's size, best of N, and whether every
+byte came back.
+"""
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from i2v_jax.models.clip import SD15_TEXT as TEXT
+from i2v_jax.models.unet import SD15
+from i2v_jax.models.vae import SD_VAE as VAE
+from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
+from i2v_jax.weights.formats.original import SD15_TEXT, SD15_UNET, SD_VAE
+from i2v_jax.weights.shapes import text_encoder_shapes, unet_shapes, vae_shapes
+from i2v_jax.weights.translate import export_tensors
+
+TIME_BAR, MEMORY_BAR = 3.0, 0.3
+PARTS = (
+    (unet_shapes(SD15), SD15_UNET),
+    (vae_shapes(VAE), SD_VAE),
+    (text_encoder_shapes(TEXT), SD15_TEXT),
+)
+INTERVAL = 0.002  # seconds between two looks at a process
+
+
+class Run(NamedTuple):
+    """What a process took: seconds, and bytes of anonymous memory at its peak."""
+
+    seconds: float
+    memory: int
+
+
+def write_checkpoint(path: Path) -> None:
+    """Writes random weights of every component under the names of a single-file checkpoint."""
+    random = np.random.default_rng(0)
+
+    def entry(leaf) -> Entry:
+        return Entry(leaf.shape, np.dtype("f4"), lambda: random.random(leaf.shape, np.float32))
+
+    entries = {}
+    for shapes, table in PARTS:
+        ours = Tensors({path: entry(leaf) for path, leaf in shapes.items()}, "random weights")
+        entries |= export_tensors(ours, table, Tensors.of({})).entries
+    positions = np.arange(TEXT.max_positions)[None]
+    entries["cond_stage_model.transformer.text_model.embeddings.position_ids"] = Entry.of(positions)
+    save_tensors(path, Tensors(entries, "random weights"))
+
+
+def measure(command: list[str | Path], source: Path) -> Run:
+    """Runs a command with `source` out of the page cache and nothing left to be written."""
+    os.sync()
+    with open(source, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start, memory = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        memory = max(memory, anonymous(process.pid))
+        time.sleep(INTERVAL)
+    if process.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed.")
+    return Run(time.perf_counter() - start, memory)
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of memory that a process holds and no file backs; 0 once it has ended."""
+    try:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else 0
+
+
+def repeated(count: int, command: list[str | Path], source: Path, output: Path) -> Iterator[Run]:
+    """Runs a command that writes `output` several times; the last output stays."""
+    for _ in range(count):
+        output.unlink(missing_ok=True)
+        yield measure(command, source)
+
+
+def best(runs: Iterator[Run]) -> Run:
+    """The least time, and the most memory."""
+    seconds, memory = zip(*runs)
+    return Run(min(seconds), max(memory))
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two files hold the same tensors, byte for byte."""
+    one, other = open_tensors(first), open_tensors(second)
+    return one.keys() == other.keys() and all(
+        (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each step (3)")
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as folder:
+        source, copy, ours, back = (
+            Path(folder, name) for name in ("sd15.safetensors", "copy", "ours.safetensors", "back.safetensors")
+        )
+        write_checkpoint(source)
+        size = source.stat().st_size
+        parameters = sum(math.prod(leaf.shape) for shapes, _ in PARTS for leaf in shapes.values())
+        print(f"{parameters / 1e6:.1f} M parameters, {size / 1e9:.2f} GB; best of {repeats}")
+        convert = [sys.executable, "-m", "convert"]
+        copied = best(repeated(repeats, ["cp", source, copy], source, copy))
+        copy.unlink()
+        print(f"cp      {copied.seconds:6.2f} s")
+        imported = best(repeated(repeats, [*convert, "import", source, ours], source, ours))
+        exported = best(repeated(repeats, [*convert, "export", ours, back, "--to", "sd"], ours, back))
+        for name, run in (("import", imported), ("export", exported)):
+            print(
+                f"{name}  {run.seconds:6.2f} s, {run.seconds / copied.seconds:.2f} x cp (bar {TIME_BAR}); "
+                f"peak anonymous memory {run.memory / 1e9:.2f} GB, {run.memory / size:.3f} x file (bar {MEMORY_BAR})"
+            )
+        identical = same(source, back)
+        print("every tensor came back byte for byte" if identical else "DIFFERENT after the round trip")
+    within = all(
+        run.seconds <= TIME_BAR * copied.seconds and run.memory <= MEMORY_BAR * size for run in (imported, exported)
+    )
+    sys.exit(not (identical and within))
+
+
+if __name__ == "__main__":
+    main()
