@@ -20,7 +20,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.clip import CLIP_TEXT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET
-from i2v_jax.weights.formats.lora import refuse_other_methods
+from i2v_jax.weights.formats.lora import LORA_TABLES, refuse_other_methods
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.translate import Imported, export_tensors, recognise
 
@@ -45,7 +45,7 @@ def load_lora(source: "str | Path | Tensors") -> dict[str, Imported]:
     """
     tensors = open_tensors(source)
     refuse_other_methods(tensors, tensors.source)
-    found = recognise(tensors)
+    found = recognise(tensors, LORA_TABLES)
     for imported in found.values():
         strange = [*imported.unknown, *imported.misshapen]
         strange += [name for path, name in imported.names.items() if not LORA.fullmatch(path)]
@@ -78,13 +78,11 @@ def _peft_settings(component: str, tensors: Tensors) -> dict[str, Any]:
     """PEFT's LoraConfig of a component: from the metadata, `component.` before its keys, or from the file beside."""
     beside = [file.parent / PEFT_CONFIG for file in tensors.files()[:1]]
     try:
-        if text := tensors.metadata.get(PEFT_METADATA):
-            settings = json.loads(text)
-            prefix = f"{component}."
-            if any(key.startswith(prefix) for key in settings):
-                return {key.removeprefix(prefix): it for key, it in settings.items() if key.startswith(prefix)}
-            return settings if "r" in settings else {}
-        return next((json.loads(path.read_text()) for path in beside if path.is_file()), {})
+        texts = [tensors.metadata[PEFT_METADATA]] if PEFT_METADATA in tensors.metadata else []
+        texts += [path.read_text() for path in beside if path.is_file()]
+        settings = json.loads(texts[0]) if texts else {}
+        own = {key.removeprefix(f"{component}."): it for key, it in settings.items() if key.startswith(f"{component}.")}
+        return own or {key: it for key, it in settings.items() if "." not in key}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{tensors.source}: its PEFT settings cannot be read ({error}).") from error
 

@@ -103,15 +103,15 @@ def _diffusers(name: str, base: Table, *prefixes: str, attention: Spelling = PEF
         return lora_rows(base.rows, spell)
 
     def of_file(shapes: Shapes) -> list[Row]:
+        prefix = next((it for it in prefixes if any(name.startswith(it) for name in shapes)), "")
         used = Counter(
             (_is_attention(name.removesuffix(spelling["down"])), i)
             for name in shapes
             for i, spelling in enumerate(SPELLINGS)
-            if name.endswith(spelling["down"])
+            if name.startswith(prefix) and name.endswith(spelling["down"])
         )
         if not used:
             return []
-        prefix = next((it for it in prefixes if any(name.startswith(it) for name in shapes)), "")
         inside, outside = (max(range(len(SPELLINGS)), key=lambda i: used[side, i]) for side in (True, False))
         alpha = {"alpha": KOHYA["alpha"]} if any(name.endswith(KOHYA["alpha"]) for name in shapes) else {}
         return rows(prefix, SPELLINGS[inside], SPELLINGS[outside], alpha)
