@@ -15,11 +15,15 @@ from i2v_jax.weights.files import Entry, Tensors, read_json, save_tensors
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, DIFFUSERS_VAE
+from i2v_jax.weights.formats.flax import FLAX_TABLES
+from i2v_jax.weights.msgpack import save_msgpack
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 STEMS = {"text_encoder": "model", "text_encoder_2": "model", "image_encoder": "model"}
 """Stems of the weights' files in transformers' folders; in diffusers' it is `diffusion_pytorch_model`."""
+
+FLAX_STEMS = {"model": "flax_model", "diffusion_pytorch_model": "diffusion_flax_model"}
 
 PIPELINES = {
     (): "StableDiffusionPipeline",
@@ -55,6 +59,7 @@ def write_component(
     raw_config: Mapping[str, Any] | None = None,
     variant: str | None = None,
     max_shard_bytes: int | None = None,
+    flax: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Writes a component's folder. Of a UNet: a UNetMotionModel, a UNet2DConditionModel, or its MotionAdapter alone.
@@ -68,6 +73,7 @@ def write_component(
         raw_config: the `config.json` that the weights came with, whose other settings are kept.
         variant: what stands in the files' names, such as `fp16`; the dtype is the parameters'.
         max_shard_bytes: the most that a file holds before the weights are split and get an index.
+        flax: write what diffusers 0.39 and transformers 4.57 load into their Flax models, one `.msgpack`.
         progress: called with the bytes of each tensor once they are written.
 
     Raises:
@@ -78,10 +84,15 @@ def write_component(
     if getattr(config, "motion", None):
         made = position_tables(parameters, config.motion.max_positions)
         buffers = made.holding({**made.entries, **buffers.entries})
-    tensors = export_tensors(parameters, table, buffers)
     stem = STEMS.get(component, "diffusion_pytorch_model")
+    if flax:
+        table = FLAX_TABLES[component][-1 if getattr(config, "linear_projection", False) else 0]
+    tensors = export_tensors(parameters, table, buffers)
     _write_json(folder / "config.json", _completed(settings, raw_config or {}, parameters))
-    _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes, progress)
+    if flax:
+        save_msgpack(folder / f"{FLAX_STEMS[stem]}.msgpack", tensors, progress)
+    else:
+        _write_weights(folder, stem, f".{variant}" if variant else "", tensors, max_shard_bytes, progress)
 
 
 def write_model_index(folder: str | Path, source: str | Path | None = None) -> None:

@@ -5,7 +5,7 @@ A walk over the file notes where each array lies and checks every declared size;
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,12 +73,13 @@ def open_msgpack(path: Path) -> Tensors:
     return Tensors(entries, str(path))
 
 
-def save_msgpack(path: str | Path, tensors: Tensors) -> None:
+def save_msgpack(path: str | Path, tensors: Tensors, progress: Callable[[int], object] = lambda count: None) -> None:
     """Writes a Flax checkpoint, one tensor at a time, beside its place and then renamed into it.
 
     Args:
         path: the file; one that is there is replaced, only once the new one is complete.
         tensors: what to write, `tensors.prefix` put back before every name; the dots of names part the keys.
+        progress: called with the bytes of each piece once they are written.
 
     Raises:
         InputError: the file cannot be written (no such folder, no space, no permission).
@@ -87,6 +88,7 @@ def save_msgpack(path: str | Path, tensors: Tensors) -> None:
     with replacing(path) as file:
         for piece in _packed(tree, contents(flatten(tree).items())):
             file.write(piece)
+            progress(len(piece))
 
 
 class _Walk:

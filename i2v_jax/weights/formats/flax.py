@@ -64,3 +64,4 @@ FLAX_TABLES = {
     "text_encoder": (_flax("transformers Flax CLIP text", CLIP_TEXT, r".\1"),),
     "image_encoder": (_flax("transformers Flax CLIP vision", CLIP_VISION, r".\1"),),
 }
+FLAX_TABLES["text_encoder_2"] = FLAX_TABLES["text_encoder"]
