@@ -100,10 +100,8 @@ def _rows(found: list[tuple[str, Imported]]) -> Iterator[tuple]:
             parts[f"{component}: no parameters"] = list(imported.buffers.entries.values())
         for part, entries in parts.items():
             dtypes = ", ".join(sorted({entry.dtype.name for entry in entries}))
-            whole = part if part != "base" or component == "unet" else "whole"
             yield (
-                component,
-                whole,
+                part,
                 imported.table.name,
                 len(entries),
                 f"{sum(entry.size for entry in entries):,}",

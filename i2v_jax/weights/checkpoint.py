@@ -27,6 +27,7 @@ LORA = r".*/lora/\w+"
 
 ASSEMBLE: dict[str, Callable[..., Assembled]] = {
     "unet_ema": load.assemble_unet,
+    "controlnet": load.assemble_controlnet,
     "vae": load.assemble_vae,
     "text_encoder": load.assemble_text_encoder,
     "text_encoder_2": load.assemble_text_encoder,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import (
+    DIFFUSERS_IP_UNET,
+    DIFFUSERS_IP_UNET_LINEAR,
     DIFFUSERS_UNET,
     DIFFUSERS_UNET_LINEAR,
     DIFFUSERS_VAE,
@@ -14,7 +16,7 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET_LINEAR,
 )
 from i2v_jax.weights.formats.flax import FLAX_TABLES
-from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
+from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.formats.original import (
     NOISE_SCHEDULE,
@@ -34,15 +36,22 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         PUBLISHED_UNET,
         PUBLISHED_UNET_LINEAR,
         IP_ADAPTER,
+        DIFFUSERS_IP_UNET,
+        DIFFUSERS_IP_UNET_LINEAR,
         *ORIGINAL_UNETS,
         *LORA_TABLES["unet"],
         *FLAX_TABLES["unet"],
     ),
     "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV, *ORIGINAL_VAES, *FLAX_TABLES["vae"]),
     "text_encoder": (CLIP_TEXT, *ORIGINAL_TEXT_ENCODERS, *LORA_TABLES["text_encoder"], *FLAX_TABLES["text_encoder"]),
-    "text_encoder_2": (*ORIGINAL_TEXT_ENCODERS_2, *LORA_TABLES["text_encoder_2"]),
+    "text_encoder_2": (
+        CLIP_TEXT,
+        *FLAX_TABLES["text_encoder"],
+        *ORIGINAL_TEXT_ENCODERS_2,
+        *LORA_TABLES["text_encoder_2"],
+    ),
     "image_encoder": (CLIP_VISION, *FLAX_TABLES["image_encoder"]),
-    "image_proj": (IMAGE_PROJECTION,),
+    "image_proj": (IMAGE_PROJECTION, DIFFUSERS_IMAGE_PROJECTION),
     "unet_ema": ORIGINAL_AVERAGED_UNETS,
     "controlnet": (
         DIFFUSERS_CONTROLNET,
