@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from convert.arguments import ArgumentParser, component_config, lora
+from convert.formats import FORMATS
 from i2v_jax import commands
 
 EXAMPLES = """\
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands_ = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, module: str, summary: str, description: str = "") -> argparse.ArgumentParser:
-        added = commands_.add_parser(name, help=summary, description=f"{summary}. {description}", epilog=_example(name))
+        added = commands_.add_parser(name, help=summary, description=f"{summary}. {description}", epilog=_epilog(name))
         added.set_defaults(module=module)
         return added
 
@@ -73,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("output", metavar="OUTPUT", help="what to write")
         if name == "export":
-            sub.add_argument(
-                "--to", metavar="FORMAT", help="the format wanted (--to help lists them); default: as it came"
-            )
+            sub.add_argument("--to", metavar="FORMAT", help="the format wanted (listed below); default: as it came")
             sub.add_argument("--shard-size", metavar="SIZE", default="10GB", help="of a folder's files, such as 5GB")
             sub.add_argument(
                 "--write-variant", metavar="NAME", help="a folder's files are called ….NAME.safetensors: fp16"
@@ -122,8 +121,8 @@ def _add_source_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--skip-unknown", action="store_true", help="leave out tensors that nothing knows")
 
 
-def _example(name: str) -> str:
-    """The examples of one command."""
+def _epilog(name: str) -> str:
+    """The examples of one command, and the formats that `export` writes."""
     lines, kept, title = EXAMPLES.splitlines()[1:], [], ""
     for line in lines:
         if not line.startswith("    "):
@@ -133,7 +132,8 @@ def _example(name: str) -> str:
             title = ""
         elif kept and kept[-1].endswith("\\"):
             kept.append(line)
-    return "\n".join(["examples:", *kept])
+    formats = [f"  {key:12} {summary}" for key, summary in FORMATS.items()]
+    return "\n".join([*(["formats:", *formats, ""] if name == "export" else []), "examples:", *kept])
 
 
 if __name__ == "__main__":

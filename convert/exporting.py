@@ -9,8 +9,8 @@ from typing import Any
 
 from convert.arguments import size
 from convert.converting import opened, output, progress, selected, summary
+from convert.formats import FORMATS
 from convert.parts import part_of
-from convert.tables import table
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.sources import local
 from i2v_jax.weights.checkpoint import Checkpoint
@@ -29,38 +29,33 @@ BASE = r"(?!.*/(lora|motion|first_frame|image_tokens)/).*"
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
-    """What `--to` may say.
+class FileLayout:
+    """How a format of the command line is written.
 
     Attributes:
-        summary: for `--to help`.
         tables: component -> its table for SD1.5, and for SDXL where that is another.
         only: the paths that belong there.
         nesting: how a pickle's names are nested: all below one name, or (None) by their first part.
         folder: whether it may be a folder of components.
     """
 
-    summary: str
     tables: Mapping[str, tuple[Table, ...]]
     only: str = BASE
     nesting: str | None = "state_dict"
     folder: bool = False
 
 
-FORMATS = {
-    "diffusers": Format(
-        "folders that diffusers and transformers load with from_pretrained",
+LAYOUTS = {
+    "diffusers": FileLayout(
         dict.fromkeys(("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder"), ()),
         only=r"(?!.*/(lora|first_frame|image_tokens)/).*",
         folder=True,
     ),
-    "flax": Format(
-        "Flax checkpoints of diffusers 0.39 and transformers 4.57 and before, a folder or one .msgpack",
+    "flax": FileLayout(
         FLAX_TABLES,
         folder=True,
     ),
-    "sd": Format(
-        "a single file of the original Stable Diffusion layout",
+    "sd": FileLayout(
         {
             "unet": (original.SD15_UNET, original.SDXL_UNET),
             "unet_ema": (original.SD15_EMA, original.SDXL_EMA),
@@ -71,24 +66,20 @@ FORMATS = {
             "noise_schedule": (original.NOISE_SCHEDULE,),
         },
     ),
-    "i2v-adapter": Format(
-        "the published I2V-Adapter: the merged UNet, or what --only chooses of it",
+    "i2v-adapter": FileLayout(
         {"unet": (PUBLISHED_UNET, PUBLISHED_UNET_LINEAR)},
         only=r"(?!.*/lora/).*",
     ),
-    "animatediff": Format(
-        "motion modules in AnimateDiff's layout",
+    "animatediff": FileLayout(
         {"unet": (PUBLISHED_UNET, PUBLISHED_UNET_LINEAR)},
         only=r"unet/(?!.*/lora/).*/motion/.*",
     ),
-    "ip-adapter": Format(
-        "an IP-Adapter: image projection and numbered attention weights",
+    "ip-adapter": FileLayout(
         {"unet": (IP_ADAPTER,), "image_proj": (IMAGE_PROJECTION,)},
         only=r"image_proj/.*|unet/.*/attn2/image_tokens/.*",
         nesting=None,
     ),
-    "kohya": Format(
-        "LoRA as kohya-ss's scripts write it",
+    "kohya": FileLayout(
         {
             "unet": (lora.KOHYA_UNET, lora.KOHYA_SDXL),
             "text_encoder": (lora.KOHYA_TEXT, lora.KOHYA_TEXT_1),
@@ -96,8 +87,7 @@ FORMATS = {
         },
         only=r".*/lora/\w+",
     ),
-    "peft": Format(
-        "LoRA as diffusers and PEFT write it",
+    "peft": FileLayout(
         {
             "unet": (lora.DIFFUSERS_LORA, lora.DIFFUSERS_LORA_LINEAR),
             "text_encoder": (lora.DIFFUSERS_LORA_TEXT,),
@@ -105,8 +95,7 @@ FORMATS = {
         },
         only=r".*/lora/\w+",
     ),
-    "motion-lora": Format(
-        "motion LoRA in AnimateDiff's layout",
+    "motion-lora": FileLayout(
         {"unet": (lora.MOTION_LORA, lora.MOTION_LORA_LINEAR)},
         only=r"unet/.*/motion/.*/lora/\w+",
     ),
@@ -115,13 +104,14 @@ FORMATS = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes OUTPUT and prints what it holds."""
-    if arguments.to == "help":
-        print(table(("format", "what it is"), [(name, it.summary) for name, it in FORMATS.items()]))
-        return 0
     if arguments.to is not None and arguments.to not in FORMATS:
         known = ", ".join(FORMATS)
         raise InputError(f"--to {arguments.to}: no such format.{nearest(arguments.to, FORMATS)} Known: {known}.")
     suffix = Path(arguments.output).suffix
+    if arguments.to == "diffusers" and suffix:
+        raise InputError(
+            f"--to diffusers writes a folder; {arguments.output} is a file's name. Leave its {suffix} out."
+        )
     whole = opened(arguments)
     checkpoint = _of_format(whole, arguments.to)
     with (
@@ -130,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         if suffix in WEIGHT_SUFFIXES:
             _write_file(path, checkpoint, arguments.to, suffix, update)
-        elif arguments.to and FORMATS[arguments.to].folder:
+        elif arguments.to and LAYOUTS[arguments.to].folder:
             _write_folder(path, checkpoint, arguments, update)
         else:
             known = ", ".join(WEIGHT_SUFFIXES)
@@ -149,15 +139,13 @@ def _of_format(checkpoint: Checkpoint, to: str | None) -> Checkpoint:
     """The part of a checkpoint that a format holds."""
     if to is None:
         return checkpoint
-    wanted = FORMATS[to]
+    wanted = LAYOUTS[to]
     components = "|".join(wanted.tables)
     paths = [f"{name}/{path}" for name, tensors in checkpoint.tensors().items() for path in tensors]
     chosen = rf"(?=({components})/){wanted.only}"
     if not any(re.fullmatch(chosen, path) for path in paths):
         held = ", ".join(checkpoint.components)
-        raise InputError(
-            f"{checkpoint.source} holds nothing that is part of {to} ({wanted.summary}). It holds: {held}."
-        )
+        raise InputError(f"{checkpoint.source} holds nothing that is part of {to} ({FORMATS[to]}). It holds: {held}.")
     return selected(checkpoint, [chosen])
 
 
@@ -170,7 +158,7 @@ def _write_file(
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
     elif suffix in PICKLE_SUFFIXES:
-        save_pickle(path, tensors, FORMATS[to].nesting if to else "state_dict", progress)
+        save_pickle(path, tensors, LAYOUTS[to].nesting if to else "state_dict", progress)
 
 
 def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
@@ -207,7 +195,7 @@ def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
             f"The {component} of {checkpoint.source} came as {' + '.join(came_in)}: say in which format to write it, "
             f"by --to {{{formats}}}."
         )
-    candidates = FORMATS[to].tables.get(component, ())
+    candidates = LAYOUTS[to].tables.get(component, ())
     if not candidates:
         raise InputError(f"{to} has no place for a {component}. Leave it out by --only.")
     for candidate in candidates:

@@ -1,0 +1,14 @@
+"""The formats that `export --to` takes."""
+
+FORMATS = {
+    "diffusers": "folders that diffusers and transformers load with from_pretrained",
+    "flax": "Flax checkpoints of diffusers 0.39 and transformers 4.57 and before, a folder or one .msgpack",
+    "sd": "a single file of the original Stable Diffusion layout",
+    "i2v-adapter": "the published I2V-Adapter: the merged UNet, or what --only chooses of it",
+    "animatediff": "motion modules in AnimateDiff's layout",
+    "ip-adapter": "an IP-Adapter: image projection and numbered attention weights",
+    "kohya": "LoRA as kohya-ss's scripts write it",
+    "peft": "LoRA as diffusers and PEFT write it",
+    "motion-lora": "motion LoRA in AnimateDiff's layout",
+}
+"""Name -> what it is."""
