@@ -14,11 +14,10 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from i2v_jax.models.image_projection import ImageProjectionConfig, Resampler
+from i2v_jax.models.image_projection import Resampler
 from i2v_jax.weights import tree
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors, sha256
 from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES
-from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.load import (
     load_image_encoder,
     load_image_projection,
@@ -289,42 +288,6 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     unet2d().save_pretrained(folder)
     return folder
-
-
-@pytest.mark.parametrize("form", ["nested pickle", "flat safetensors"])
-def test_ip_adapter_lands_where_diffusers_puts_it(form, base, tmp_path):
-    nested = ip_adapter()
-    flat = {f"{part}.{name}": array for part, weights in nested.items() for name, array in weights.items()}
-    file = tmp_path / ("ip.bin" if form == "nested pickle" else "ip.safetensors")
-    if form == "nested pickle":
-        torch.save({part: {n: torch.tensor(a) for n, a in weights.items()} for part, weights in nested.items()}, file)
-    else:
-        save_file(flat, file)
-
-    config, params = load_unet(base, image_tokens=file)
-    assert config.cross_attention_branches == ("image_tokens",)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(base)
-    states = {part: {n: torch.tensor(a) for n, a in weights.items()} for part, weights in nested.items()}
-    unet._load_ip_adapter_weights([states])
-    for name, processor in unet.attn_processors.items():
-        if hasattr(processor, "to_k_ip"):
-            where = "/".join(name.split(".")[:-1]) + "/image_tokens"
-            where = where.replace("mid_block/attentions/0", "mid_block/attention")
-            where = re.sub(r"_blocks/(\d+)/attentions/(\d+)", r"_blocks_\1/layers_\2/attention", where)
-            where = where.replace("transformer_blocks/", "blocks_")
-            leaves = tree.flatten(params)
-            for side in "kv":
-                theirs = getattr(processor, f"to_{side}_ip")[0].weight.detach().numpy()
-                np.testing.assert_array_equal(leaves[f"{where}/to_{side}/kernel"], theirs.T)
-
-    projection, weights = load_image_projection(file)
-    assert projection == ImageProjectionConfig(embed_dim=12, num_tokens=4, cross_attention_dim=24)
-    np.testing.assert_array_equal(weights["proj"]["kernel"], nested["image_proj"]["proj.weight"].T)
-
-    tensors = open_tensors(file)
-    attention = there_and_back(tensors.select(r"ip_adapter\..*"), "unet", ip_adapter_table(unet_shapes(config)))
-    images = there_and_back(tensors.select(r"image_proj\..*"), "image_proj")
-    assert bytes_of({**attention, **images}) == bytes_of(flat)
 
 
 def adapter_file(unet, with_query=True):

@@ -36,10 +36,14 @@ IMAGE_TOKENS = [
     Row("attn2.to_k_ip", "attn2/image_tokens/to_k", DENSE),
     Row("attn2.to_v_ip", "attn2/image_tokens/to_v", DENSE),
 ]
+LOADED_IP_ADAPTER = [
+    Row("attn2.processor.to_k_ip.0", "attn2/image_tokens/to_k", DENSE),
+    Row("attn2.processor.to_v_ip.0", "attn2/image_tokens/to_v", DENSE),
+]
 
 
-def _transformer(projection) -> list[Row]:
-    blocks = BLOCK + FIRST_FRAME + IMAGE_TOKENS
+def _transformer(projection, branches: list[Row]) -> list[Row]:
+    blocks = BLOCK + branches
     return [
         Row("norm", "norm", NORM),
         Row("proj_in", "proj_in", projection),
@@ -74,8 +78,8 @@ ORIGINAL_MOTION = under(
 )
 
 
-def _unet(projection, motion: list[Row]) -> list[Row]:
-    transformer = _transformer(projection)
+def _unet(projection, motion: list[Row], branches: list[Row] = FIRST_FRAME + IMAGE_TOKENS) -> list[Row]:
+    transformer = _transformer(projection, branches)
     layer = [
         *under("resnets.{j}.", "layers_{j}/resnet/", RESNET),
         *under("attentions.{j}.", "layers_{j}/attention/", transformer),
@@ -100,6 +104,13 @@ def _unet(projection, motion: list[Row]) -> list[Row]:
 # "linear": the spatial transformers' projections are matrices (SDXL, SD2); otherwise 1x1 convolutions (SD1.5).
 DIFFUSERS_UNET = Table("diffusers UNet", _unet(DENSE_AS_CONV, DIFFUSERS_MOTION))
 DIFFUSERS_UNET_LINEAR = Table("diffusers UNet, linear projections", _unet(DENSE, DIFFUSERS_MOTION))
+# What `load_ip_adapter` makes of a UNet; it may load several, here a UNet has one.
+DIFFUSERS_IP_UNET = Table(
+    "diffusers UNet with one IP-Adapter", _unet(DENSE_AS_CONV, DIFFUSERS_MOTION, LOADED_IP_ADAPTER)
+)
+DIFFUSERS_IP_UNET_LINEAR = Table(
+    "diffusers UNet with one IP-Adapter, linear projections", _unet(DENSE, DIFFUSERS_MOTION, LOADED_IP_ADAPTER)
+)
 PUBLISHED_UNET = Table("I2V-Adapter or AnimateDiff", _unet(DENSE_AS_CONV, ORIGINAL_MOTION))
 PUBLISHED_UNET_LINEAR = Table("I2V-Adapter or AnimateDiff, linear projections", _unet(DENSE, ORIGINAL_MOTION))
 

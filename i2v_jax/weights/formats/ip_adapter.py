@@ -1,4 +1,7 @@
-"""Names of IP-Adapter files: the image projection, and the numbered weights of a UNet's cross-attentions."""
+"""Names of IP-Adapter files: the image projection, and the numbered weights of a UNet's cross-attentions.
+
+Published layouts: tencent-ailab's IP-Adapter (base and "plus"), and the image projection as diffusers loads it.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -31,6 +34,37 @@ IMAGE_PROJECTION = Table(
             Row("layers.{i}.1.0", "layers_{i}/ff/norm", NORM),
             Row("layers.{i}.1.1", "layers_{i}/ff/proj_in", DENSE),
             Row("layers.{i}.1.3", "layers_{i}/ff/proj_out", DENSE),
+            Row("proj_out", "proj_out", DENSE),
+            Row("norm_out", "norm_out", NORM),
+        ],
+    ),
+)
+
+DIFFUSERS_IMAGE_PROJECTION = Table(
+    "diffusers image projection",
+    under(
+        "encoder_hid_proj.image_projection_layers.0.",
+        "",
+        [
+            Row("image_embeds", "proj", DENSE),
+            Row("norm", "norm", NORM),
+            Row("latents", "latents", BATCH_OF_ONE),
+            Row("proj_in", "proj_in", DENSE),
+            *under(
+                "layers.{i}.",
+                "layers_{i}/",
+                [
+                    Row("ln0", "attention/norm1", NORM),
+                    Row("ln1", "attention/norm2", NORM),
+                    Row("attn.to_q", "attention/to_q", DENSE),
+                    Row("attn.to_k", "attention/to_k", DENSE),
+                    Row("attn.to_v", "attention/to_v", DENSE),
+                    Row("attn.to_out.0", "attention/to_out", DENSE),
+                    Row("ff.0", "ff/norm", NORM),
+                    Row("ff.1.net.0.proj", "ff/proj_in", DENSE),
+                    Row("ff.1.net.2", "ff/proj_out", DENSE),
+                ],
+            ),
             Row("proj_out", "proj_out", DENSE),
             Row("norm_out", "norm_out", NORM),
         ],
@@ -71,6 +105,13 @@ def _attention_rows(layers: list[str]) -> list[Row]:
     ]
 
 
+NUMBERED = [
+    Row(f"ip_adapter.{{n}}.to_{name}_ip", f"numbered_{{n}}/attention/blocks_0/attn2/image_tokens/to_{name}", DENSE)
+    for name in ("k", "v")
+]
+"""Places of the weights whose UNet is not known."""
+
+
 def _rows_of_file(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
     """Those of SD1.5 or SDXL, which have 16 and 70 cross-attentions; of another UNet, paths that keep the numbers."""
     count = sum(bool(re.fullmatch(r"ip_adapter\.\d+\.to_k_ip\.weight", name)) for name in shapes)
@@ -78,8 +119,7 @@ def _rows_of_file(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
         layers = cross_attentions(_attention_paths(config))
         if len(layers) == count:
             return _attention_rows(layers)
-    unknown = "numbered_{n}/attention/blocks_0/attn2/image_tokens/"
-    return [Row(f"ip_adapter.{{n}}.to_{it}_ip", f"{unknown}to_{it}", DENSE) for it in ("k", "v")]
+    return NUMBERED
 
 
 def _attention_paths(config: UNetConfig) -> list[str]:
@@ -98,5 +138,5 @@ def _attention_paths(config: UNetConfig) -> list[str]:
 
 
 IP_ADAPTER = FamilyTable(
-    "IP-Adapter attention", _rows_of_file, lambda shapes: _attention_rows(cross_attentions(shapes))
+    "IP-Adapter attention", _rows_of_file, lambda shapes: _attention_rows(cross_attentions(shapes)) + NUMBERED
 )
