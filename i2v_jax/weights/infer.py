@@ -22,7 +22,7 @@ from i2v_jax.models.vae import VAEConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_LEVELS = 8  # published models have 3 or 4
-OPENCLIP_CONTEXTS = (1024, 2048)  # widths of the prompts of SD2 and SDXL
+OPENCLIP_CONTEXTS = (1024, 1280, 2048)  # widths of the prompts of SD2, of SDXL's refiner, of SDXL
 OPENCLIP_TEXT_WIDTHS = (1024, 1280)  # H, bigG
 OPENCLIP_VISION_WIDTHS = (1280, 1664)
 
@@ -38,7 +38,7 @@ def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
     """Returns the config of the network, whole or in part, that has parameters of these shapes.
 
     What shapes do not tell follows the published models:
-    - UNet: 8 heads, or heads of 64 channels where prompts are 1024 or 2048 wide or projections are linear (SD2, SDXL).
+    - UNet: 8 heads; heads of 64 channels where prompts are 1024, 1280 or 2048 wide or projections linear (SD2, SDXL).
       Of a part (motion modules, an adapter), the rest is as in SD1.5 or SDXL where it has their widths.
     - motion modules: 8 heads; 32 positions where there is no position table.
     - CLIP: heads of 64 channels in text encoders, 16 heads in picture encoders 1024 wide or more; "gelu" for OpenCLIP's
