@@ -49,8 +49,11 @@ MAX_NAME = 1000  # characters
 READ_AHEAD = 2  # tensors read and transposed, each in a thread, while one is written
 TILE, TILE_COLUMNS = 32768, 64  # elements
 
-WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
-"""File stems of diffusers and transformers."""
+WEIGHTS = (
+    *("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model"),
+    *("pytorch_lora_weights", "adapter_model"),
+)
+"""File stems of diffusers, transformers and PEFT."""
 SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", ".msgpack", *PICKLE_SUFFIXES)
@@ -392,13 +395,13 @@ def _open_hub(source: str | Path, folder: str, variant: str | None) -> Tensors:
     """Fetches only the wanted component."""
     check_reader(source)
     if _hub_suffix(source) in WEIGHT_SUFFIXES:
-        path = fetch(source, [".", "../config.json"])
+        path = fetch(source, [".", "../config.json", "../adapter_config.json"])
         if not path.is_file():
             raise InputError(f"{source} does not exist, on this machine or on the hub. Check the name.")
         return _open_file(path)
     suffixes = [suffix for suffix in SUFFIXES if suffix != "bin" or _has_torch()]
     for suffix, middle in itertools.product(suffixes, _variants(variant)):
-        names = ["config.json"]
+        names = ["config.json", "adapter_config.json"]
         for stem in WEIGHTS:
             names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
         path = fetch(source, [str(place / name) for place in (Path(), Path(folder)) for name in names])
