@@ -58,6 +58,7 @@ SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", ".msgpack", *PICKLE_SUFFIXES)
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # in a zip archive, bare
+ORBAX_METADATA = "_METADATA"  # the file that makes a folder an orbax checkpoint
 MSGPACK_STARTS = tuple(bytes([byte]) for byte in (*range(0x81, 0x90), 0xDE, 0xDF))  # a map that is not empty
 PREFIXES = ("module.", "params.")  # of PyTorch's data-parallel training, of Flax's variable collections
 NO_TORCH = "is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
@@ -144,7 +145,7 @@ def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str 
     Args:
         source: a file, that is safetensors, a Flax checkpoint (`.msgpack`) or a pickle (`.ckpt`, `.pth`, `.pt`,
             `.bin`); a folder of diffusers or transformers (`config.json` beside the weights, sharded or not); a
-            pipeline's folder, with the component in `folder`; a hub id `owner/name`, or
+            pipeline's folder, with the component in `folder`; an orbax checkpoint; a hub id `owner/name`, or
             `owner/name/path/to/file.safetensors`; tensors already open are returned as they are.
         folder: the component's folder within a pipeline, such as `unet`.
         variant: which precision of several, such as `fp16`; by default the full one, or fp16 where it is alone.
@@ -345,6 +346,10 @@ def _start(path: Path) -> bytes:
 def _open_folder(path: Path, folder: str, variant: str | None) -> Tensors:
     if found := _find_weights(path, folder, variant):
         return _open_shards(found) if found.suffix == ".json" else _open_file(found)
+    if (path / ORBAX_METADATA).is_file():
+        from i2v_jax.weights.orbax import open_orbax  # which is built on this file, and takes a second to import
+
+        return open_orbax(path)
     place = path / folder if (path / folder).is_dir() else path
     held = ", ".join(sorted(os.listdir(place))[:8]) or "nothing"
     wanted = " or ".join(f"{stem}{f'.{variant}' if variant else ''}.safetensors" for stem in WEIGHTS[:2])

@@ -1,0 +1,159 @@
+"""Our own orbax checkpoints: the tree {component: {...}} that training restores, written and read array by array.
+
+A folder as `orbax.checkpoint` writes it: arrays in Zarr within OCDBT, the tree and our metadata in `_METADATA`.
+"""
+
+import functools
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from i2v_jax.errors import InputError
+from i2v_jax.weights.files import ORBAX_METADATA, Entry, Tensors, contents, read_json
+from i2v_jax.weights.save import own_metadata, own_tensors
+from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION
+from i2v_jax.weights.tree import Tree, flatten, unflatten
+
+EMPTY = "empty"
+"""Key of our metadata: names, dtypes and shapes of the tensors without elements, which orbax cannot keep."""
+BATCH = 1 << 27  # bytes written at once
+MAX_COMPRESSION = 1 << 16  # an array larger than so many times its folder is refused: its size was not meant
+
+
+def save_own_orbax(
+    path: str | Path,
+    components: Mapping[str, Tensors | Tree],
+    configs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes components as an orbax checkpoint: `StandardCheckpointer().restore(path)` gives {component: {...}}.
+
+    Args:
+        path: the folder, which is not there yet; it appears once it is complete.
+        components: component -> its parameters (and buffers), as nested dictionaries of arrays or as tensors by path.
+        configs: component -> its config.
+        metadata: further text to keep beside the tree.
+        progress: called with the bytes of each few arrays once they are written.
+
+    Raises:
+        InputError: the folder is there already, or cannot be written.
+    """
+    path, tensors = Path(path), own_tensors(components)
+    if path.exists():
+        raise InputError(f"{path} is there already. Remove it, or choose another name.")
+    empty = {name: entry for name, entry in tensors.entries.items() if not entry.size}
+    custom = own_metadata(configs or {}, metadata or {})
+    custom[EMPTY] = json.dumps({name: [entry.dtype.name, entry.shape] for name, entry in empty.items()})
+    tree = unflatten({name: entry for name, entry in tensors.entries.items() if name not in empty})
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (Entry, _EntryHandler(progress)),
+        (jax.Array, ocp.type_handlers.get_type_handler(jax.Array)),  # orbax warns where it is missing
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    try:
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(beside.absolute() / "tree", ocp.args.PyTreeSave(tree, custom_metadata=custom))
+            os.rename(beside / "tree", path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+class _EntryHandler(ocp.type_handlers.NumpyHandler):
+    """Lets orbax write tensors that are not read yet, a few at a time, as the NumPy arrays that they will be."""
+
+    def __init__(self, progress: Callable[[int], object]):
+        super().__init__(deepcopy_host_arrays=False)
+        self.progress = progress
+
+    async def serialize(self, values: Sequence[Entry], infos: Sequence, args: Sequence | None = None) -> list:
+        arrays = contents((info.name, entry) for entry, info in zip(values, infos))
+        for batch in _batches(values):
+            part = [next(arrays).view(values[i].dtype).reshape(values[i].shape) for i in batch]
+            for future in await super().serialize(part, [infos[i] for i in batch], args and [args[i] for i in batch]):
+                future.result()
+            self.progress(sum(array.nbytes for array in part))
+        return []
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[int]]:
+    """Indices in order, each batch of at most `BATCH` bytes or of one tensor."""
+    batch, held = [], 0
+    for i, entry in enumerate(entries):
+        if batch and held + entry.nbytes > BATCH:
+            yield batch
+            batch, held = [], 0
+        batch.append(i)
+        held += entry.nbytes
+    if batch:
+        yield batch
+
+
+def open_orbax(path: Path) -> Tensors:
+    """Opens an orbax checkpoint of nested dictionaries without reading an array; names are `component/path`.
+
+    One that says nothing of its format, such as a training's own, is taken for our tree.
+
+    Raises:
+        InputError: the folder is damaged, or its tree holds something else than arrays.
+    """
+    listing = read_json(path / ORBAX_METADATA)
+    custom = {"format": OWN_FORMAT, "version": OWN_VERSION} | (listing.get("custom_metadata") or {})
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(path.absolute()).tree
+        leaves = {name: (leaf.name, tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten(tree).items()}
+        empty = {
+            name: (np.dtype(dtype), tuple(shape))
+            for name, (dtype, shape) in json.loads(custom.pop(EMPTY, "{}")).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or no orbax checkpoint of nested arrays: {_short(error)}.") from error
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    for name, (_, shape, dtype) in leaves.items():
+        if math.prod(shape) * dtype.itemsize > MAX_COMPRESSION * size:
+            raise InputError(f"{path} is damaged: {name!r} is declared {dtype} {shape} in a folder of {size} bytes.")
+    read = functools.partial(
+        _read, path, "zarr3" if listing.get("use_zarr3") else "zarr", bool(listing.get("use_ocdbt"))
+    )
+    entries = {
+        name: Entry(shape, dtype, functools.partial(read, key, shape, dtype), path / ORBAX_METADATA)
+        for name, (key, shape, dtype) in leaves.items()
+    }
+    for name, (dtype, shape) in empty.items():
+        entries[name] = Entry(shape, dtype, functools.partial(np.empty, shape, dtype), path / ORBAX_METADATA)
+    return Tensors(entries, str(path), {key: value for key, value in custom.items() if isinstance(value, str)})
+
+
+def _read(path: Path, driver: str, is_ocdbt: bool, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    folder = {"driver": "file", "path": f"{path.absolute()}/"}
+    store = (
+        {"driver": "ocdbt", "base": folder, "path": f"{key}/"}
+        if is_ocdbt
+        else folder | {"path": f"{path.absolute()}/{key}/"}
+    )
+    try:
+        array = ts.open({"driver": driver, "kvstore": store, "fill_missing_data_reads": False}).result().read().result()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {key!r} cannot be read ({_short(error)}).") from error
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise InputError(f"{path} has changed: {key!r} was {dtype} {shape}, now it is {array.dtype} {array.shape}.")
+    return array
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message, which may be long."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
