@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
+from i2v_jax.weights.formats import TABLES
 from i2v_jax.weights.formats.clip import CLIP_TEXT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR
 from i2v_jax.weights.formats.lora import (
@@ -35,6 +36,7 @@ from i2v_jax.weights.formats.lora import (
     KOHYA_TEXT_1,
     KOHYA_TEXT_2,
     KOHYA_UNET,
+    LORA_TABLES,
 )
 from i2v_jax.weights.lora import export_lora, load_lora, merge_lora
 from i2v_jax.weights.translate import export_tensors, import_tensors
@@ -199,9 +201,14 @@ def bytes_of(tensors):
 
 
 def there_and_back(found):
-    return export_lora(
-        {component: it.parameters for component, it in found.items()}, {c: it.table for c, it in found.items()}
-    )
+    """What was read, written by the tables that are known by the same names."""
+    tables = {name: {table.name: table for table in TABLES[name]}[it.table.name] for name, it in found.items()}
+    return export_lora({name: it.parameters for name, it in found.items()}, tables)
+
+
+def test_no_two_tables_of_a_component_have_one_name():
+    for tables in LORA_TABLES.values():
+        assert len({table.name for table in tables}) == len(tables)
 
 
 # kohya-ss.

@@ -60,11 +60,12 @@ def with_alphas(component: str, imported: Imported) -> Imported:
     Raises:
         InputError: the settings are damaged, or name layers by regular expressions.
     """
-    settings = _peft_settings(component, imported.parameters)
+    lora = imported.parameters.select(LORA.pattern)
+    settings = _peft_settings(component, lora) if lora else {}
     if not settings:
         return imported
     entries = dict(imported.parameters.entries)
-    for layer, leaves in _layers(imported.parameters).items():
+    for layer, leaves in _layers(lora).items():
         if "down" in leaves and "alpha" not in leaves:
             try:
                 alpha = _peft_alpha(settings, _module(component, layer), leaves["down"].shape[-1])

@@ -4,7 +4,6 @@ kohya-ss (with LyCORIS' convolutions), PEFT, diffusers in the spellings of its t
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from i2v_jax.errors import InputError
@@ -27,7 +26,6 @@ PEFT: Spelling = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 LORA: Spelling = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
 LORA_LINEAR_LAYER: Spelling = {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"}
 PROCESSOR: Spelling = {"down": "_lora.down.weight", "up": "_lora.up.weight"}
-SPELLINGS = (PEFT, LORA, LORA_LINEAR_LAYER, PROCESSOR)
 
 ATTENTION = re.compile(r"\.(to_[qkv]|to_out)(\.0)?")
 TEXT_ATTENTION = re.compile(r"\.([qkv]|out)_proj")
@@ -82,48 +80,55 @@ def kohya_rows(prefix: str, layers: Iterable[Row]) -> list[Row]:
     return lora_rows(layers, lambda name: (prefix + name.replace(".", "_"), KOHYA))
 
 
-def _diffusers(name: str, base: Table, *prefixes: str, attention: Spelling = PEFT) -> FamilyTable:
-    """PEFT and diffusers: a file is read, and written again, as it is spelled; a tree is written as `attention` says.
+def _diffusers(name: str, base: Table, prefix: str, attention: Spelling, others: Spelling) -> FamilyTable:
+    """LoRA by the layers' own names; its rows are made for files that hold some so spelled, and for trees.
 
     Args:
         name: of the table.
-        base: the layers' own names.
-        prefixes: what may stand before them; the first is what a tree is written with.
+        base: the layers' names.
+        prefix: what stands before them.
         attention: how the projections of attentions are spelled.
+        others: how other layers are.
     """
+    down = tuple({attention["down"], others["down"]})
 
-    def rows(prefix: str, attention: Spelling, others: Spelling, more: Spelling) -> list[Row]:
-        def spell(layer: str) -> tuple[str, Spelling]:
-            is_attention = _is_attention(layer)
-            spelling = attention if is_attention else others
-            if is_attention and spelling is PROCESSOR:
-                layer = TEXT_ATTENTION.sub(r".to_\1", ATTENTION.sub(r".processor.\1", layer))
-            return prefix + layer, spelling | more
-
-        return lora_rows(base.rows, spell)
+    def spell(layer: str) -> tuple[str, Spelling]:
+        if not re.search(rf"({ATTENTION.pattern}|{TEXT_ATTENTION.pattern})$", layer):
+            return prefix + layer, others
+        if attention["down"] == PROCESSOR["down"]:
+            layer = TEXT_ATTENTION.sub(r".to_\1", ATTENTION.sub(r".processor.\1", layer))
+        return prefix + layer, attention
 
     def of_file(shapes: Shapes) -> list[Row]:
-        prefix = next((it for it in prefixes if any(name.startswith(it) for name in shapes)), "")
-        used = Counter(
-            (_is_attention(name.removesuffix(spelling["down"])), i)
-            for name in shapes
-            for i, spelling in enumerate(SPELLINGS)
-            if name.startswith(prefix) and name.endswith(spelling["down"])
-        )
-        if not used:
-            return []
-        inside, outside = (max(range(len(SPELLINGS)), key=lambda i: used[side, i]) for side in (True, False))
-        alpha = {"alpha": KOHYA["alpha"]} if any(name.endswith(KOHYA["alpha"]) for name in shapes) else {}
-        return rows(prefix, SPELLINGS[inside], SPELLINGS[outside], alpha)
+        is_so_spelled = any(name.startswith(prefix) and name.endswith(down) for name in shapes)
+        return lora_rows(base.rows, spell) if is_so_spelled else []
 
-    return FamilyTable(name, of_file, lambda shapes: rows(prefixes[0], attention, PEFT, {}))
+    return FamilyTable(name, of_file, lambda shapes: lora_rows(base.rows, spell))
 
 
-def _is_attention(layer: str) -> bool:
-    return bool(re.search(rf"({ATTENTION.pattern}|{TEXT_ATTENTION.pattern})$", layer))
+def _all_spellings(name: str, base: Table, component: str, older: Spelling) -> tuple[FamilyTable, ...]:
+    """The spellings of diffusers and PEFT, the current one first; alphas are in the metadata, or tensors.
 
+    Args:
+        name: of the current one; the others' names say how they differ.
+        base: the layers' names.
+        component: what stands before them.
+        older: how a LoRA was spelled outside of attention processors.
+    """
+    spellings = {
+        "": (PEFT, PEFT),
+        ", attentions as in 0.22": (older, PEFT),
+        ", as in 0.22": (older, older),
+        ", in attention processors": (PROCESSOR, older),
+    }
+    prefixes = {f"{component}.": "", "base_model.model.": ", by PEFT", "": ", without component"}
+    return tuple(
+        _diffusers(name + how + where + alphas, base, prefix, attention | alpha, others | alpha)
+        for alphas, alpha in (("", {}), (", alphas as tensors", {"alpha": KOHYA["alpha"]}))
+        for prefix, where in prefixes.items()
+        for how, (attention, others) in spellings.items()
+    )
 
-WRAPPED = "base_model.model."  # what PEFT's own save_pretrained puts first
 
 KOHYA_UNET = Table("kohya-ss LoRA", kohya_rows("lora_unet_", DIFFUSERS_UNET.rows))
 KOHYA_UNET_LINEAR = Table("kohya-ss LoRA, linear projections", kohya_rows("lora_unet_", DIFFUSERS_UNET_LINEAR.rows))
@@ -135,13 +140,17 @@ KOHYA_TEXT = Table("kohya-ss LoRA", kohya_rows("lora_te_", CLIP_TEXT.rows))
 KOHYA_TEXT_1 = Table("kohya-ss LoRA, first of two", kohya_rows("lora_te1_", CLIP_TEXT.rows))
 KOHYA_TEXT_2 = Table("kohya-ss LoRA", kohya_rows("lora_te2_", CLIP_TEXT.rows))
 
-DIFFUSERS_LORA = _diffusers("diffusers LoRA", DIFFUSERS_UNET, "unet.", WRAPPED, "")
-DIFFUSERS_LORA_LINEAR = _diffusers("diffusers LoRA, linear projections", DIFFUSERS_UNET_LINEAR, "unet.", WRAPPED, "")
-DIFFUSERS_LORA_TEXT = _diffusers("diffusers LoRA", CLIP_TEXT, "text_encoder.", WRAPPED, "")
-DIFFUSERS_LORA_TEXT_2 = _diffusers("diffusers LoRA", CLIP_TEXT, "text_encoder_2.")
-MOTION_LORA = _diffusers("AnimateDiff motion LoRA", PUBLISHED_UNET, "", attention=PROCESSOR)
+DIFFUSERS_LORAS = _all_spellings("diffusers LoRA", DIFFUSERS_UNET, "unet", LORA)
+DIFFUSERS_LORAS_LINEAR = _all_spellings("diffusers LoRA, linear projections", DIFFUSERS_UNET_LINEAR, "unet", LORA)
+DIFFUSERS_LORAS_TEXT = _all_spellings("diffusers LoRA", CLIP_TEXT, "text_encoder", LORA_LINEAR_LAYER)
+DIFFUSERS_LORAS_TEXT_2 = _all_spellings("diffusers LoRA", CLIP_TEXT, "text_encoder_2", LORA_LINEAR_LAYER)
+DIFFUSERS_LORA, DIFFUSERS_LORA_LINEAR, DIFFUSERS_LORA_TEXT, DIFFUSERS_LORA_TEXT_2 = (
+    spellings[0]
+    for spellings in (DIFFUSERS_LORAS, DIFFUSERS_LORAS_LINEAR, DIFFUSERS_LORAS_TEXT, DIFFUSERS_LORAS_TEXT_2)
+)
+MOTION_LORA = _diffusers("AnimateDiff motion LoRA", PUBLISHED_UNET, "", PROCESSOR, LORA)
 MOTION_LORA_LINEAR = _diffusers(
-    "AnimateDiff motion LoRA, linear projections", PUBLISHED_UNET_LINEAR, "", attention=PROCESSOR
+    "AnimateDiff motion LoRA, linear projections", PUBLISHED_UNET_LINEAR, "", PROCESSOR, LORA
 )
 
 LORA_TABLES: Mapping[str, tuple[Table, ...]] = {
@@ -149,11 +158,11 @@ LORA_TABLES: Mapping[str, tuple[Table, ...]] = {
         KOHYA_UNET,
         KOHYA_UNET_LINEAR,
         KOHYA_SDXL,
-        DIFFUSERS_LORA,
-        DIFFUSERS_LORA_LINEAR,
+        *DIFFUSERS_LORAS,
+        *DIFFUSERS_LORAS_LINEAR,
         MOTION_LORA,
         MOTION_LORA_LINEAR,
     ),
-    "text_encoder": (KOHYA_TEXT, KOHYA_TEXT_1, DIFFUSERS_LORA_TEXT),
-    "text_encoder_2": (KOHYA_TEXT_2, DIFFUSERS_LORA_TEXT_2),
+    "text_encoder": (KOHYA_TEXT, KOHYA_TEXT_1, *DIFFUSERS_LORAS_TEXT),
+    "text_encoder_2": (KOHYA_TEXT_2, *DIFFUSERS_LORAS_TEXT_2),
 }
