@@ -163,8 +163,11 @@ def _clip_fields(shapes: Shapes, width: int, projection: str) -> dict[str, Any]:
 def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> ImageProjectionConfig | ResamplerConfig:
     try:
         return config_from_shapes(shapes, known.get("head_dim", 64))
-    except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
-        raise InputError(str(error)) from error
+    except (IndexError, TypeError, ArithmeticError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        held = ", ".join(f"{path!r} {list(shape)}" for path, shape in sorted(shapes.items())[:5])
+        raise InputError(f"No image projection has such shapes: {held}, ...") from error
 
 
 _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
