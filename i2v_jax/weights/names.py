@@ -184,6 +184,7 @@ def _find(rows: dict[str, list[tuple[str, Match]]], name: str) -> list[Match]:
     return matches
 
 
+@functools.lru_cache(maxsize=1 << 16)  # a file's names are asked of every table
 def _outline(name: str) -> str:
     """The name with its numbers and fields made equal: few rows share an outline, and a look-up tries only those."""
     return re.sub(r"\d+|\{\w+\}", "#", name)
