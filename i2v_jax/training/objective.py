@@ -1,0 +1,214 @@
+"""What training minimises: the denoising loss of I2V-Adapter (paper section 3.1), over everything that a batch holds.
+
+The first frame stays clean, in its latents and in the loss: the mean is over frames 2..l. Whatever a batch does not
+hold ready (latents, prompt tokens, image tokens) is encoded here, so that any encoder may be trained too.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
+from i2v_jax.errors import InputError
+from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.image_projection import projection_of
+from i2v_jax.models.unet import UNet
+from i2v_jax.models.vae import AutoencoderKL, sample_posterior
+
+Batch = Mapping[str, Array]
+"""What one step sees, a leading axis `b` for clips on each:
+
+- `video` uint8 [b f h w 3], or `latents` float [b f h' w' c] (scaled by the VAE's factor);
+- `tokens` int32 [b t], the prompt's ids, or `text` float [b t d], its states;
+- `pixels` float [b H W 3], the first frame as the image encoder wants it, or `image_tokens` float [b n d]; neither for
+  a UNet without image tokens.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Settings of the loss; the defaults are the paper's.
+
+    Attributes:
+      first_frame: "clean" trains an image-to-video model as the paper does; "noisy" noises and scores every frame, as
+        pictures and motion modules are trained.
+      prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
+      min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
+      vae_slice: frames that are encoded at a time; bounds memory. 0: all at once.
+    """
+
+    first_frame: str = "clean"
+    prompt_dropout: float = 0.1
+    min_snr_gamma: float | None = None
+    vae_slice: int = 0
+
+    def __post_init__(self):
+        if self.first_frame not in ("clean", "noisy"):
+            raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean' or 'noisy'.")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise InputError(f"prompt_dropout={self.prompt_dropout}: wanted a share in [0, 1].")
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise InputError(f"min_snr_gamma={self.min_snr_gamma}: wanted a number above 0, or None.")
+        if self.vae_slice < 0:
+            raise InputError(f"vae_slice={self.vae_slice}: wanted 0 (all frames at once) or more.")
+
+
+class Draws(NamedTuple):
+    """What is random in a step, drawn for the whole batch at once: it is the same on any number of devices."""
+
+    posterior: Float[Array, "b f h w c"]  # which latents, of the VAE's distribution
+    noise: Float[Array, "b f h w c"]
+    timesteps: Int[Array, " b"]
+    drop: Bool[Array, " b"]  # the prompt
+
+
+def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, prompt_dropout: float) -> Draws:
+    """Draws noise, timesteps (uniformly) and dropped prompts for latents of shape [b f h w c]."""
+    posterior, noise, timesteps, drop = jax.random.split(key, 4)
+    return Draws(
+        jax.random.normal(posterior, latents, jnp.float32),
+        jax.random.normal(noise, latents, jnp.float32),
+        jax.random.randint(timesteps, latents[:1], 0, schedule.num_train_timesteps),
+        jax.random.bernoulli(drop, prompt_dropout, latents[:1]),
+    )
+
+
+def denoising_loss(
+    predict: Callable[[Float[Array, "b f h w c"], Int[Array, " b"]], Float[Array, "b f h w c"]],
+    schedule: NoiseSchedule,
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f h w c"],
+    timesteps: Int[Array, " b"],
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The mean squared error of a prediction, in float32.
+
+    Args:
+      predict: the network, given noisy latents and timesteps.
+      schedule: says what is noisy, and what is to be predicted.
+      latents: clean ones.
+      noise: standard normal.
+      timesteps: 0 .. schedule.num_train_timesteps - 1.
+      objective: whether the first frame is clean and left out, weights of timesteps.
+
+    Returns:
+      The loss, and `noisy` latents, `prediction`, and `each` clip's own loss [b].
+    """
+    clean = objective.first_frame == "clean"
+    if clean and latents.shape[1] < 2:
+        raise InputError("Clips of one frame have nothing to learn beside a clean first frame. Give 2 frames or more.")
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    if clean:
+        noisy = jnp.concatenate([jnp.asarray(latents[:, :1], jnp.float32), noisy[:, 1:]], 1)
+    prediction = predict(noisy, timesteps)
+    alpha, sigma = (
+        scale(timesteps).reshape(-1, *(1,) * (latents.ndim - 1)) for scale in (schedule.alpha, schedule.sigma)
+    )
+    error = jnp.square(
+        jnp.asarray(prediction, jnp.float32) - target(schedule.prediction_type, latents, noise, alpha, sigma)
+    )
+    each = jnp.mean(error[:, int(clean) :], range(1, error.ndim)) * min_snr_weight(
+        schedule, timesteps, objective.min_snr_gamma
+    )
+    return jnp.mean(each), {"noisy": noisy, "prediction": prediction, "each": each}
+
+
+def min_snr_weight(schedule: NoiseSchedule, timesteps: Int[Array, " b"], gamma: float | None) -> Float[Array, " b"]:
+    """Weight of each timestep's loss, so that in terms of x_0 it is min(SNR, gamma) (Hang et al. 2023, section 3.4)."""
+    if gamma is None:
+        return jnp.ones(timesteps.shape)
+    snr = jnp.square(schedule.alpha(timesteps) / schedule.sigma(timesteps))
+    per_target = {"epsilon": snr, "v_prediction": snr + 1, "sample": jnp.ones_like(snr)}[schedule.prediction_type]
+    return jnp.minimum(snr, gamma) / jnp.maximum(per_target, 1e-20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss of a batch under a tree of parameters.
+
+    Attributes:
+      configs: component ("unet", "vae", "text_encoder", "image_encoder", "image_proj") -> its config. What batches hold
+        ready needs no component.
+      schedule, objective: see there.
+      empty_prompt: the empty prompt's ids [t], or its states [t d] for batches that hold states.
+    """
+
+    configs: Mapping[str, Any]
+    schedule: NoiseSchedule
+    objective: Objective
+    empty_prompt: Array
+
+    def latents_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Shape [b f h w c] of a batch's latents."""
+        if "latents" in batch:
+            return batch["latents"].shape
+        b, f, h, w, _ = batch["video"].shape
+        vae = self.configs["vae"]
+        return b, f, h // vae.downscale, w // vae.downscale, vae.latent_channels
+
+    def draw(self, key: Key[Array, ""], batch: Batch) -> Draws:
+        """Draws what is random in a batch's loss."""
+        return draw(key, self.latents_shape(batch), self.schedule, self.objective.prompt_dropout)
+
+    def __call__(
+        self, tree: Mapping[str, Any], batch: Batch, draws: Draws
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Returns what `denoising_loss` returns.
+
+        Args:
+          tree: component -> parameters.
+          batch: see `Batch`.
+          draws: from `draw`.
+        """
+        unet = UNet(self.configs["unet"])
+        text, image_tokens = self._text(tree, batch, draws.drop), self._image_tokens(tree, batch)
+
+        def predict(noisy, timesteps):
+            return unet.apply({"params": tree["unet"]}, noisy, timesteps, text, image_tokens)
+
+        latents = self._latents(tree, batch, draws.posterior)
+        return denoising_loss(predict, self.schedule, latents, draws.noise, draws.timesteps, self.objective)
+
+    def _latents(self, tree, batch, posterior):
+        if "latents" in batch:
+            return jnp.asarray(batch["latents"], jnp.float32)
+        config = self.configs["vae"]
+        vae = AutoencoderKL(config)
+
+        def encode(frames):
+            pictures = jnp.asarray(frames, jnp.float32) / 127.5 - 1
+            return vae.apply({"params": tree["vae"]}, pictures, method="encode")
+
+        video = batch["video"]
+        b, f = video.shape[:2]
+        frames = video.reshape(b * f, *video.shape[2:])
+        if self.objective.vae_slice:
+            mean, logvar = jax.lax.map(
+                lambda frame: jax.tree.map(lambda x: x[0], encode(frame[None])),
+                frames,
+                batch_size=self.objective.vae_slice,
+            )
+        else:
+            mean, logvar = encode(frames)
+        latents = sample_posterior(mean, logvar, posterior.reshape(mean.shape))
+        return config.scaling_factor * jnp.asarray(latents, jnp.float32).reshape(posterior.shape)
+
+    def _text(self, tree, batch, drop):
+        if "text" in batch:
+            return jnp.where(drop[:, None, None], jnp.asarray(self.empty_prompt, batch["text"].dtype), batch["text"])
+        tokens = jnp.where(drop[:, None], self.empty_prompt, batch["tokens"])
+        encoder = CLIPTextEncoder(self.configs["text_encoder"])
+        return encoder.apply({"params": tree["text_encoder"]}, tokens).last_hidden
+
+    def _image_tokens(self, tree, batch):
+        if "image_tokens" not in self.configs["unet"].cross_attention_branches:
+            return None
+        if "image_tokens" in batch:
+            return batch["image_tokens"]
+        encoder, config = CLIPVisionEncoder(self.configs["image_encoder"]), self.configs["image_proj"]
+        seen = encoder.apply({"params": tree["image_encoder"]}, batch["pixels"])
+        return projection_of(config).apply({"params": tree["image_proj"]}, getattr(seen, config.reads))

@@ -1,0 +1,222 @@
+"""One training step against the published code's, and what must hold of any: what moves, what stays, what is random."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.errors import InputError
+from i2v_jax.models.unet import SD15, SDXL
+from i2v_jax.training.objective import Draws, Loss, Objective, denoising_loss, draw, min_snr_weight
+from i2v_jax.training.optimizer import Optimizer
+from i2v_jax.training.step import init_state, make_step
+from i2v_jax.weights import tree
+from i2v_jax.weights.formats import PUBLISHED_UNET
+from i2v_jax.weights.shapes import unet_shapes
+from tests import oracles
+from tests.helpers import relative_error
+
+ADAPTER = r"unet/.*/first_frame/.*"
+NAME = "official_v1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(Loss):
+    """A loss whose draws are the recorded ones."""
+
+    def draw(self, key, batch):
+        io = oracles.recorded(NAME, "train")
+        count = len(io["timesteps"])
+        return Draws(jnp.zeros_like(io["noise"]), io["noise"], jnp.asarray(io["timesteps"]), jnp.zeros(count, bool))
+
+
+@pytest.fixture(scope="module")
+def recorded_step():
+    """Runs one step on the recorded batch; returns the gradients' loss too."""
+    config, parameters = oracles.unet(NAME)
+    io = oracles.recorded(NAME, "train")
+    tokens = oracles.split_tokens(io["encoder_hidden_states"])
+    loss = Recorded({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(tokens["text"][0]))
+    batch = dict(latents=io["latents"], **tokens)
+    trained, frozen = tree.split({"unet": parameters}, [ADAPTER])
+    optimizer = Optimizer().make(1)
+    state = init_state(trained, optimizer)
+
+    def run(state, frozen, batch):
+        def of_trained(trained):
+            return loss(tree.unflatten(frozen | trained), batch, loss.draw(None, batch))
+
+        (value, seen), gradient = jax.value_and_grad(of_trained, has_aux=True)(state.trained)
+        return make_step(loss, optimizer)(state, frozen, batch, jax.random.key(0)), value, seen, gradient
+
+    return jax.jit(run)(state, tree.flatten(frozen), batch), io
+
+
+def theirs(path: str) -> str:
+    return PUBLISHED_UNET.to_theirs(path.removeprefix("unet/")).name
+
+
+def test_one_step_of_the_published_code(recorded_step, measured):
+    ((state, metrics), value, seen, gradient), io = recorded_step
+    measured("training step: noisy latents", relative_error(seen["noisy"], io["noisy_latents"]), 1e-4)
+    measured("training step: prediction", relative_error(seen["prediction"], io["prediction"]), 1e-4)
+    measured("training step: loss", abs(float(value) / float(io["loss"][0]) - 1), 1e-4)
+    assert float(metrics.loss) == float(value)
+    assert {f"grad.{theirs(path)}" for path in gradient} == {name for name in io if name.startswith("grad.")}
+    for what, ours in (("grad", gradient), ("adamw", state.trained)):
+        worst = max(
+            relative_error(array.T if array.ndim == 2 else array, io[f"{what}.{theirs(path)}"])
+            for path, array in ours.items()
+        )
+        measured(f"training step: worst {what}", worst, 1e-4)
+
+
+@pytest.mark.parametrize("config, count", [(SD15, 24_793_280), (SDXL, 204_883_200)])
+def test_trained_parameters_are_the_papers(config, count):
+    shapes = unet_shapes(dataclasses.replace(config, self_attention_branches=("first_frame",)))
+    chosen = tree.select({"unet": tree.unflatten(shapes)}, [ADAPTER])
+    assert tree.count(chosen) == count
+
+
+def toy(count=4, **objective):
+    """A loss of one weight, whose network predicts `kernel * noisy`."""
+    latents = jax.random.normal(jax.random.key(1), (count, 3, 2, 2, 1))
+
+    class Toy(Loss):
+        def __call__(self, parameters, batch, draws):
+            def predict(noisy, timesteps):
+                return parameters["unet"]["kernel"] * noisy + parameters["unet"]["bias"]
+
+            return denoising_loss(
+                predict, self.schedule, batch["latents"], draws.noise, draws.timesteps, self.objective
+            )
+
+    loss = Toy({}, ANIMATEDIFF_SD15, Objective(**objective), jnp.zeros(1))
+    weights = {"unet": {"kernel": jnp.full((), 0.5, jnp.bfloat16), "bias": jnp.full((), 0.25, jnp.bfloat16)}}
+    return loss, weights, {"latents": latents}
+
+
+def run(loss, weights, batch, steps=3, patterns=("unet/kernel",), **options):
+    trained, frozen = tree.split(weights, patterns)
+    optimizer = Optimizer(learning_rate=1e-2).make(steps)
+    state = init_state(trained, optimizer, averaging="average_decay" in options)
+    step = jax.jit(make_step(loss, optimizer, **options))
+    history = []
+    for _ in range(steps):
+        state, metrics = step(state, tree.flatten(frozen), batch, jax.random.key(0))
+        history.append(metrics)
+    return state, history
+
+
+def test_only_what_is_trained_has_gradients_and_state():
+    state, _ = run(*toy())
+    assert state.trained.keys() == {"unet/kernel"} and state.trained["unet/kernel"].dtype == jnp.float32
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.optimizer)]
+    assert sum(sizes) <= 2 + 2  # two moments, two counters
+    assert state.trained["unet/kernel"] != 0.5
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole():
+    whole, told = run(*toy(8))
+    parts, also = run(*toy(8), accumulate=4)
+    assert relative_error(parts.trained["unet/kernel"], whole.trained["unet/kernel"]) < 1e-6
+    for one, other in zip(told, also):
+        assert relative_error(other.loss, one.loss) < 1e-6
+        assert abs(other.gradient_norm - one.gradient_norm) < 1e-5 * told[0].gradient_norm
+        np.testing.assert_allclose(np.asarray(one.each), np.asarray(other.each), rtol=1e-6)
+    with pytest.raises(InputError, match="accumulate=3"):
+        run(*toy(8), accumulate=3)
+
+
+def test_the_first_frame_is_neither_noised_nor_scored():
+    loss, weights, batch = toy()
+    draws = loss.draw(jax.random.key(3), batch)
+    value, seen = loss(weights, batch, draws)
+    np.testing.assert_array_equal(seen["noisy"][:, :1], batch["latents"][:, :1])
+    assert not np.allclose(seen["noisy"][:, 1:], batch["latents"][:, 1:])
+    other = draws._replace(noise=draws.noise.at[:, 0].add(100.0))
+    assert loss(weights, batch, other)[0] == value
+    noisy, _, _ = toy(first_frame="noisy")
+    assert noisy(weights, batch, other)[0] > value
+    single = {"latents": batch["latents"][:, :1]}
+    with pytest.raises(InputError, match="2 frames"):
+        loss(weights, single, loss.draw(jax.random.key(3), single))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_prediction_has_no_loss_and_min_snr_weighs_x0(prediction_type):
+    schedule = NoiseSchedule(prediction_type=prediction_type)
+    latents, noise = jax.random.normal(jax.random.key(0), (2, 3, 4, 2, 2, 1))
+    timesteps = jnp.array([10, 500, 990])
+    alpha, sigma = (scale(timesteps).reshape(3, 1, 1, 1, 1) for scale in (schedule.alpha, schedule.sigma))
+    perfect = {"epsilon": noise, "v_prediction": alpha * noise - sigma * latents, "sample": latents}[prediction_type]
+    assert denoising_loss(lambda *_: perfect, schedule, latents, noise, timesteps)[0] == 0
+
+    # a prediction whose x_0 is off by d has, with the weight, the loss min(SNR, gamma) d^2
+    off = {"epsilon": -alpha / sigma, "v_prediction": -1 / sigma, "sample": 1.0}[prediction_type] * 0.1 + perfect
+    gamma = 5.0
+    _, seen = denoising_loss(lambda *_: off, schedule, latents, noise, timesteps, Objective(min_snr_gamma=gamma))
+    snr = np.square(np.asarray(alpha / sigma)).reshape(-1)
+    np.testing.assert_allclose(seen["each"], np.minimum(snr, gamma) * 0.01, rtol=1e-3)
+    assert np.all(np.asarray(min_snr_weight(schedule, timesteps, None)) == 1)
+
+
+def test_draws_are_uniform_and_drop_a_tenth():
+    draws = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, 0.1)
+    assert 0.09 < float(draws.drop.mean()) < 0.11
+    counts = np.bincount(np.asarray(draws.timesteps) // 100, minlength=10)
+    assert len(counts) == 10 and counts.min() > 1800
+    assert (
+        abs(float(draws.noise.std()) - 1) < 0.02
+        and float(jnp.corrcoef(draws.noise.reshape(-1), draws.posterior.reshape(-1))[0, 1]) < 0.03
+    )
+    assert not bool(draw(jax.random.key(0), (100, 1, 1, 1, 1), ANIMATEDIFF_SD15, 0.0).drop.any())
+
+
+def test_steps_draw_anew_and_again_the_same():
+    (one, told), (again, _) = run(*toy()), run(*toy())
+    assert len({float(metrics.loss) for metrics in told}) == 3
+    np.testing.assert_array_equal(one.trained["unet/kernel"], again.trained["unet/kernel"])
+
+
+def test_the_average_follows_slowly():
+    state, _ = run(*toy(), steps=2, average_decay=0.5)
+    first, _ = run(*toy(), steps=1)
+    values = [0.5, float(first.trained["unet/kernel"]), float(state.trained["unet/kernel"])]
+    assert np.isclose(float(state.average["unet/kernel"]), 0.25 * values[0] + 0.25 * values[1] + 0.5 * values[2])
+
+
+def test_optimizer_is_pytorchs_and_schedules_go_where_they_say():
+    rate = Optimizer(learning_rate=1.0, schedule="cosine", warmup_steps=10, final_share=0.1).rate(110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.55, 0.1], rtol=1e-6)
+    rate = Optimizer(learning_rate=1.0, schedule="linear").rate(100)
+    np.testing.assert_allclose([rate(0), rate(50), rate(100)], [1, 0.5, 0], atol=1e-6)
+    assert Optimizer().rate(10)(7) == 1e-4
+    clipped = Optimizer(clip_norm=1.0).make(10)
+    grads = {"w": jnp.array([3.0, 4.0])}
+    one, _ = clipped.update(grads, clipped.init(grads), grads)
+    plain, _ = optax.adamw(1e-4, weight_decay=0.01).update(
+        {"w": jnp.array([0.6, 0.8])}, optax.adamw(1e-4).init(grads), grads
+    )
+    np.testing.assert_allclose(one["w"], plain["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Optimizer(schedule="cosin"), "Did you mean 'cosine'"),
+        (lambda: Optimizer(learning_rate=-1), "learning_rate=-1"),
+        (lambda: Optimizer(clip_norm=0.0), "clip_norm"),
+        (lambda: Optimizer(warmup_steps=20).rate(10), "warmup_steps=20"),
+        (lambda: Objective(first_frame="none"), "first_frame='none'"),
+        (lambda: Objective(prompt_dropout=2), "prompt_dropout=2"),
+        (lambda: Objective(min_snr_gamma=0), "min_snr_gamma=0"),
+    ],
+)
+def test_bad_settings(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
