@@ -5,7 +5,6 @@ A folder as `orbax.checkpoint` writes it: arrays in Zarr within OCDBT, the tree 
 
 import functools
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.weights.files import ORBAX_METADATA, Entry, Tensors, contents, read_json
 from i2v_jax.weights.save import own_metadata, own_tensors
 from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION
-from i2v_jax.weights.tree import Tree, flatten, unflatten
+from i2v_jax.weights.tree import Tree, unflatten
 
 EMPTY = "empty"
 """Key of our metadata: names, dtypes and shapes of the tensors without elements, which orbax cannot keep."""
@@ -112,46 +111,47 @@ def open_orbax(path: Path) -> Tensors:
         InputError: the folder is damaged, or its tree holds something else than arrays.
     """
     listing = read_json(path / ORBAX_METADATA)
-    custom = {"format": OWN_FORMAT, "version": OWN_VERSION} | (listing.get("custom_metadata") or {})
     try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(path.absolute()).tree
-        leaves = {name: (leaf.name, tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten(tree).items()}
+        custom = {"format": OWN_FORMAT, "version": OWN_VERSION} | (listing.get("custom_metadata") or {})
         empty = {
             name: (np.dtype(dtype), tuple(shape))
             for name, (dtype, shape) in json.loads(custom.pop(EMPTY, "{}")).items()
         }
+        if any(np.broadcast_to(np.empty((), dtype), shape).size for dtype, shape in empty.values()):
+            raise ValueError(f"not all that it calls empty are so: {empty}")
+        keys = [[key["key"] for key in leaf["key_metadata"]] for leaf in listing["tree_metadata"].values()]
+        opening = {"/".join(names): ts.open(_spec(path, listing, ".".join(names))) for names in keys}
+        arrays = {name: future.result() for name, future in opening.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged, or no orbax checkpoint of nested arrays: {_short(error)}.") from error
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    for name, (_, shape, dtype) in leaves.items():
-        if math.prod(shape) * dtype.itemsize > MAX_COMPRESSION * size:
-            raise InputError(f"{path} is damaged: {name!r} is declared {dtype} {shape} in a folder of {size} bytes.")
-    read = functools.partial(
-        _read, path, "zarr3" if listing.get("use_zarr3") else "zarr", bool(listing.get("use_ocdbt"))
-    )
-    entries = {
-        name: Entry(shape, dtype, functools.partial(read, key, shape, dtype), path / ORBAX_METADATA)
-        for name, (key, shape, dtype) in leaves.items()
-    }
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return arrays[name].read().result()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {name!r} cannot be read ({_short(error)}).") from error
+
+    file = path / ("manifest.ocdbt" if listing.get("use_ocdbt") else ORBAX_METADATA)  # changes with what is in the tree
+    entries = {}
+    for name, array in arrays.items():
+        entry = Entry(array.shape, array.dtype.numpy_dtype, functools.partial(read, name), file)
+        if entry.nbytes > MAX_COMPRESSION * size:
+            raise InputError(
+                f"{path} is damaged: {name!r} is declared {entry.dtype} {entry.shape} in a folder of {size} bytes."
+            )
+        entries[name] = entry
     for name, (dtype, shape) in empty.items():
-        entries[name] = Entry(shape, dtype, functools.partial(np.empty, shape, dtype), path / ORBAX_METADATA)
+        entries[name] = Entry(shape, dtype, functools.partial(np.empty, shape, dtype), file)
     return Tensors(entries, str(path), {key: value for key, value in custom.items() if isinstance(value, str)})
 
 
-def _read(path: Path, driver: str, is_ocdbt: bool, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _spec(path: Path, listing: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Where orbax keeps an array, for TensorStore; its absence is an error, not an array of zeros."""
     folder = {"driver": "file", "path": f"{path.absolute()}/"}
-    store = (
-        {"driver": "ocdbt", "base": folder, "path": f"{key}/"}
-        if is_ocdbt
-        else folder | {"path": f"{path.absolute()}/{key}/"}
-    )
-    try:
-        array = ts.open({"driver": driver, "kvstore": store, "fill_missing_data_reads": False}).result().read().result()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {key!r} cannot be read ({_short(error)}).") from error
-    if (array.shape, array.dtype) != (shape, dtype):
-        raise InputError(f"{path} has changed: {key!r} was {dtype} {shape}, now it is {array.dtype} {array.shape}.")
-    return array
+    store = {"driver": "ocdbt", "base": folder, "path": ""} if listing.get("use_ocdbt") else folder
+    driver = "zarr3" if listing.get("use_zarr3") else "zarr"
+    return {"driver": driver, "kvstore": store | {"path": f"{store['path']}{name}/"}, "fill_missing_data_reads": False}
 
 
 def _short(error: Exception) -> str:
