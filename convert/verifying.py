@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from convert.parts import part_of
 from convert.tables import table
-from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint, open_files
 from i2v_jax.weights.files import Entry, Tensors
 from i2v_jax.weights.lazy import cast
 
@@ -28,7 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.run:
         from convert.running import compare_outputs  # PyTorch and diffusers are imported only for this
 
-        sound &= compare_outputs(source, converted)
+        files = (
+            [] if arguments.lora else [it for name in arguments.sources for it in open_files(name, arguments.variant)]
+        )
+        sound &= compare_outputs(files, source, converted)
     print("verified" if sound else "NOT the same")
     return 0 if sound else 1
 
