@@ -108,7 +108,8 @@ class TemporalBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b s f c"]) -> Float[Array, "b s f c"]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        positions = jnp.asarray(frame_positions(self.config.max_positions, x.shape[-1])[: x.shape[-2]], self.dtype)
+        frames = min(x.shape[-2], self.config.max_positions)
+        positions = jnp.asarray(frame_positions(frames, x.shape[-1]), self.dtype)
         for i in (1, 2):
             hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
             x = x + Attention(self.config.num_heads, implementation=self.attention, name=f"attn{i}", **dtypes)(hidden)

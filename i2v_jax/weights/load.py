@@ -26,6 +26,7 @@ from i2v_jax.models.vae import SDXL_VAE, VAEConfig
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.infer import infer_config
+from i2v_jax.weights.limits import check_config
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.save import config_from_json, own_config
 from i2v_jax.weights.shapes import (
@@ -57,7 +58,7 @@ _COMPONENTS = {
     CLIPTextConfig: "text_encoder",
     CLIPVisionConfig: "image_encoder",
 }
-PUBLISHED_CONTEXTS = (768, 1024, 2048)  # widths of the prompts of SD1.x, SD2, SDXL
+PUBLISHED_CONTEXTS = (768, 1024, 1280, 2048)  # widths of the prompts of SD1.x, SD2, SDXL's refiner, SDXL
 SHOWN = 3  # names of each sort in an error
 
 
@@ -164,7 +165,7 @@ def assemble_unet(
     unet = _replace(_config(UNetConfig, config, whole), derived | overrides)
     wanted = unet.self_attention_branches + unet.cross_attention_branches
     pool = {path: it for path, it in pool.items() if not (branch := BRANCH.fullmatch(path)) or branch["name"] in wanted}
-    expected = unet_shapes(unet)
+    expected = _expected(unet_shapes, unet, providers.values())
     _fill_first_frame(pool, expected)
     return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], _buffers(providers))
 
@@ -191,7 +192,8 @@ def assemble_unet_parts(
     unet = config_from_json(UNetConfig, own[0]) if own else infer_config("unet", shapes)
     if motion:
         unet = dataclasses.replace(unet, motion=_motion_layout(providers["motion"], {}, {}))
-    expected = {path: leaf for path, leaf in unet_shapes(unet).items() if _part(path) in providers}
+    network = _expected(unet_shapes, unet, providers.values())
+    expected = {path: leaf for path, leaf in network.items() if _part(path) in providers}
     if not any("/first_frame/to_q/" in path for path in pool):
         expected = {path: leaf for path, leaf in expected.items() if "/first_frame/to_q/" not in path}
     return _assembled("UNet", unet, expected, pool, lambda path: providers[_part(path)], _buffers(providers))
@@ -213,7 +215,7 @@ def assemble_controlnet(
     """Finds and checks a ControlNet's tensors; see `load_controlnet` and `assemble_unet`."""
     imported = _import(source, "controlnet")
     controlnet = _replace(_config(ControlNetConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("ControlNet", controlnet, controlnet_shapes(controlnet), imported)
+    return _assembled_whole("ControlNet", controlnet, controlnet_shapes, imported)
 
 
 def load_vae(source: Source, *, place: Place = to_device, **options: Any) -> tuple[VAEConfig, dict[str, Any]]:
@@ -230,7 +232,7 @@ def assemble_vae(
     """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`."""
     imported = _import(source, "vae")
     vae = _replace(_config(VAEConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("VAE", vae, vae_shapes(vae), imported)
+    return _assembled_whole("VAE", vae, vae_shapes, imported)
 
 
 def load_text_encoder(
@@ -259,7 +261,7 @@ def assemble_text_encoder(
     imported = _import(source, "text_encoder", folder=folder)
     derived = _projection(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
-    return _assembled_whole("CLIP text encoder", clip, text_encoder_shapes(clip), imported)
+    return _assembled_whole("CLIP text encoder", clip, text_encoder_shapes, imported)
 
 
 def load_image_encoder(
@@ -279,7 +281,7 @@ def assemble_image_encoder(
     imported = _import(source, "image_encoder")
     derived = _projection(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
-    return _assembled_whole("CLIP vision encoder", clip, image_encoder_shapes(clip), imported)
+    return _assembled_whole("CLIP vision encoder", clip, image_encoder_shapes, imported)
 
 
 def load_image_projection(
@@ -307,7 +309,7 @@ def assemble_image_projection(
     except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
         raise InputError(f"{imported.parameters.source}: {error}") from error
     projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("image projection", projection, image_projection_shapes(projection), imported)
+    return _assembled_whole("image projection", projection, image_projection_shapes, imported)
 
 
 def _projection(imported: Imported, name: str) -> dict[str, int]:
@@ -461,7 +463,19 @@ def _replace(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **values)
 
 
-def _assembled_whole(component: str, config: Any, expected: Shapes, imported: Imported) -> Assembled:
+def _expected(shapes: Callable[[Any], Shapes], config: Any, sources: Iterable[Imported]) -> Shapes:
+    """The parameters of a config's network; InputError where no network can have that config."""
+    sources = list(sources)
+    try:
+        check_config(config, sum(len(it.parameters) for it in sources))
+        return shapes(config)
+    except Exception as error:  # sizes that make no sense together fail in more ways than can be listed
+        where = " + ".join(dict.fromkeys(it.parameters.source for it in sources))
+        raise InputError(f"{where} is of no network known here: {str(error)[:300] or type(error).__name__}") from error
+
+
+def _assembled_whole(component: str, config: Any, shapes: Callable[[Any], Shapes], imported: Imported) -> Assembled:
+    expected = _expected(shapes, config, [imported])
     pool = {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
     return _assembled(component, config, expected, pool, lambda path: imported, imported.buffers.entries)
 

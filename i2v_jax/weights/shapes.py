@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
-from i2v_jax.models.image_projection import ImageProjection, ImageProjectionConfig, Resampler, ResamplerConfig
+from i2v_jax.models.image_projection import AnyConfig, projection_of
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.weights.tree import flatten
@@ -17,10 +17,10 @@ from i2v_jax.weights.tree import flatten
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
-@functools.cache  # tracing a UNet takes seconds
+@functools.cache  # tracing takes seconds
 def unet_shapes(config: UNetConfig) -> Shapes:
     """Returns {path: shape and dtype} of a UNet's parameters."""
-    tokens = jnp.zeros((1, 1, config.cross_attention_dim))
+    tokens = _array((1, 1, config.cross_attention_dim))
     return _shapes(UNet(config), **_inputs(config), image_tokens=tokens)
 
 
@@ -28,43 +28,51 @@ def unet_shapes(config: UNetConfig) -> Shapes:
 def controlnet_shapes(config: ControlNetConfig) -> Shapes:
     """Returns {path: shape and dtype} of a ControlNet's parameters."""
     size = config.downscale * config.picture_scale
-    return _shapes(ControlNet(config), **_inputs(config), picture=jnp.zeros((1, 1, size, size, 3)))
+    return _shapes(ControlNet(config), **_inputs(config), picture=_array((1, 1, size, size, 3)))
 
 
 def _inputs(config: UNetConfig) -> dict[str, Any]:
     """The smallest that a UNet or a ControlNet takes."""
     size = config.downscale
     inputs = dict(
-        sample=jnp.zeros((1, 1, size, size, config.in_channels)),
-        timesteps=jnp.zeros((1,)),
-        text=jnp.zeros((1, 1, config.cross_attention_dim)),
+        sample=_array((1, 1, size, size, config.in_channels)),
+        timesteps=_array((1,)),
+        text=_array((1, 1, config.cross_attention_dim)),
     )
     if added := config.added_conditioning:
-        pooled = jnp.zeros((1, added.projection_input_dim - 6 * added.time_dim))
-        inputs["added"] = dict(text_embeds=pooled, time_ids=jnp.zeros((1, 6)))
+        pooled = _array((1, added.projection_input_dim - 6 * added.time_dim))
+        inputs["added"] = dict(text_embeds=pooled, time_ids=_array((1, 6)))
     return inputs
 
 
+@functools.cache
 def vae_shapes(config: VAEConfig) -> Shapes:
     """Returns {path: shape and dtype} of an autoencoder's parameters."""
-    return _shapes(AutoencoderKL(config), jnp.zeros((1, config.downscale, config.downscale, 3)))
+    return _shapes(AutoencoderKL(config), _array((1, config.downscale, config.downscale, 3)))
 
 
+@functools.cache
 def text_encoder_shapes(config: CLIPTextConfig) -> Shapes:
     """Returns {path: shape and dtype} of a text encoder's parameters."""
-    return _shapes(CLIPTextEncoder(config), jnp.zeros((1, 1), jnp.int32))
+    return _shapes(CLIPTextEncoder(config), _array((1, 1), jnp.int32))
 
 
+@functools.cache
 def image_encoder_shapes(config: CLIPVisionConfig) -> Shapes:
     """Returns {path: shape and dtype} of an image encoder's parameters."""
-    return _shapes(CLIPVisionEncoder(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+    return _shapes(CLIPVisionEncoder(config), _array((1, config.image_size, config.image_size, 3)))
 
 
-def image_projection_shapes(config: ImageProjectionConfig | ResamplerConfig) -> Shapes:
+@functools.cache
+def image_projection_shapes(config: AnyConfig) -> Shapes:
     """Returns {path: shape and dtype} of an image projection's parameters."""
-    if isinstance(config, ResamplerConfig):
-        return _shapes(Resampler(config), jnp.zeros((1, 1, config.embed_dim)))
-    return _shapes(ImageProjection(config), jnp.zeros((1, config.embed_dim)))
+    shape = (1, config.embed_dim) if config.reads == "image_embeds" else (1, 1, config.embed_dim)
+    return _shapes(projection_of(config), _array(shape))
+
+
+def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """An input that takes no memory, whatever size a config asks for."""
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _shapes(model: nn.Module, *inputs, **named_inputs) -> Shapes:
