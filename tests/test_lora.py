@@ -38,8 +38,8 @@ from i2v_jax.weights.formats.lora import (
     KOHYA_UNET,
     LORA_TABLES,
 )
-from i2v_jax.weights.lora import export_lora, load_lora, merge_lora
-from i2v_jax.weights.translate import export_tensors, import_tensors
+from i2v_jax.weights.lora import export_lora, load_lora, merge_lora, with_alphas
+from i2v_jax.weights.translate import export_tensors, import_tensors, recognise
 from tests.helpers import relative_error
 from tests.torch_models import randomise
 
@@ -327,7 +327,7 @@ def test_peft_folder_merges_as_peft_does(settings, tmp_path, measured):
     before = weights(model)
     wrapped = adapted(model, TARGETS, **SETTINGS[settings])
     wrapped.save_pretrained(tmp_path)
-    found = load_lora(tmp_path / "adapter_model.safetensors")
+    found = load_lora(tmp_path)
     assert list(found) == ["unet"]
     ours = merged_here("unet", diffusers_copy(before), found["unet"].parameters)
     fused = wrapped.merge_and_unload().state_dict()
@@ -362,7 +362,7 @@ def test_diffusers_file_merges_as_diffusers_fuses(settings, tmp_path, measured):
         metadata[f"{name}_lora_adapter_metadata"] = {key: config[key] for key in kept}
     pipe.save_lora_weights(tmp_path, **layers, **metadata)
     file = tmp_path / "pytorch_lora_weights.safetensors"
-    found = load_lora(file)
+    found = load_lora(tmp_path)
     ours = {name: merged_here(name, model, found[name].parameters, 0.7) for name, model in components(pipe).items()}
     pipe.load_lora_weights(file)
     pipe.fuse_lora(lora_scale=0.7)
@@ -612,8 +612,8 @@ def test_what_is_no_lora_weight_is_named(name, shape):
     [
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
-        ('{"unet.r": 4, "unet.lora_alpha": "much"}', "damaged"),
-        ('{"unet.r": 4, "unet.alpha_pattern": 3}', "damaged"),
+        ('{"unet.r": 4, "unet.lora_alpha": "much"}', "cannot be used"),
+        ('{"unet.r": 4, "unet.alpha_pattern": 3}', "cannot be used"),
         ('{"unet.r": 4, "unet.alpha_pattern": {"(a+)+b": 3}}', r"'\(a\+\)\+b' is a regular expression"),
     ],
 )
@@ -622,6 +622,13 @@ def test_damaged_settings_are_refused(settings, message):
     tensors = Tensors({n: Entry.of(a) for n, a in state.items()}, "lora", {"lora_adapter_metadata": settings})
     with pytest.raises(InputError, match=message):
         load_lora(tensors)
+
+
+def test_settings_beside_a_whole_model_change_nothing(tmp_path):
+    pipeline().unet.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    imported = recognise(open_tensors(tmp_path))["unet"]
+    assert with_alphas("unet", imported) == imported
 
 
 def test_settings_written_are_diffusers_own(tmp_path):

@@ -70,7 +70,9 @@ def with_alphas(component: str, imported: Imported) -> Imported:
             try:
                 alpha = _peft_alpha(settings, _module(component, layer), leaves["down"].shape[-1])
             except (TypeError, ValueError, AttributeError, IndexError) as error:
-                raise InputError(f"{imported.parameters.source}: damaged PEFT settings ({error}).") from error
+                raise InputError(
+                    f"{imported.parameters.source}: its PEFT settings cannot be used ({error})."
+                ) from error
             entries[f"{layer}/lora/alpha"] = Entry.of(np.float32(alpha))
     return dataclasses.replace(imported, parameters=imported.parameters.holding(entries))
 
