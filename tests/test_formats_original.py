@@ -334,6 +334,15 @@ def test_export_needs_no_more_than_the_tree(family):
     )
 
 
+def test_counters_of_averages_that_were_taken_out():
+    file = arrays(
+        {name: tensor for name, tensor in checkpoint("SD1.5")[1].items() if "model_ema.diffusion" not in name}
+    )
+    found = recognise(file)
+    assert "unet_ema" not in found and {"decay", "num_updates"} < set(found["noise_schedule"].buffers)
+    assert bytes_of(there_and_back(file)) == bytes_of(file)
+
+
 @pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
 @pytest.mark.parametrize("family", UNETS)
 def test_bare_unets(family, prefix):

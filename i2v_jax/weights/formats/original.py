@@ -134,6 +134,7 @@ def _unet_table(prefix: str, projection: Kind) -> Table:
 
 EMA = "model_ema.diffusion_model"
 EMA_COUNTERS = [Row(f"model_ema.{name}", name, BUFFER) for name in ("decay", "num_updates")]
+"""Left in some files whose averages were taken out; then they are kept with the noise schedule."""
 
 
 def _averaged_rows(blocks: Blocks, projection: Kind) -> list[Row]:
@@ -343,5 +344,6 @@ NOISE_SCHEDULE = Table(
             )
         ),
         Row("denoiser.sigmas", "sigmas", BUFFER),
+        *EMA_COUNTERS,
     ],
 )
