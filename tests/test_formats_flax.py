@@ -269,9 +269,10 @@ HOSTILE = {
     "unknown extension": array(kind=77),
     "list": b"\x92\x01\x02",
     "text that goes on": b"\xdb\xff\xff\xff\xff",
+    "huge in many small sizes": b"\xc9\x10\x00\x00\x13\x01\x93\x97" + b"\x10" * 7 + text("uint8") + b"\xc6\x10\0\0\0",
     "map that goes on": b"\xdf\xff\xff\xff\xff",
     "byte that means nothing": b"\xc1",
-    "deep nesting": b"\x81\xa1x" * 100_000,
+    "deep nesting": b"\x81\xa0" * 100_000,
     "long names": (b"\x81\xd9\xff" + b"x" * 255) * 5 + array(),
     "too many values": b"\xde\xff\xff" + b"".join(text(f"{i:x}") + b"\x81\xa1y\xc0" for i in range(65_535)),
     "key that is no text": b"\x81\x01" + array(),
@@ -297,7 +298,7 @@ def test_hostile_files_are_refused(what, tmp_path):
     """Each names the file and the place; none takes memory or time for what it claims."""
     file = tmp_path / "weights.msgpack"
     file.write_bytes(b"\x81" + text("layer") + HOSTILE[what])
-    with pytest.raises(InputError, match=r"weights\.msgpack.*'layer"):
+    with pytest.raises(InputError, match=r"weights\.msgpack is (cut short or )?damaged: 'layer"):
         open_tensors(file)
 
 
@@ -319,7 +320,7 @@ def test_files_cut_short_or_long_anywhere_are_refused(tmp_path):
     )
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"weights\.msgpack"):
+        with pytest.raises(InputError, match=rf"weights\.msgpack.*{'ends after 50' if length == 50 else ''}"):
             open_tensors(file)
     file.write_bytes(whole + b"\0")
     with pytest.raises(InputError, match=r"weights\.msgpack.*1 bytes follow"):

@@ -141,10 +141,13 @@ class _Walk:
         end = self.file.tell() + self.checked(size)
         if self.length("list") != 3:
             raise self.damage("is no array: wanted its shape, dtype and bytes")
-        shape = tuple(self.length("integer", 0) for _ in range(self.length("list")))
+        rank = self.length("list")
+        if rank > MAX_RANK:
+            raise self.damage(f"has {rank} axes; wanted at most {MAX_RANK}")
+        shape = tuple(self.length("integer", 0) for _ in range(rank))
         dtype_name = self.text()
         dtype = DTYPES_BY_NAME.get(dtype_name)
-        if dtype is None or len(shape) > MAX_RANK:
+        if dtype is None:
             raise self.damage(f"is {dtype_name} {shape}; known dtypes are {', '.join(DTYPES_BY_NAME)}")
         count, begin = self.length("bytes"), self.file.tell()
         if math.prod(shape) * dtype.itemsize != count or max(shape, default=0) > self.size or begin + count != end:
