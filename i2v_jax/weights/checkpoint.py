@@ -15,8 +15,9 @@ from i2v_jax.sources import fetch, local
 from i2v_jax.weights import load
 from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, holds_weights, open_tensors, read_json
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
+from i2v_jax.weights.formats.lora import refuse_other_methods
 from i2v_jax.weights.load import Assembled
-from i2v_jax.weights.lora import load_lora, merge_lora, with_alphas
+from i2v_jax.weights.lora import check_lora, load_lora, merge_lora, with_alphas
 from i2v_jax.weights.translate import OWN_FORMAT, Imported, recognise
 
 FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
@@ -96,9 +97,11 @@ def open_checkpoint(
     opened = [pair for source in sources for pair in open_files(source, variant)]
     held: dict[str, list[Imported]] = {}
     lora: dict[str, Tensors] = {}
+    lora_names: dict[str, dict[str, str]] = {}
     formats: dict[str, list[str]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for tensors, folder in opened:
+        refuse_other_methods(tensors, tensors.source)
         settings |= _json(tensors, "settings")
         for component, imported in recognise_in(tensors, folder).items():
             own = _json(tensors, "formats").get(component)
@@ -107,13 +110,17 @@ def open_checkpoint(
                 imported = dataclasses.replace(imported, unknown=[])
             apart, imported = _split_lora(with_alphas(component, imported))
             if apart:
+                check_lora(apart, imported)
                 lora[component] = _union(lora.get(component), apart)
+                lora_names[component] = lora_names.get(component, {}) | imported.names
             if not apart or imported.parameters or imported.unknown or imported.misshapen:
                 held.setdefault(component, []).append(imported)
 
     components = {name: _assemble(name, pieces, (configs or {}).get(name)) for name, pieces in held.items()}
     for name in lora.keys() - components.keys():
         components[name] = Assembled(None, Tensors.of({}), Tensors.of({}))
+    for name, names in lora_names.items():
+        components[name] = dataclasses.replace(components[name], names={**components[name].names, **names})
     for name, component in components.items():
         if name in settings and not component.settings:
             components[name] = dataclasses.replace(component, settings=settings[name])
@@ -145,7 +152,7 @@ def open_files(source: str | Path | Tensors, variant: str | None = None) -> list
         folders = [folder for folder in FOLDERS if index.get(folder)]
     else:
         folders = [folder for folder in FOLDERS if holds_weights(path / folder)]
-        if holds_weights(path):
+        if holds_weights(path) and not (path / "model_index.json").is_file():
             folders = []
     if not folders:
         return [(open_tensors(source, variant=variant), Path(source).name)]
@@ -224,9 +231,12 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
     if base is not None:
         return load.assemble_unet(base, **{part: piece for part, piece in parts.items() if piece is not base}, **given)
     if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
+        last = pieces[-1]
+        strange = f" It also holds {', '.join(map(repr, last.unknown[:3]))}." if last.unknown else ""
         raise InputError(
-            f"{pieces[-1].parameters.source} numbers {len(numbered) // 2} cross-attentions, which fits neither SD1.5 "
-            "nor SDXL. Give its base UNet as a source before it."
+            f"{last.parameters.source} numbers {(len(numbered) + 1) // 2} cross-attentions, up to "
+            f"{last.names[numbered[-1]]!r}, which fits neither SD1.5 nor SDXL.{strange} Give its base UNet as a source "
+            "before it."
         )
     return load.assemble_unet_parts(**parts)
 

@@ -49,10 +49,9 @@ MAX_NAME = 1000  # characters
 READ_AHEAD = 2  # tensors read and transposed, each in a thread, while one is written
 TILE, TILE_COLUMNS = 32768, 64  # elements
 
-WEIGHTS = (
-    *("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model"),
-    *("pytorch_lora_weights", "adapter_model"),
-)
+MODEL_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
+LORA_STEMS = ("pytorch_lora_weights", "adapter_model")
+WEIGHTS = MODEL_STEMS + LORA_STEMS
 """File stems of diffusers, transformers and PEFT."""
 SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
@@ -358,15 +357,16 @@ def _open_folder(path: Path, folder: str, variant: str | None) -> Tensors:
 
 def _find_weights(path: Path, folder: str, variant: str | None) -> Path | None:
     places = [place for place in (path / folder, path) if place.is_dir()]
-    for place, suffix, middle, stem in itertools.product(places, SUFFIXES, _variants(variant), WEIGHTS):
-        names = (
-            f"{stem}.{suffix}.index{middle}.json",
-            f"{stem}{middle}.{suffix}.index.json",
-            f"{stem}{middle}.{suffix}",
-        )
-        for name in names:
-            if (place / name).is_file():
-                return place / name
+    for place, stems in itertools.product(places, (MODEL_STEMS, LORA_STEMS)):
+        for suffix, middle, stem in itertools.product(SUFFIXES, _variants(variant), stems):
+            names = (
+                f"{stem}.{suffix}.index{middle}.json",
+                f"{stem}{middle}.{suffix}.index.json",
+                f"{stem}{middle}.{suffix}",
+            )
+            for name in names:
+                if (place / name).is_file():
+                    return place / name
     return None
 
 
@@ -385,8 +385,8 @@ def _open_shards(index: Path) -> Tensors:
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise InputError(f"{index} names {name!r}: a shard lies beside its index.")
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index} names {name}, which is not there. Fetch it, or fetch the model again.")
+        if name not in os.listdir(index.parent):
+            raise InputError(f"{index} names {name[:200]}, which is not there. Fetch it, or fetch the model again.")
         shards[name] = _open_file(index.parent / name)
     missing = [f"{name} ({place})" for name, place in places.items() if name not in shards[place]]
     if missing:
@@ -435,6 +435,8 @@ def _open_safetensors(path: Path) -> Tensors:
         raise InputError(f"{path} is damaged: its header is not a JSON object ({error}).") from error
     start, entries, spans = 8 + length, {}, []
     for name, fields in header.items():
+        if len(name) > MAX_NAME:
+            raise InputError(f"{path} is damaged: it has a name of {len(name)} characters, {name[:80]!r}...")
         try:
             dtype, shape, (begin, end) = DTYPES[fields["dtype"]], tuple(fields["shape"]), fields["data_offsets"]
             sound = all(type(n) is int and 0 <= n <= size for n in (*shape, begin, end)) and len(shape) <= MAX_RANK
