@@ -22,7 +22,7 @@ from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.media import FITS, clip_pixels, fit_picture, to_model_range
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
-from i2v_jax.models.image_projection import ImageProjection, Resampler, ResamplerConfig
+from i2v_jax.models.image_projection import projection_of
 from i2v_jax.models.kernels import choose
 from i2v_jax.models.unet import UNet
 from i2v_jax.models.vae import AutoencoderKL, sample_posterior
@@ -91,7 +91,7 @@ class Models:
         )
         if self.wants_image_tokens:
             encoder, projection = self.image_encoder.config, self.image_projection.config
-            seen = encoder.width if isinstance(projection, ResamplerConfig) else encoder.projection_dim
+            seen = encoder.projection_dim if projection.reads == "image_embeds" else encoder.width
             yield (
                 seen,
                 projection.embed_dim,
@@ -480,7 +480,7 @@ class Pipeline:
 def _image_tokens(models: Models):
     """Returns a function from pictures to image tokens; without pictures, to the unconditional tokens.
 
-    Those are the resampler's of an all-zero picture (published code), or the linear projection's of an all-zero
+    Those are the tokens of an all-zero picture (published code), or the linear projection's of an all-zero
     embedding (IP-Adapter).
     """
     encoder, config = CLIPVisionEncoder(models.image_encoder.config), models.image_projection.config
@@ -492,11 +492,10 @@ def _image_tokens(models: Models):
         if unconditional:
             pixels = jnp.zeros((1, size, size, 3))
         seen = encoder.apply({"params": encoder_parameters}, pixels)
-        if isinstance(config, ResamplerConfig):
-            tokens = Resampler(config).apply({"params": projection_parameters}, seen.penultimate)
-        else:
-            embedding = jnp.zeros_like(seen.image_embeds) if unconditional else seen.image_embeds
-            tokens = ImageProjection(config).apply({"params": projection_parameters}, embedding)
+        features = getattr(seen, config.reads)
+        if unconditional and config.reads == "image_embeds":
+            features = jnp.zeros_like(features)
+        tokens = projection_of(config).apply({"params": projection_parameters}, features)
         return jnp.broadcast_to(tokens, (count, *tokens.shape[1:])) if unconditional else tokens
 
     return run

@@ -9,16 +9,19 @@ import pytest
 import torch
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.models.embeddings import ImageProjection as DiffusersImageProjection
-from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from diffusers.models.embeddings import IPAdapterFullImageProjection, IPAdapterPlusImageProjection
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import (
+    IP_ADAPTER_FULL_FACE_SD15,
     IP_ADAPTER_PLUS_SD15,
     IP_ADAPTER_SD15,
     ImageProjection,
     ImageProjectionConfig,
     Resampler,
     ResamplerConfig,
+    StateProjection,
+    StateProjectionConfig,
     config_from_shapes,
 )
 from i2v_jax.weights.files import Tensors
@@ -33,6 +36,7 @@ SMALL = ResamplerConfig(
     embed_dim=20, num_tokens=5, width=32, depth=4, num_heads=2, mlp_width=128, cross_attention_dim=24
 )
 SMALL_LINEAR = ImageProjectionConfig(embed_dim=20, cross_attention_dim=24)
+SMALL_STATE = StateProjectionConfig(embed_dim=20, cross_attention_dim=24)
 
 
 def shapes(parameters):
@@ -100,8 +104,24 @@ def test_linear_projection_equals_diffusers(measured):
     measured("diffusers ImageProjection", error, 1e-5)
 
 
+def test_state_projection_equals_diffusers(measured):
+    x = np.random.default_rng(1).normal(size=(2, 9, 20)).astype(np.float32)
+    model = StateProjection(SMALL_STATE)
+    parameters = random_parameters(model, *x.shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, IPAdapterFullImageProjection)
+    with torch.no_grad():
+        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
+    measured("diffusers IPAdapterFullImageProjection", error, 1e-5)
+
+
 @pytest.mark.parametrize(
-    "cls, config, shape", [(Resampler, SMALL, (2, 9, 20)), (ImageProjection, SMALL_LINEAR, (2, 20))]
+    "cls, config, shape",
+    [
+        (Resampler, SMALL, (2, 9, 20)),
+        (ImageProjection, SMALL_LINEAR, (2, 20)),
+        (StateProjection, SMALL_STATE, (2, 9, 20)),
+    ],
 )
 def test_bfloat16_is_near_float32(cls, config, shape):
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -114,6 +134,8 @@ def test_bfloat16_is_near_float32(cls, config, shape):
 def test_config_is_read_off_the_parameters():
     for config in (SMALL, IP_ADAPTER_PLUS_SD15):
         assert config_from_shapes(new_shapes(Resampler(config), 1, 2, config.embed_dim)) == config
+    for config in (SMALL_STATE, IP_ADAPTER_FULL_FACE_SD15):
+        assert config_from_shapes(new_shapes(StateProjection(config), 1, 2, config.embed_dim)) == config
     for config in (SMALL_LINEAR, IP_ADAPTER_SD15):
         assert config_from_shapes(new_shapes(ImageProjection(config), 1, config.embed_dim)) == config
 

@@ -72,7 +72,13 @@ def norm(name, width, normal):
     return {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)}
 
 
-PROJECTIONS = {"base": linear_projection, "plus": resampler}
+def state_projection(normal):
+    weights = {"proj.0.weight": normal(PICTURE, PICTURE), "proj.0.bias": normal(PICTURE)}
+    weights |= {"proj.2.weight": normal(TOKEN, PICTURE), "proj.2.bias": normal(TOKEN)}
+    return weights | norm("proj.3", TOKEN, normal)
+
+
+PROJECTIONS = {"base": linear_projection, "plus": resampler, "full face": state_projection}
 
 
 def adapter(unet, kind, seed=0):

@@ -1,12 +1,13 @@
 """From CLIP's view of a picture to image tokens for a UNet's cross-attention (IP-Adapter, Ye et al. 2023).
 
-Two published kinds: a linear projection of the pooled embedding, and ("plus") a resampler of the penultimate states.
+Three published kinds: a linear projection of the pooled embedding; of the penultimate states a resampler ("plus") or
+a small network ("full face"). A config's `reads` names the field of `CLIPVisionOutput` that its module takes.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class ImageProjectionConfig:
       param_dtype: of new parameters.
     """
 
+    reads: ClassVar[str] = "image_embeds"
     embed_dim: int = 1024
     num_tokens: int = 4
     cross_attention_dim: int = 768
@@ -54,6 +56,7 @@ class ResamplerConfig:
       param_dtype: of new parameters.
     """
 
+    reads: ClassVar[str] = "penultimate"
     embed_dim: int = 1280
     num_tokens: int = 16
     width: int = 768
@@ -66,14 +69,34 @@ class ResamplerConfig:
     param_dtype: Any = jnp.float32
 
 
+@dataclasses.dataclass(frozen=True)
+class StateProjectionConfig:
+    """The small network, of each state by itself. Defaults: `ip-adapter-full-face_sd15`.
+
+    Attributes:
+      embed_dim: width of the picture's penultimate states, and of the layer within.
+      cross_attention_dim: width of a token; there is one for each state.
+      dtype: of activations; the norm is float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    reads: ClassVar[str] = "penultimate"
+    embed_dim: int = 1280
+    cross_attention_dim: int = 768
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig
 IP_ADAPTER_SD15 = ImageProjectionConfig()
 IP_ADAPTER_PLUS_SD15 = ResamplerConfig()
+IP_ADAPTER_FULL_FACE_SD15 = StateProjectionConfig()
 TINY_RESAMPLER = ResamplerConfig(
     embed_dim=32, width=32, depth=1, num_heads=2, head_dim=16, mlp_width=64, cross_attention_dim=32
 )
 
 
-def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> ImageProjectionConfig | ResamplerConfig:
+def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> AnyConfig:
     """Reads the configuration off a projection's parameters: IP-Adapter files carry no other description.
 
     Args:
@@ -82,22 +105,29 @@ def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> Image
       overrides: fields to set besides, such as `dtype`.
 
     Raises:
-      InputError: neither a linear projection nor a resampler, or heads of another size.
+      InputError: none of the three kinds, or heads of another size.
     """
     try:
-        fields = _resampler_fields(shapes, head_dim) if "latents" in shapes else _linear_fields(shapes)
+        if "latents" in shapes:
+            return ResamplerConfig(**(_resampler_fields(shapes, head_dim) | overrides))
+        if "proj_in/kernel" in shapes:
+            return StateProjectionConfig(**(_state_fields(shapes) | overrides))
+        return ImageProjectionConfig(**(_linear_fields(shapes) | overrides))
     except KeyError as missing:
         known = ", ".join(sorted(shapes)[:5])
         raise InputError(
             f"These are not the parameters of an IP-Adapter image projection: no {missing} among {known}, ..."
         ) from None
-    return (ResamplerConfig if "latents" in shapes else ImageProjectionConfig)(**(fields | overrides))
 
 
 def _linear_fields(shapes):
     embed_dim, out = shapes["proj/kernel"]
     (cross_attention_dim,) = shapes["norm/scale"]
     return dict(embed_dim=embed_dim, num_tokens=out // cross_attention_dim, cross_attention_dim=cross_attention_dim)
+
+
+def _state_fields(shapes):
+    return dict(embed_dim=shapes["proj_in/kernel"][0], cross_attention_dim=shapes["proj_out/kernel"][1])
 
 
 def _resampler_fields(shapes, head_dim):
@@ -193,3 +223,27 @@ class Resampler(nn.Module):
         for i in range(c.depth):
             latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
         return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(latents))
+
+
+class StateProjection(nn.Module):
+    """Dense, exact GELU, dense, norm: one token of each state."""
+
+    config: StateProjectionConfig
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "b t e"]) -> Float[Array, "b t d"]:
+        """Returns the image tokens of `CLIPVisionOutput.penultimate`."""
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        hidden = nn.gelu(Dense(c.embed_dim, name="proj_in", **dtypes)(states), approximate=False)
+        return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(hidden))
+
+
+def projection_of(config: AnyConfig) -> nn.Module:
+    """Returns the module that a config describes."""
+    modules = {
+        ImageProjectionConfig: ImageProjection,
+        ResamplerConfig: Resampler,
+        StateProjectionConfig: StateProjection,
+    }
+    return modules[type(config)](config)

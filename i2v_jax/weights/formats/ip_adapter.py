@@ -1,74 +1,80 @@
 """Names of IP-Adapter files: the image projection, and the numbered weights of a UNet's cross-attentions.
 
-Published layouts: tencent-ailab's IP-Adapter (base and "plus"), and the image projection as diffusers loads it.
+Published layouts: tencent-ailab's IP-Adapter (base, "plus", "full face"), and the image projection as in diffusers.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
 from i2v_jax.models.unet import SD15, SDXL, UNetConfig
+from i2v_jax.weights.formats.diffusers import ATTENTION, FEED_FORWARD
 from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, NORM, FamilyTable, Row, Table, under
 
-IMAGE_PROJECTION = Table(
-    "IP-Adapter image projection",
-    under(
-        "image_proj.",
-        "",
-        [
-            Row("proj", "proj", DENSE),
-            Row("norm", "norm", NORM),
-            Row("latents", "latents", BATCH_OF_ONE),
-            Row("proj_in", "proj_in", DENSE),
-            *under(
-                "layers.{i}.0.",
-                "layers_{i}/attention/",
-                [
-                    Row("norm1", "norm1", NORM),
-                    Row("norm2", "norm2", NORM),
-                    Row("to_q", "to_q", DENSE),
-                    Row("to_kv", "to_k", DENSE, (0, 2)),
-                    Row("to_kv", "to_v", DENSE, (1, 2)),
-                    Row("to_out", "to_out", DENSE),
-                ],
-            ),
-            Row("layers.{i}.1.0", "layers_{i}/ff/norm", NORM),
-            Row("layers.{i}.1.1", "layers_{i}/ff/proj_in", DENSE),
-            Row("layers.{i}.1.3", "layers_{i}/ff/proj_out", DENSE),
-            Row("proj_out", "proj_out", DENSE),
-            Row("norm_out", "norm_out", NORM),
-        ],
-    ),
-)
+STATE_LAYERS = (("proj_in", DENSE), ("proj_out", DENSE), ("norm_out", NORM))
 
-DIFFUSERS_IMAGE_PROJECTION = Table(
+
+def _image_projection(name: str, prefix: str, rows: list[Row], state_names: tuple[str, str, str]) -> FamilyTable:
+    """A form of image projections; `state_names` are what it calls `STATE_LAYERS`, in a network of its own."""
+    rows = under(prefix, "", rows)
+    state_rows = [Row(f"{prefix}{there}", ours, kind) for there, (ours, kind) in zip(state_names, STATE_LAYERS)]
+    return FamilyTable(
+        name,
+        lambda shapes: state_rows if f"{prefix}{state_names[0]}.weight" in shapes else rows,
+        lambda shapes: state_rows if "proj_in/kernel" in shapes and "latents" not in shapes else rows,
+    )
+
+
+IMAGE_PROJECTION = _image_projection(
+    "IP-Adapter image projection",
+    "image_proj.",
+    [
+        Row("proj", "proj", DENSE),
+        Row("norm", "norm", NORM),
+        Row("latents", "latents", BATCH_OF_ONE),
+        Row("proj_in", "proj_in", DENSE),
+        *under(
+            "layers.{i}.",
+            "layers_{i}/",
+            [
+                Row("0.norm1", "attention/norm1", NORM),
+                Row("0.norm2", "attention/norm2", NORM),
+                Row("0.to_q", "attention/to_q", DENSE),
+                Row("0.to_kv", "attention/to_k", DENSE, (0, 2)),
+                Row("0.to_kv", "attention/to_v", DENSE, (1, 2)),
+                Row("0.to_out", "attention/to_out", DENSE),
+                Row("1.0", "ff/norm", NORM),
+                Row("1.1", "ff/proj_in", DENSE),
+                Row("1.3", "ff/proj_out", DENSE),
+            ],
+        ),
+        Row("proj_out", "proj_out", DENSE),
+        Row("norm_out", "norm_out", NORM),
+    ],
+    ("proj.0", "proj.2", "proj.3"),
+)
+DIFFUSERS_IMAGE_PROJECTION = _image_projection(
     "diffusers image projection",
-    under(
-        "encoder_hid_proj.image_projection_layers.0.",
-        "",
-        [
-            Row("image_embeds", "proj", DENSE),
-            Row("norm", "norm", NORM),
-            Row("latents", "latents", BATCH_OF_ONE),
-            Row("proj_in", "proj_in", DENSE),
-            *under(
-                "layers.{i}.",
-                "layers_{i}/",
-                [
-                    Row("ln0", "attention/norm1", NORM),
-                    Row("ln1", "attention/norm2", NORM),
-                    Row("attn.to_q", "attention/to_q", DENSE),
-                    Row("attn.to_k", "attention/to_k", DENSE),
-                    Row("attn.to_v", "attention/to_v", DENSE),
-                    Row("attn.to_out.0", "attention/to_out", DENSE),
-                    Row("ff.0", "ff/norm", NORM),
-                    Row("ff.1.net.0.proj", "ff/proj_in", DENSE),
-                    Row("ff.1.net.2", "ff/proj_out", DENSE),
-                ],
-            ),
-            Row("proj_out", "proj_out", DENSE),
-            Row("norm_out", "norm_out", NORM),
-        ],
-    ),
+    "encoder_hid_proj.image_projection_layers.0.",
+    [
+        Row("image_embeds", "proj", DENSE),
+        Row("norm", "norm", NORM),
+        Row("latents", "latents", BATCH_OF_ONE),
+        Row("proj_in", "proj_in", DENSE),
+        *under(
+            "layers.{i}.",
+            "layers_{i}/",
+            [
+                Row("ln0", "attention/norm1", NORM),
+                Row("ln1", "attention/norm2", NORM),
+                *under("attn.", "attention/", ATTENTION),
+                Row("ff.0", "ff/norm", NORM),
+                *under("ff.1.", "ff/", FEED_FORWARD),
+            ],
+        ),
+        Row("proj_out", "proj_out", DENSE),
+        Row("norm_out", "norm_out", NORM),
+    ],
+    ("ff.net.0.proj", "ff.net.2", "norm"),
 )
 
 
