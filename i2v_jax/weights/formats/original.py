@@ -258,7 +258,8 @@ def _vae_table(prefix: str) -> Table:
 def _clip_table(prefix: str, within: str = "") -> Table:
     """transformers' CLIP below a prefix; `within` is a part of its names that the file leaves out."""
     rows = [row._replace(theirs=row.theirs.removeprefix(within)) for row in CLIP_TEXT_ROWS]
-    return Table(f"original CLIP text ({prefix}*)", under(prefix, "", rows))
+    without = f" without {within}" if within else ""
+    return Table(f"original CLIP text{without} ({prefix}*)", under(prefix, "", rows))
 
 
 OPENCLIP_LAYER = [
