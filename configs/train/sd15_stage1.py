@@ -1,0 +1,118 @@
+"""I2V-Adapter on Stable Diffusion 1.5 and AnimateDiff v1, first stage: 256x256 (paper section 4.1).
+
+Every key can be set on the command line: `python train.py --config configs/train/sd15_stage1.py --config.batch=64`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 40_000  # one epoch of 10 million clips
+    config.batch = 256  # clips a step, over all hosts
+    config.accumulate = 1  # parts that a batch is worked through in, one after another; bounds memory
+
+    # What is trained: regular expressions over whole paths `component/...`. All else is frozen.
+    config.train = (r"unet/.*/first_frame/.*",)
+
+    # Weights: each a file, a folder or a hub id, in any known format; "" leaves a part out.
+    config.weights = ConfigDict(
+        dict(
+            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            motion="guoyww/animatediff/mm_sd_v15.ckpt",
+            adapter="",  # an adapter to go on from; without one the branch starts as the paper says
+            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
+            image_encoder="h94/IP-Adapter/models/image_encoder",
+            # in place of the base's own:
+            unet=placeholder(str),
+            vae=placeholder(str),
+            text_encoder=placeholder(str),
+            tokenizer=placeholder(str),
+        )
+    )
+    config.branches = ("first_frame",)  # attention branches to add where no file holds them
+
+    # The loss.
+    config.objective = ConfigDict(
+        dict(
+            first_frame="clean",  # clean: an image-to-video model; noisy: every frame is noised and scored
+            prompt_dropout=0.1,  # share of prompts replaced by the empty one
+            min_snr_gamma=placeholder(float),  # weigh timesteps by min(SNR, gamma)
+            vae_slice=1,  # frames that the VAE encodes at a time; 0: all
+        )
+    )
+    config.noise_schedule = ConfigDict(
+        dict(
+            kind="linear",  # that of AnimateDiff's SD1.5 motion modules
+            beta_start=0.00085,
+            beta_end=0.012,
+            num_train_timesteps=1000,
+            prediction_type="epsilon",  # epsilon, v_prediction, sample
+            zero_terminal_snr=False,
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-4,
+            schedule="constant",  # constant, cosine, linear
+            warmup_steps=0,
+            final_share=0.0,  # of the learning rate, at the end of a falling schedule
+            b1=0.9,
+            b2=0.999,
+            epsilon=1e-8,
+            weight_decay=0.01,
+            clip_norm=placeholder(float),
+        )
+    )
+    config.average_decay = placeholder(float)  # of a running average of the trained weights, such as 0.9999
+
+    # Clips.
+    config.data = ConfigDict(
+        dict(
+            source="data/webvid",  # a prepared dataset, a folder of *.mp4 + *.txt, a CSV, or stored latents
+            videos=placeholder(str),  # the folder that a CSV's paths are relative to
+            frames=16,
+            stride=4,  # every fourth frame
+            height=256,
+            width=256,
+            workers=8,  # processes that decode, on each host
+            prefetch=2,  # batches held ready
+            max_bad=0.2,  # share of unusable clips at which the run stops
+        )
+    )
+
+    # Arithmetic and devices.
+    config.dtype = "auto"  # of frozen weights and activations: float32, bfloat16; auto: bfloat16 on GPU and TPU
+    config.attention = "auto"  # auto, xla, blocked, cudnn, flash
+    config.convolution = "auto"  # auto, xla, winograd
+    config.remat = "none"  # none, full, or a name in jax.checkpoint_policies
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left
+    config.frozen = "replicated"  # replicated: each device holds all frozen weights; fsdp: a share of them
+    config.distributed = ConfigDict(
+        dict(
+            mode="auto",  # auto: TPU metadata or Slurm where there is one; off; flags: the three keys below
+            coordinator=placeholder(str),  # address:port of process 0
+            processes=placeholder(int),
+            process=placeholder(int),
+        )
+    )
+    config.compilation_cache = ".cache/jax"
+
+    # What is written.
+    config.folder = "runs/sd15_stage1"  # checkpoints, curves, samples; a run that is there is gone on with
+    config.checkpoints = ConfigDict(dict(every_steps=1000, keep=3, best=False))  # best: keep those of lowest loss
+    config.log = ConfigDict(dict(every_steps=20))
+    config.samples = ConfigDict(
+        dict(
+            every_steps=1000,  # 0: none
+            pictures=("assets/cat.jpg",),
+            prompts=("a cat turns its head",),
+            steps=25,
+            guidance_scale=7.5,
+            t0=1.0,
+            p=0.5,
+        )
+    )
+    return config

@@ -1,0 +1,15 @@
+"""I2V-Adapter on Stable Diffusion 1.5 and AnimateDiff v1, second stage: 512x512, from the first stage's adapter."""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
+    config.weights.adapter = "runs/sd15_stage1/adapter.safetensors"
+    config.data.height = 512
+    config.data.width = 512
+    config.folder = "runs/sd15_stage2"
+    return config
