@@ -6,7 +6,9 @@ layers, its places). One device is a mesh of size 1: there is no other code path
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -79,18 +81,68 @@ def replicated(mesh: Mesh) -> NamedSharding:
 SMALLEST_SHARDED = 1 << 16  # elements; below it a parameter is not worth cutting
 
 
-def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Where a parameter lies: whole on every device, or with `fsdp` > 1 cut along the longest axis that divides."""
+    shares = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(shape) if size % shares == 0]
+    spec = [None] * len(shape)
+    if shares > 1 and axes and math.prod(shape) >= SMALLEST_SHARDED:
+        spec[max(axes, key=lambda axis: shape[axis])] = "fsdp"
+    return NamedSharding(mesh, P(*spec))
+
+
+def place(mesh: Mesh, whole: bool = False) -> Callable[[str, np.ndarray], jax.Array]:
     """Returns a `place(path, array)` for weight loaders: each array goes to the mesh as soon as it is read.
 
-    Every device holds it whole, or with `fsdp` > 1 its share of the longest axis that divides.
+    Args:
+      mesh: where to.
+      whole: every device holds all of it, whatever `fsdp` is.
     """
-    shares = mesh.shape["fsdp"]
 
     def put(path: str, array: np.ndarray) -> jax.Array:
-        axes = [axis for axis in range(array.ndim) if array.shape[axis] % shares == 0]
-        spec = [None] * array.ndim
-        if shares > 1 and axes and array.size >= SMALLEST_SHARDED:
-            spec[max(axes, key=lambda axis: array.shape[axis])] = "fsdp"
-        return jax.device_put(array, NamedSharding(mesh, P(*spec)))
+        sharding = replicated(mesh) if whole else parameter_sharding(mesh, array.shape)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index], order="C"))
 
     return put
+
+
+def start(mode: str, coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the processes of a run over several hosts; to be called before anything else of JAX is.
+
+    Args:
+      mode: "auto" joins what TPU metadata or Slurm tell of, and does nothing elsewhere; "flags" joins by the other
+        arguments; "off" does nothing.
+      coordinator: "address:port" of process 0, on a port that is free there.
+      processes: how many there are.
+      process: which this is, from 0.
+
+    Raises:
+      InputError: an unknown mode, arguments missing or out of range, or the others cannot be reached.
+    """
+    modes = ("auto", "flags", "off")
+    if mode not in modes:
+        raise InputError(f"distributed mode {mode!r}; known: {', '.join(modes)}.{nearest(mode, modes)}")
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    if mode == "flags":
+        if missing := [name for name, value in given.items() if value is None]:
+            raise InputError(f"distributed mode 'flags' also wants {', '.join(missing)}.")
+        if not 0 <= process < processes:
+            raise InputError(f"process={process} of processes={processes}: wanted 0 to {processes - 1}.")
+        options = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    elif named := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"{', '.join(named)} given with distributed mode {mode!r}; set the mode to 'flags'.")
+    elif mode == "off" or not (_on_a_tpu_host() or int(os.environ.get("SLURM_NTASKS", 1)) > 1):
+        return
+    else:
+        options = {}
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, ValueError) and not options and "SLURM_NTASKS" not in os.environ:
+            return  # a device that only looked like a TPU
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"Cannot join the other processes ({options or mode}): {reason}") from error
+
+
+def _on_a_tpu_host() -> bool:
+    return any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
