@@ -20,7 +20,7 @@ from i2v_jax.models.controlnet import SD15_CONTROLNET
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, AutoencoderKL
 from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
-from i2v_jax.weights.formats import original
+from i2v_jax.weights.formats import TABLES, original
 from i2v_jax.weights.load import load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.shapes import controlnet_shapes, text_encoder_shapes, unet_shapes, vae_shapes
 from i2v_jax.weights.translate import export_tensors, recognise
@@ -367,6 +367,13 @@ def test_bare_autoencoder_with_what_it_was_trained_with():
     assert found.keys() == {"vae"} and len(found["vae"].buffers) == len(training)
     assert_same(dict(found["vae"].parameters), dict(recognise(arrays(model.state_dict()))["vae"].parameters))
     assert bytes_of(there_and_back(file)) == bytes_of(file)
+
+
+def test_every_table_has_a_name_of_its_own():
+    """Our own files remember a format by its name."""
+    for component, tables in TABLES.items():
+        names = [table.name for table in tables]
+        assert len(set(names)) == len(names), component
 
 
 def test_early_clip_names_and_other_places_of_openclip():
