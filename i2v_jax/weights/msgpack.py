@@ -79,7 +79,7 @@ def save_msgpack(path: str | Path, tensors: Tensors, progress: Callable[[int], o
     Args:
         path: the file; one that is there is replaced, only once the new one is complete.
         tensors: what to write, `tensors.prefix` put back before every name; the dots of names part the keys.
-        progress: called with the bytes of each piece once they are written.
+        progress: called with the bytes of each array, or piece of one, once they are written.
 
     Raises:
         InputError: the file cannot be written (no such folder, no space, no permission).
@@ -88,7 +88,7 @@ def save_msgpack(path: str | Path, tensors: Tensors, progress: Callable[[int], o
     with replacing(path) as file:
         for piece in _packed(tree, contents(flatten(tree).items())):
             file.write(piece)
-            progress(len(piece))
+            progress(0 if isinstance(piece, bytes) else piece.nbytes)
 
 
 class _Walk:
