@@ -50,7 +50,7 @@ def opened(arguments: argparse.Namespace) -> Checkpoint:
             name: dataclasses.replace(it, parameters=prepared(it.parameters, it.names))
             for name, it in checkpoint.components.items()
         },
-        lora={name: prepared(it, {}) for name, it in checkpoint.lora.items()},
+        lora={name: prepared(it, checkpoint.components[name].names) for name, it in checkpoint.lora.items()},
     )
 
 

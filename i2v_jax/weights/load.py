@@ -5,9 +5,10 @@ from four, in any format of `formats`.
 """
 
 import dataclasses
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,8 @@ def assemble_unet_parts(
     providers = {part: _import(it, "unet", (), FOLDERS.get(part, "unet")) for part, it in given.items() if it}
     pool = _pool(providers)
     shapes = {path: entry.shape for path, (entry, _) in pool.items()}
-    own = [text for imported in providers.values() if (text := own_config(imported))]
-    unet = config_from_json(UNetConfig, own[0]) if own else infer_config("unet", shapes)
+    own = [config for imported in providers.values() if (config := _own_config(UNetConfig, imported))]
+    unet = own[0] if own else _infer(UNetConfig, shapes, list(providers.values()))
     if motion:
         unet = dataclasses.replace(unet, motion=_motion_layout(providers["motion"], {}, {}))
     network = _expected(unet_shapes, unet, providers.values())
@@ -353,9 +354,11 @@ def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Map
     blocks = [path for path in imported.parameters if _part(path) == "motion"]
     if not blocks:
         return None
+    widths = {imported.parameters.entries[path].shape[-1] for path in blocks if path.endswith("/motion/norm/scale")}
     config = {**settings, **(imported.parameters.config or {})}
-    if own := own_config(imported):
-        known = dataclasses.asdict(config_from_json(UNetConfig, own).motion)
+    own = _own_config(UNetConfig, imported)
+    if own and isinstance(own.motion, MotionConfig):
+        known = dataclasses.asdict(own.motion)
     else:
         heads = config.get("motion_num_attention_heads") or config.get("motion_module_kwargs", {}).get(
             "num_attention_heads", MotionConfig.num_heads
@@ -366,7 +369,7 @@ def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Map
             # in diffusers' UNetMotionModel the one setting serves both sorts of norm
             norm_groups=config.get("motion_norm_num_groups")
             or ("motion_max_seq_length" in config and config.get("norm_num_groups"))
-            or MotionConfig.norm_groups,
+            or math.gcd(MotionConfig.norm_groups, *widths),
         )
     known |= dict(
         max_positions=check_positions(imported) or known["max_positions"],
@@ -416,8 +419,8 @@ def _import(source: Source, component: str, more_tables: Iterable[Table] = (), f
 
 
 def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, section: str = "") -> Any:
-    if given is None and (own := own_config(imported)):
-        return config_from_json(cls, own)
+    if given is None and (own := _own_config(cls, imported)):
+        return own
     settings = imported.parameters.config if given is None else given
     if settings is None:
         return _inferred(cls, imported)
@@ -427,6 +430,8 @@ def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, sect
         if given is None:  # some other model's, that lies beside by chance
             return _inferred(cls, imported)
         raise InputError(f"The config of {imported.parameters.source} does not set {error}.") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:  # InputError, or values of other types
+        raise InputError(f"The config of {imported.parameters.source}: {error}") from error
 
 
 def _inferred(cls: type, imported: Imported) -> Any:
@@ -437,15 +442,7 @@ def _inferred(cls: type, imported: Imported) -> Any:
     if cls is VAEConfig and "text_encoder_2" in imported.beside:
         known["scaling_factor"] = SDXL_VAE.scaling_factor
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
-    try:
-        config = infer_config(_COMPONENTS[cls], shapes, **known)
-    except InputError as error:  # speaks of our paths
-        reason = re.sub(
-            r"'([^']*)'", lambda path: repr(imported.names.get(path[1]) or _name_there(imported, path[1])), str(error)
-        )
-        raise InputError(
-            f"{imported.parameters.source} has no config.json, and its tensors tell none: {reason}"
-        ) from error
+    config = _infer(cls, shapes, [imported], **known)
     if cls is UNetConfig and config.cross_attention_dim not in PUBLISHED_CONTEXTS:
         warnings.warn(
             f"{imported.parameters.source} has no config.json and is no published model; it is taken to have "
@@ -453,6 +450,26 @@ def _inferred(cls: type, imported: Imported) -> Any:
             stacklevel=2,
         )
     return config
+
+
+def _infer(cls: type, shapes: Mapping[str, tuple[int, ...]], sources: Sequence[Imported], **known: Any) -> Any:
+    names = {path: name for it in sources for path, name in it.names.items()}
+    try:
+        return infer_config(_COMPONENTS[cls], shapes, **known)
+    except InputError as error:  # speaks of our paths
+        reason = re.sub(
+            r"'([^']*)'", lambda path: repr(names.get(path[1]) or _name_there(sources[0], path[1])), str(error)
+        )
+        where = " + ".join(it.parameters.source for it in sources)
+        raise InputError(f"{where} has no config.json, and its tensors tell none: {reason}") from error
+
+
+def _own_config(cls: type, imported: Imported) -> Any:
+    """The config that one of our own files holds, None for other files."""
+    try:
+        return (text := own_config(imported)) and config_from_json(cls, text)
+    except InputError as error:
+        raise InputError(f"{imported.parameters.source}: {error}") from error
 
 
 def _replace(config: Any, values: Mapping[str, Any]) -> Any:
@@ -513,6 +530,11 @@ def _assembled(
         if path in expected and entry.shape != expected[path].shape
     ]
     misshapen += [f"{name!r} has no shape that such a tensor can have" for it in sources for name in it.misshapen]
+    misshapen += [
+        f"{named[path]!r} holds {entry.dtype.name}; wanted floating-point numbers"
+        for path, (entry, _) in pool.items()
+        if path in expected and "float" not in entry.dtype.name
+    ]
     complaints += misshapen[:SHOWN]
     if complaints:
         where = " + ".join(dict.fromkeys(f"{it.parameters.source} ({it.table.name})" for it in sources))

@@ -155,6 +155,32 @@ class _Merged:
         return (self.base.read().astype(np.float32) + down @ up).astype(self.base.dtype)
 
 
+def check_lora(lora: Tensors, imported: Imported) -> None:
+    """Checks that LoRA weights are of floating point, and that the factors of every layer fit together.
+
+    Args:
+        lora: path -> array.
+        imported: the file that they are of.
+
+    Raises:
+        InputError: half of a layer is missing, or shapes do not fit together, or numbers are of another kind.
+    """
+    strange = [*imported.misshapen, *imported.unknown]
+    for path, entry in lora.entries.items():
+        match = LORA.fullmatch(path)
+        if not match or ("float" not in entry.dtype.name and match["leaf"] != "alpha"):
+            strange.append(f"{imported.names.get(path, path)} ({entry.dtype.name})")
+    if strange:
+        raise InputError(f"{lora.source}: {strange[0]!r} is no LoRA weight known here.")
+    for layer, leaves in _layers(lora).items():
+        try:
+            _product_shape(lora.source, layer, leaves)
+        except InputError as error:
+            matches = [imported.table.to_theirs(f"{layer}/lora/{leaf}") for leaf in ("down", "up", *leaves)]
+            names = sorted({match.name for match in matches if match})
+            raise InputError(f"{error} The file's names for these are {', '.join(names)}.") from error
+
+
 def _layers(lora: Tensors) -> dict[str, dict[str, Entry]]:
     """Layer -> leaf -> its tensor."""
     layers: dict[str, dict[str, Entry]] = defaultdict(dict)

@@ -70,7 +70,7 @@ def own_config(imported: Imported) -> str | None:
     try:
         config = json.loads(metadata["configs"]).get(table.component)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{imported.parameters.source}: its 'configs' are no JSON object ({error}).") from error
+        raise InputError(f"'configs' in the metadata are no JSON object ({error}).") from error
     return config and json.dumps(config)
 
 

@@ -169,7 +169,9 @@ def export_tensors(parameters: Tensors, table: Table, buffers: Tensors) -> Tenso
         shape = match and match.theirs_shape(entry.shape)
         if shape is None:
             if path in parameters:
-                raise InputError(f"{table.name} has no place for {path} of shape {entry.shape}.")
+                raise InputError(
+                    f"{table.name} has no place for {path} of shape {entry.shape}, from {parameters.source}."
+                )
         elif match.piece == WHOLE:
             entries[match.name] = _through(entry, shape, match.layout.to_theirs)
         else:
