@@ -1,0 +1,165 @@
+"""What a run shows: curves for TensorBoard, a bar in the terminal, and a stop when the loss is no longer finite."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from i2v_jax.errors import InputError
+from i2v_jax.training.step import Metrics
+
+PEAK_FLOPS = {
+    # cloud.google.com/tpu/docs (system architecture); NVIDIA's data sheets
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bf16 products of one device a second, by how its kind begins."""
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns the bf16 FLOP/s that a device can reach, None where this is not known."""
+    kinds = sorted((kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)), key=len)
+    return PEAK_FLOPS[kinds[-1]] if kinds else None
+
+
+class Monitor:
+    """Takes what each step tells, and shows it every few steps. Only the first process writes.
+
+    The losses of a step are looked at when the next one has begun, so that the devices never wait for it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        first_step: int,
+        steps: int,
+        every: int,
+        clips: int,
+        flops: float | None = None,
+    ):
+        """Args:
+        folder: of the curves.
+        first_step: steps done before this run.
+        steps: of the whole training.
+        every: steps between two points of the curves.
+        clips: in a step, over all hosts.
+        flops: of a step on each device, where known.
+        """
+        self.every, self.clips, self.flops = every, clips, flops
+        self.peak = peak_flops(jax.local_devices()[0])
+        self.is_first = jax.process_index() == 0
+        self.writer = SummaryWriter(str(folder)) if self.is_first else None
+        self.bar = tqdm(
+            total=steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True, disable=not self.is_first
+        )
+        self.pending: tuple[int, Metrics, Sequence[str]] | None = None
+        self.last_good = "none"
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.waited, self.count = time.perf_counter(), 0.0, 0
+
+    def step(self, step: int, metrics: Metrics, ids: Sequence[str], waited: float, **scalars: float) -> None:
+        """Takes a step that was begun.
+
+        Args:
+          step: its number, from 1.
+          metrics: what it gives; not waited for.
+          ids: of its clips on this host.
+          waited: seconds that its batch was waited for.
+          scalars: further curves, such as the learning rate.
+
+        Raises:
+          InputError: the loss of the step before this one is not finite.
+        """
+        self._check()
+        self.pending = (step, metrics, ids)
+        self.waited += waited
+        self.count += 1
+        self.bar.update()
+        if step % self.every == 0:
+            self._check()
+            self._show(step, metrics, scalars)
+            self._restart()
+
+    def video(self, name: str, video: UInt8[np.ndarray, "f h w 3"], step: int, fps: int) -> None:
+        """Shows a sample."""
+        if self.writer:
+            self.writer.add_video(name, video.transpose(0, 3, 1, 2)[None], step, fps)
+
+    def counts(self, step: int, counts: Mapping[str, Any]) -> None:
+        """Shows how many clips were used and left out, by cause."""
+        if self.writer:
+            for name, count in counts.items():
+                self.writer.add_scalar(f"clips/{name}", count, step)
+
+    def pause(self) -> None:
+        """Leaves what comes until `resume` out of the step time: samples, waiting for a checkpoint."""
+        self._check()
+        self.paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Ends what `pause` began."""
+        self.began += time.perf_counter() - self.paused
+
+    def close(self) -> None:
+        """Looks at the last step and ends the curves."""
+        self._check()
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+    def _check(self) -> None:
+        if self.pending is None:
+            return
+        (step, metrics, ids), self.pending = self.pending, None
+        if not math.isfinite(float(metrics.loss)):
+            self.bar.close()
+            shown = ", ".join(ids[:8]) + (f", and {len(ids) - 8} more" if ids[8:] else "")
+            raise InputError(
+                f"The loss of step {step} is {float(metrics.loss)}. Its clips on this host: {shown}. Last good "
+                f"checkpoint: {self.last_good}; the run goes on from there when it is started again. Lower the "
+                "learning rate, set optimizer.clip_norm, or use dtype=float32."
+            )
+
+    def _show(self, step: int, metrics: Metrics, scalars: Mapping[str, float]) -> None:
+        seconds = (time.perf_counter() - self.began) / self.count
+        shown = {
+            "loss": float(metrics.loss),
+            "gradient_norm": float(metrics.gradient_norm),
+            "update_norm": float(metrics.update_norm),
+            "step_seconds": seconds,
+            "clips_per_second": self.clips / seconds,
+            "input_wait_share": self.waited / self.count / seconds,
+            **scalars,
+        }
+        if self.flops:
+            shown["teraflops_per_device"] = self.flops / seconds / 1e12
+            if self.peak:
+                shown["share_of_peak"] = self.flops / seconds / self.peak
+        if self.writer:
+            for name, value in shown.items():
+                self.writer.add_scalar(f"training/{name}", value, step)
+            self.writer.flush()
+        self.bar.set_postfix_str(
+            f"loss {shown['loss']:.4f}, {shown['clips_per_second']:.2f} clips/s"
+            + f", waiting {shown['input_wait_share']:.0%}"
+            + (f", {shown['teraflops_per_device']:.2f} TFLOP/s" if self.flops else "")
+            + (f" ({shown['share_of_peak']:.0%} of peak)" if "share_of_peak" in shown else "")
+        )
