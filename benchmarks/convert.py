@@ -1,15 +1,16 @@
 """Time and memory of `python -m convert` on a checkpoint of SD1.5's size: `python -m benchmarks.convert [--repeats N]`.
 
-Writes random weights as a single file of the original layout (4.27 GB), copies it with `cp`, imports it and exports it
-again, each in a process of its own with the source out of the page cache. Prints the time over the copy's, the peak of
-anonymous memory (what no file backs: interpreter and JAX included) over the file's size, best of N, and whether every
-byte came back.
+Writes random weights as a single file of the original layout (4.27 GB), copies it with `cp`, imports it, exports it again
+and imports it as an orbax folder, each in a process of its own with the source out of the page cache. Prints the time
+over the copy's, the peak of anonymous memory (what no file backs: interpreter and JAX included) over the file's size,
+best of N, and whether every byte came back.
 """
 
 import argparse
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,14 +66,17 @@ def measure(command: list[str | Path], source: Path) -> Run:
     os.sync()
     with open(source, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    start, memory = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        memory = max(memory, anonymous(process.pid))
-        time.sleep(INTERVAL)
-    if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed.")
-    return Run(time.perf_counter() - start, memory)
+    with tempfile.TemporaryFile() as output:
+        start, memory = time.perf_counter(), 0
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        while process.poll() is None:
+            memory = max(memory, anonymous(process.pid))
+            time.sleep(INTERVAL)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            output.seek(0)
+            sys.exit(f"{' '.join(map(str, command))} failed:\n{output.read().decode()}")
+    return Run(seconds, memory)
 
 
 def anonymous(pid: int) -> int:
@@ -87,6 +91,8 @@ def anonymous(pid: int) -> int:
 def repeated(count: int, command: list[str | Path], source: Path, output: Path) -> Iterator[Run]:
     """Runs a command that writes `output` several times; the last output stays."""
     for _ in range(count):
+        if output.is_dir():
+            shutil.rmtree(output)
         output.unlink(missing_ok=True)
         yield measure(command, source)
 
@@ -125,16 +131,19 @@ def main() -> None:
         print(f"cp      {copied.seconds:6.2f} s")
         imported = best(repeated(repeats, [*convert, "import", source, ours], source, ours))
         exported = best(repeated(repeats, [*convert, "export", ours, back, "--to", "sd"], ours, back))
-        for name, run in (("import", imported), ("export", exported)):
+        identical = same(source, back)
+        back.unlink()
+        tree = Path(folder, "tree")
+        restorable = best(repeated(repeats, [*convert, "import", source, tree], source, tree))
+        runs = {"import": imported, "export": exported, "orbax": restorable}
+        for name, run in runs.items():
             print(
-                f"{name}  {run.seconds:6.2f} s, {run.seconds / copied.seconds:.2f} x cp (bar {TIME_BAR}); "
+                f"{name:6}  {run.seconds:6.2f} s, {run.seconds / copied.seconds:.2f} x cp (bar {TIME_BAR}); "
                 f"peak anonymous memory {run.memory / 1e9:.2f} GB, {run.memory / size:.3f} x file (bar {MEMORY_BAR})"
             )
-        identical = same(source, back)
+        identical &= same(ours, tree)
         print("every tensor came back byte for byte" if identical else "DIFFERENT after the round trip")
-    within = all(
-        run.seconds <= TIME_BAR * copied.seconds and run.memory <= MEMORY_BAR * size for run in (imported, exported)
-    )
+    within = all(run.seconds <= TIME_BAR * copied.seconds and run.memory <= MEMORY_BAR * size for run in runs.values())
     sys.exit(not (identical and within))
 
 
