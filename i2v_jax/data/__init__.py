@@ -1,0 +1,1 @@
+"""Clips for training: videos with captions, decoded to uint8 frames and batched, the same for a seed on any machine."""

@@ -1,0 +1,329 @@
+"""Batches of clips, epoch after epoch, on Grain: shuffled, shared among hosts, decoded in worker processes.
+
+All epochs are one endless row of positions: position p is clip number `p mod n` of epoch `p div n`, in that epoch's
+order. Hosts take turns of `batch_size` positions. A host's batches are its positions in their order, without the bad
+clips: every good clip is used just once an epoch, and what is left at an epoch's end begins the next epoch's first
+batch. As long as no clip is bad, all hosts' batches together are the same clips in the same order for any number of
+hosts.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int32
+
+from i2v_jax.data.decode import CAUSES, BadClip, Cut, read_clip
+from i2v_jax.data.sources import Clip, Source, open_source
+from i2v_jax.errors import InputError
+from i2v_jax.media import clip_pixels
+
+JUDGED_FROM = 1000  # clips: the share of bad ones is first judged on so many, or on an epoch where that is less
+
+Tokenize = Callable[[list[str]], Int32[np.ndarray, "b t"]]
+
+
+def make(
+    config: Mapping[str, Any],
+    batch_size: int,
+    *,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+    tokenize: Tokenize | None = None,
+    image_size: int | None = None,
+) -> "Loader":
+    """Opens the data of a config, see `configs/train`, for one host.
+
+    Args:
+      config: `source`, `videos`, `frames`, `stride`, `height`, `width`, `workers`, `buffer`, `max_bad`, `bad_list`.
+      batch_size: clips in a batch of this host.
+      seed: of the order and of what is drawn of each clip.
+      host, hosts: which one of how many this is.
+      tokenize: captions to ids; batches of stored text states need none.
+      image_size: of the pictures that the image encoder sees; None where nothing looks at them.
+
+    Raises:
+      InputError: a value out of range, or data that cannot be opened.
+    """
+    cut = Cut(config["frames"], config["stride"], config["height"], config["width"])
+    return Loader(
+        open_source(config["source"], config["videos"]),
+        Reader(cut, image_size),
+        batch_size,
+        seed=seed,
+        host=host,
+        hosts=hosts,
+        tokenize=tokenize,
+        workers=config["workers"],
+        buffer=config["buffer"],
+        max_bad=config["max_bad"],
+        bad_list=config["bad_list"],
+    )
+
+
+class Reader:
+    """Makes of a source's clip what a batch holds of it."""
+
+    def __init__(self, cut: Cut, image_size: int | None):
+        self.cut, self.image_size = cut, image_size
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns `caption`, `video` and, where wanted, `pixels`.
+
+        Raises:
+          BadClip: says why the clip cannot be used.
+        """
+        if not clip.caption:
+            raise BadClip("no caption")
+        item = {"caption": clip.caption, "video": read_clip(clip.video, self.cut, rng)}
+        if self.image_size:
+            item["pixels"] = clip_pixels(item["video"][0], self.image_size)
+        return item
+
+
+class Order:
+    """Which clip is at a position of the endless row, and which positions are a host's.
+
+    Args:
+      clips: how many there are.
+      seed: of the order, which differs from epoch to epoch.
+      batch_size, host, hosts: a host's turn, which host, how many.
+      left, start: what is not used yet, when hosts that were more or fewer have used a part: some positions, and all
+        from `start` on.
+    """
+
+    def __init__(self, clips, seed, batch_size, host, hosts, left=(), start=0):
+        self.clips, self.seed, self.left, self.start = clips, seed, tuple(left), start
+        self.batch_size, self.host, self.hosts = batch_size, host, hosts
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])  # Grain adds the epoch to it
+        self.shuffled = grain.MapDataset.range(clips).shuffle(seed=spread).repeat()
+
+    def position(self, count: int) -> int:
+        """The position that this host takes after `count` others."""
+        turn, place = divmod(count, self.batch_size)
+        number = (turn * self.hosts + self.host) * self.batch_size + place
+        return self.left[number] if number < len(self.left) else self.start + number - len(self.left)
+
+    def clip(self, position: int) -> tuple[int, int]:
+        """Epoch and number of the clip at a position."""
+        return position // self.clips, int(self.shuffled[position])
+
+
+class _Items:
+    """What a host's positions hold, for Grain: batch items, or why there is none."""
+
+    def __init__(self, source: Source, reader: Reader, order: Order):
+        self.source, self.reader, self.order = source, reader, order
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, count: int) -> dict[str, Any]:
+        av.logging.set_level(av.logging.PANIC)  # what matters is told by its cause
+        epoch, number = self.order.clip(self.order.position(count))
+        clip = self.source[number]
+        item = {"id": clip.id}
+        try:
+            return item | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
+        except BadClip as bad:
+            return item | {"cause": bad.cause, "detail": bad.detail}
+        except Exception as error:  # a damaged file may lead a decoder's binding anywhere
+            return item | {"cause": "damaged", "detail": repr(error)}
+
+
+class Loader:
+    """An endless iterator of `(batch, ids)`.
+
+    Each batch holds `video` uint8 [b f h w 3], `tokens` int32 [b t] and, where wanted, `pixels` float32 [b H W 3]. The
+    same clips, frames and numbers come out whatever the number of workers, and after `restore`.
+
+    Args:
+      source: clips by number.
+      reader: makes a clip a batch's item.
+      batch_size, seed, host, hosts, tokenize: see `make`.
+      workers: processes that decode; 0 decodes in this one.
+      buffer: clips that each worker holds ready.
+      max_bad: share of bad clips above which to stop.
+      bad_list: file to which each bad clip's id, cause and detail are appended, once, as lines of JSON; "{host}" in it
+        is replaced by the host's number. "": none.
+
+    Raises:
+      InputError: a value out of range; by `next`, more bad clips than `max_bad`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        reader: Reader,
+        batch_size: int,
+        *,
+        seed: int,
+        host: int = 0,
+        hosts: int = 1,
+        tokenize: Tokenize | None = None,
+        workers: int = 0,
+        buffer: int = 2,
+        max_bad: float = 1.0,
+        bad_list: str = "",
+    ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("data.workers", workers, 0),
+            ("data.buffer", buffer, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name}={value}: wanted {least} or more.")
+        if not 0 <= max_bad <= 1:
+            raise InputError(f"data.max_bad={max_bad}: wanted a share in [0, 1].")
+        if not 0 <= host < hosts:
+            raise InputError(f"host={host} of {hosts}: wanted 0 to {hosts - 1}.")
+        self.source, self.reader, self.tokenize = source, reader, tokenize
+        self.workers, self.buffer, self.max_bad = workers, buffer, max_bad
+        self.order = Order(len(source), seed, batch_size, host, hosts)
+        self.taken, self.good, self.bad = 0, 0, Counter()
+        self.bad_list = Path(bad_list.format(host=host)).expanduser() if bad_list else None
+        self.listed = self._read_bad_list()
+        self._items = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> tuple[dict[str, np.ndarray], list[str]]:
+        items = []
+        while len(items) < self.order.batch_size:
+            if self._items is None:
+                self._items = self._start()
+            item = next(self._items)
+            self.taken += 1
+            if "cause" in item:
+                self._note(item)
+            else:
+                self.good += 1
+                items.append(item)
+        batch = {name: np.stack([item[name] for item in items]) for name in items[0] if name not in ("id", "caption")}
+        if "caption" in items[0] and self.tokenize:
+            batch["tokens"] = self.tokenize([item["caption"] for item in items])
+        return batch, [item["id"] for item in items]
+
+    def state(self) -> dict[str, Any]:
+        """The position behind the last batch, as JSON can hold it."""
+        order = self.order
+        return dict(
+            clips=order.clips,
+            seed=order.seed,
+            batch_size=order.batch_size,
+            host=order.host,
+            hosts=order.hosts,
+            left=list(order.left),
+            start=order.start,
+            taken=self.taken,
+            good=self.good,
+            bad=dict(self.bad),
+        )
+
+    def restore(self, states: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Goes on where other loaders stopped, over the same data and with the same seed.
+
+        Args:
+          states: that of this host; or those of all hosts, which may have been more or fewer, with other batches:
+            each clip that none of them has used in its epoch is used once then.
+
+        Raises:
+          InputError: states of other data or another seed, or not of all hosts.
+        """
+        states = [states] if isinstance(states, Mapping) else list(states)
+        order = self.order
+        for state in states:
+            for name in ("clips", "seed"):
+                if state[name] != getattr(order, name):
+                    raise InputError(
+                        f"The data has {name}={getattr(order, name)}, the position to go on from {name}={state[name]}. "
+                        "Give the same data and seed, or begin a new run."
+                    )
+        same = [s for s in states if all(s[name] == getattr(order, name) for name in ("batch_size", "host", "hosts"))]
+        if same:
+            state = same[0]
+            left, start, self.taken, self.good, self.bad = (state[k] for k in ("left", "start", "taken", "good", "bad"))
+            self.bad = Counter(self.bad)
+        else:
+            left, start = unused(states)
+            self.taken, self.good, self.bad = 0, 0, Counter()
+        self.order = Order(order.clips, order.seed, order.batch_size, order.host, order.hosts, left, start)
+        self.close()
+
+    def report(self) -> dict[str, Any]:
+        """What this host has read: `epoch` (begun, with its fraction), `good` clips, `bad` ones by cause."""
+        epoch = self.order.position(self.taken) / self.order.clips
+        return {"epoch": epoch, "good": self.good, "bad": dict(self.bad)}
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch starts them again."""
+        if self._items is not None:
+            self._items.close()
+            self._items = None
+
+    def _start(self) -> grain.DatasetIterator:
+        items = grain.MapDataset.source(_Items(self.source, self.reader, self.order))[self.taken :]
+        here = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # workers are processes, not threads
+        items = items.to_iter_dataset(here)
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain looks at flags, which programs without absl.app never parse
+            items = items.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.buffer))
+        return iter(items)
+
+    def _note(self, item: Mapping[str, str]) -> None:
+        self.bad[item["cause"]] += 1
+        if self.bad_list and item["id"] not in self.listed:
+            self.listed.add(item["id"])
+            self.bad_list.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.bad_list, "a", encoding="utf-8") as file:
+                file.write(json.dumps({name: item[name] for name in ("id", "cause", "detail")}) + "\n")
+        count = sum(self.bad.values())
+        epoch = -(-self.order.clips // self.order.hosts)
+        if count > self.max_bad * max(count + self.good, min(epoch, JUDGED_FROM)):
+            causes = [f"  {number} {cause}: {CAUSES[cause]}" for cause, number in self.bad.most_common()]
+            raise InputError(
+                f"{count} of {count + self.good} clips read are bad, more than the share data.max_bad={self.max_bad}:\n"
+                + "\n".join(causes)
+                + f"\nThe last one is {item['id']!r} ({item['detail'] or item['cause']}). Mend or remove such clips, "
+                "or raise data.max_bad."
+            )
+
+    def _read_bad_list(self) -> set[str]:
+        if not (self.bad_list and self.bad_list.exists()):
+            return set()
+        return {json.loads(line)["id"] for line in self.bad_list.read_text(encoding="utf-8").splitlines()}
+
+
+def unused(states: Sequence[Mapping[str, Any]]) -> tuple[list[int], int]:
+    """Which positions all hosts of a run have left over: some, and all from a first one on."""
+    hosts, batch_size = states[0]["hosts"], states[0]["batch_size"]
+    if sorted(state["host"] for state in states) != list(range(hosts)):
+        raise InputError(
+            f"The run had {hosts} hosts, and the positions of {len(states)} are given. To go on with another number of "
+            "hosts, or another batch, those of all are wanted."
+        )
+    orders = {
+        state["host"]: Order(
+            state["clips"], state["seed"], batch_size, state["host"], hosts, state["left"], state["start"]
+        )
+        for state in states
+    }
+    furthest = max(state["taken"] for state in states)
+    rounds = max(-(-furthest // batch_size), -(-len(states[0]["left"]) // (batch_size * hosts)))
+    left = [
+        orders[state["host"]].position(count)
+        for state in states
+        for count in range(state["taken"], rounds * batch_size)
+    ]
+    start = orders[0].position(rounds * batch_size)
+    return sorted(left), start
