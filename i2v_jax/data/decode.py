@@ -93,7 +93,7 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
     Raises:
       BadClip: says why the clip cannot be used.
     """
-    with _open(video) as container:
+    with _open(video if isinstance(video, bytes) else read_bytes(video)) as container:
         stream = _video_stream(container)
         packets = _packets(container, stream)
         times = _times(stream, packets)
@@ -115,24 +115,28 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
     return clip
 
 
-def _open(video: Path | bytes) -> av.container.InputContainer:
-    if isinstance(video, Path):
-        try:
-            about = video.stat()
-            with open(video, "rb") if stat.S_ISREG(about.st_mode) else io.BytesIO() as file:  # a pipe would block
-                empty = not file.read(1)
-        except OSError as error:
-            raise BadClip("missing file", f"{video}: {error.strerror}") from None
-        if not stat.S_ISREG(about.st_mode):
-            raise BadClip("missing file", f"{video} is no regular file")
-        source = f"file:{video}"
-    else:
-        empty, source = not video, io.BytesIO(video)
-    if empty:
-        raise BadClip("empty file")
+def read_bytes(file: Path) -> bytes:
+    """Returns a file's bytes.
+
+    Raises:
+      BadClip: there is no file, or it is empty.
+    """
     try:
-        # a playlist under a video's name must not lead anywhere
-        return av.open(source, metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise BadClip("missing file", f"{file} is no regular file")  # reading a pipe would wait for its writer
+        content = file.read_bytes()
+    except OSError as error:
+        raise BadClip("missing file", f"{file}: {error.strerror}") from None
+    if not content:
+        raise BadClip("empty file", str(file))
+    return content
+
+
+def _open(video: bytes) -> av.container.InputContainer:
+    try:
+        # a playlist that calls itself a video must not lead to other files, or into the network
+        options = {"protocol_whitelist": "none"}
+        return av.open(io.BytesIO(video), metadata_errors="ignore", options=options)
     except (av.FFmpegError, ValueError) as error:
         raise BadClip("not a video", str(error)) from None
 
