@@ -5,6 +5,7 @@ A source may be one part (motion modules, an adapter), one component or a pipeli
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -232,11 +233,14 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
         return load.assemble_unet(base, **{part: piece for part, piece in parts.items() if piece is not base}, **given)
     if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
         last = pieces[-1]
-        strange = f" It also holds {', '.join(map(repr, last.unknown[:3]))}." if last.unknown else ""
+        names = [last.names[path] for path in numbered if path in last.names]
+        partners = [re.sub(r"(?<=\.to_)[kv]", lambda side: "v" if side[0] == "k" else "k", name) for name in names]
+        strange = [f"missing {name!r}" for name in partners if name not in names]
+        strange += [f"unexpected {name!r}" for name in (*last.unknown, *last.misshapen)]
         raise InputError(
-            f"{last.parameters.source} numbers {(len(numbered) + 1) // 2} cross-attentions, up to "
-            f"{last.names[numbered[-1]]!r}, which fits neither SD1.5 nor SDXL.{strange} Give its base UNet as a source "
-            "before it."
+            f"{last.parameters.source} numbers {(len(numbered) + 1) // 2} cross-attentions, the last in "
+            f"{names[-1]!r}, which fits neither SD1.5 nor SDXL{': ' * bool(strange)}{', '.join(strange[:4])}. "
+            "Give its base UNet as a source before it."
         )
     return load.assemble_unet_parts(**parts)
 
@@ -259,8 +263,8 @@ def _merged(components: Mapping[str, Assembled], source: str | Path | Tensors, s
     """The components that a LoRA file changes, changed."""
     changed = {}
     for component, imported in load_lora(source).items():
-        if component in components:
-            base = components[component]
+        base = components.get(component)
+        if base is not None and base.parameters:
             merged = merge_lora(base.parameters, imported.parameters, scale)
             changed[component] = dataclasses.replace(base, parameters=merged)
         else:

@@ -1,0 +1,781 @@
+"""`python -m convert`: every command, on models that the real libraries made, and on input that is wrong."""
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import flax.serialization
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+
+from convert.__main__ import main
+from i2v_jax.errors import InputError
+from i2v_jax.models.motion import frame_positions
+from i2v_jax.weights.files import open_tensors
+from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.lora import load_lora
+from i2v_jax.weights.tree import flatten
+from tests import test_formats_original as original
+from tests import test_ip_adapter as ip_adapter
+from tests import test_weights as library
+from tests.helpers import relative_error
+from tests.oracles import FOLDER as ORACLES
+from tests.torch_models import randomise
+
+WIDE = dict(block_out_channels=(32, 64), norm_num_groups=32, attention_head_dim=8, sample_size=8)
+RANK = 4
+
+
+def convert(*arguments):
+    return main([str(it) for it in arguments])
+
+
+def refused(*arguments, words=()):
+    with pytest.raises(InputError) as caught:
+        convert(*arguments)
+    for word in words:
+        assert str(word) in str(caught.value), str(caught.value)
+
+
+def raw(path):
+    """A file's tensors as they stand in it, names joined by dots, by the libraries' own readers."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".msgpack":
+        state = flax.serialization.msgpack_restore(path.read_bytes())
+        return {name.replace("/", "."): np.asarray(leaf) for name, leaf in flatten(state).items()}
+    state = torch.load(path, weights_only=True)
+    return {name.replace("/", "."): tensor.numpy() for name, tensor in flatten(state.get("state_dict", state)).items()}
+
+
+def contents(path):
+    return library.bytes_of(raw(path))
+
+
+def same(one, other):
+    """Equal configs and equal trees, bit for bit."""
+    assert one[0] == other[0]
+    assert flatten(one[1]).keys() == flatten(other[1]).keys()
+    jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
+
+
+def layers(model, kind):
+    return [name for name, it in model.named_modules() if isinstance(it, torch.nn.Linear) and kind in name]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base; its motion modules, first-frame adapter, IP-Adapter, LoRA; an autoencoder; a text encoder."""
+    folder = tmp_path_factory.mktemp("sources")
+    base = randomise(library.unet2d(**WIDE))
+    base.save_pretrained(folder / "base")
+    settings = library.ADAPTER | dict(block_out_channels=(32, 64), motion_norm_num_groups=32)
+    motion = randomise(
+        diffusers.MotionAdapter(
+            **settings | dict(motion_num_attention_heads=8), motion_max_seq_length=24, use_motion_mid_block=False
+        )
+    )
+    state = {name: torch.tensor(it) for name, it in library.animatediff(library.state_of(motion)).items()}
+    torch.save({"epoch": 1, "state_dict": state}, folder / "motion.ckpt")
+    random = torch.Generator().manual_seed(5)
+    adapter, kohya, peft = {}, {}, {}
+    for name in layers(base, "attn1.to_q"):
+        width = base.get_submodule(name).out_features
+        normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+        block = name.removesuffix(".to_q")
+        adapter[f"{block}.to_q_ff.weight"] = normal(width, width)
+        adapter |= {f"{block}.to_out_ff.weight": normal(width, width), f"{block}.to_out_ff.bias": normal(width)}
+        down, up = normal(RANK, width), normal(width, RANK)
+        layer = f"lora_unet_{name.replace('.', '_')}"
+        kohya |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(2.0)}
+        peft |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    save_torch(adapter, folder / "adapter.safetensors")
+    save_torch(kohya, folder / "kohya.safetensors")
+    save_torch(peft, folder / "peft.safetensors")
+    nested = ip_adapter.adapter(base, "plus")
+    ip_adapter.saved(nested, folder / "ip.bin")
+    ip_adapter.saved(nested, folder / "ip.safetensors")
+    nested = ip_adapter.adapter(
+        ip_adapter.full_depth("SD1.5"), "base"
+    )  # whose numbers tell, without a base, what they mean
+    ip_adapter.saved(nested, folder / "ip_sd15.bin")
+    ip_adapter.saved(nested, folder / "ip_sd15.safetensors")
+    randomise(library.vae()).save_pretrained(folder / "vae")
+    randomise(transformers.CLIPTextModel(library.text())).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joined(files):
+    """Base, motion modules, adapter and image tokens imported into one file of ours."""
+    path = files / "joined.safetensors"
+    sources = [files / name for name in ("base", "motion.ckpt", "adapter.safetensors", "ip.bin")]
+    assert convert("import", *sources, path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(files):
+    """A pipeline's folder, with what else lies in one."""
+    folder = files / "pipeline"
+    for name, source in (("unet", "base"), ("vae", "vae"), ("text_encoder", "text_encoder")):
+        shutil.copytree(files / source, folder / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    parts = dict(
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        scheduler=["diffusers", "DDIMScheduler"],
+    )
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **parts}))
+    return folder
+
+
+# Import.
+
+
+def test_joined_sources_are_the_model_that_its_parts_make(files, joined):
+    parts = dict(motion="motion.ckpt", adapter="adapter.safetensors", image_tokens="ip.bin")
+    same(load_unet(joined), load_unet(files / "base", **{part: files / name for part, name in parts.items()}))
+    same(load_image_projection(joined), load_image_projection(files / "ip.bin"))
+
+
+def test_a_pipeline_is_imported_whole(pipeline, tmp_path, capsys):
+    ours = tmp_path / "all.safetensors"
+    assert convert("import", pipeline, ours) == 0
+    for load in (load_unet, load_vae, load_text_encoder):
+        same(load(ours), load(pipeline))
+    captured = capsys.readouterr()
+    assert "writing: 100%" in captured.err  # the progress bar
+    assert all(name in captured.out for name in ("unet", "vae", "text_encoder"))
+    assert convert("verify", pipeline, ours) == 0
+
+
+def test_orbax_folder(files, tmp_path):
+    assert convert("import", files / "base", tmp_path / "ours", "--dtype", "bf16") == 0
+    assert convert("verify", files / "base", tmp_path / "ours") == 0
+
+
+@pytest.mark.parametrize("dtype, name", [("bf16", "bfloat16"), ("f16", "float16")])
+def test_dtype(dtype, name, files, tmp_path, measured):
+    ours = tmp_path / "ours.safetensors"
+    assert convert("import", files / "base", ours, "--dtype", dtype) == 0
+    tensors = open_tensors(ours)
+    assert {entry.dtype.name for entry in tensors.entries.values()} == {name}
+    for path, leaf in flatten(load_unet(files / "base")[1]).items():
+        assert np.array_equal(tensors[f"unet/{path}"], np.asarray(leaf).astype(name))
+    assert convert("verify", files / "base", ours) == 0  # equal once the source is rounded, too
+
+
+def test_only(files, joined, tmp_path):
+    ours, pattern = tmp_path / "ours.safetensors", "unet/.*/first_frame/.*"
+    assert convert("import", joined, ours, "--only", pattern) == 0
+    chosen = {name: it for name, it in contents(joined).items() if re.fullmatch(pattern, name)}
+    assert contents(ours) == chosen
+    refused("import", joined, tmp_path / "x.safetensors", "--only", "unet/.*/first_fram/.*", words=["matches nothing"])
+    refused("import", joined, tmp_path / "x.safetensors", "--only", "(", words=["no regular expression"])
+
+
+def test_lora_is_merged_at_a_scale(files, tmp_path, measured):
+    ours = tmp_path / "ours.safetensors"
+    assert convert("import", files / "base", ours, "--lora", f"{files / 'kohya.safetensors'}=0.5") == 0
+    merged, base, lora = (
+        raw(ours),
+        load_file(files / "base" / "diffusion_pytorch_model.safetensors"),
+        raw(files / "kohya.safetensors"),
+    )
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    down, up = (lora[f"lora_unet_{name.replace('.', '_')}.lora_{it}.weight"] for it in ("down", "up"))
+    wanted = base[f"{name}.weight"] + 0.5 * 2 / RANK * up @ down
+    ours_there = merged["unet/down_blocks_0/layers_0/attention/blocks_0/attn1/to_q/kernel"].T
+    measured("LoRA merged on import", relative_error(ours_there, wanted), 1e-6)
+    options = ("--lora", f"{files / 'kohya.safetensors'}=0.5")
+    assert convert("verify", files / "base", ours, *options) == 0
+    assert convert("verify", files / "base", ours) == 1
+    refused("import", files / "base", ours, "--lora", f"{files / 'kohya.safetensors'}=x", words=["FILE=SCALE"])
+
+
+def test_config_of_a_file_that_has_none(files, tmp_path):
+    lone = tmp_path / "unet.safetensors"
+    shutil.copy(files / "base" / "diffusion_pytorch_model.safetensors", lone)
+    config = json.loads((files / "base" / "config.json").read_text()) | dict(attention_head_dim=4)
+    (tmp_path / "heads.json").write_text(json.dumps(config))
+    assert convert("import", lone, tmp_path / "ours.safetensors", "--config", f"unet={tmp_path / 'heads.json'}") == 0
+    assert load_unet(tmp_path / "ours.safetensors")[0].num_heads == (4, 4)
+    out = tmp_path / "x.safetensors"
+    refused("import", lone, out, "--config", "unet=nothing.json", words=["nothing.json"])
+    refused("import", lone, out, "--config", "nothing.json", words=["COMPONENT=FILE"])
+
+
+# Export.
+
+
+def written_by_hand(name, files, folder):
+    """A file of each format that is one file."""
+    if name == "published I2V-Adapter":
+        return ORACLES / "official_v1" / "unet.safetensors"
+    if name.startswith("Stable Diffusion"):
+        family, path = ("SDXL" if name.endswith("XL") else "SD1.5"), folder / "sd.safetensors"
+        state = original.original_unet(original.make_unet(family)) | original.original_vae(original.make_vae())
+        state |= original.original_clip(original.make_clip(), original.CLIP_PREFIX[family])
+        state |= original.averaged(state) if family == "SD1.5" else original.original_openclip(original.make_openclip())
+        save_torch({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)
+        return path
+    if name == "ControlNet":
+        path = folder / "controlnet.safetensors"
+        state = original.original_unet(original.make_controlnet(), "control_model.")
+        save_torch({key: tensor.contiguous() for key, tensor in state.items()}, path)
+        return path
+    if name == "diffusers":
+        path = folder / "unet.safetensors"
+        shutil.copy(files / "base" / "diffusion_pytorch_model.safetensors", path)
+        return path
+    if name == "Flax":
+        assert convert("export", files / "base", folder / "unet.msgpack", "--to", "flax") == 0
+        return folder / "unet.msgpack"
+    return files / name
+
+
+SINGLE_FILES = (
+    "published I2V-Adapter",
+    "Stable Diffusion 1.5",
+    "Stable Diffusion XL",
+    "ControlNet",
+    "diffusers",
+    "Flax",
+    "motion.ckpt",  # names with the prefix `module.`
+    "adapter.safetensors",
+    "ip_sd15.bin",
+    "ip_sd15.safetensors",
+    "kohya.safetensors",
+    "peft.safetensors",
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no config.json")
+@pytest.mark.parametrize("name", SINGLE_FILES)
+def test_export_gives_the_file_back(name, files, tmp_path):
+    """Through our own format, and at once; every key and byte, without saying which format it was."""
+    source = written_by_hand(name, files, tmp_path)
+    ours, again = tmp_path / "ours.safetensors", tmp_path / f"again{source.suffix}"
+    assert convert("import", source, ours) == 0
+    assert convert("export", ours, again) == 0
+    assert contents(again) == contents(source)
+    assert convert("verify", source, again) == 0
+    assert convert("export", source, again, "--overwrite") == 0
+    assert contents(again) == contents(source)
+
+
+def test_published_layouts_of_a_joined_model(files, joined, tmp_path, capsys):
+    base = library.bytes_of(raw(files / "base" / "diffusion_pytorch_model.safetensors"))
+    motion = {name.removeprefix("module."): it for name, it in contents(files / "motion.ckpt").items()}
+    adapter, image_tokens = contents(files / "adapter.safetensors"), contents(files / "ip.safetensors")
+
+    assert (
+        convert("export", joined, tmp_path / "ff.safetensors", "--to", "i2v-adapter", "--only", ".*/first_frame/.*")
+        == 0
+    )
+    assert contents(tmp_path / "ff.safetensors") == adapter
+    assert convert("export", joined, tmp_path / "merged.pth", "--to", "i2v-adapter") == 0
+    merged = contents(tmp_path / "merged.pth")
+    tokens = {name for name in merged if name.endswith("_ip.weight")}
+    assert len(tokens) == sum("_ip." in name for name in image_tokens)
+    assert {name: it for name, it in merged.items() if name not in tokens} == base | motion | adapter
+    capsys.readouterr()
+    assert convert("export", joined, tmp_path / "mm.ckpt", "--to", "animatediff") == 0
+    assert contents(tmp_path / "mm.ckpt") == motion
+    assert (
+        "left out, as animatediff has no place for them: image_proj, unet, unet: first-frame" in capsys.readouterr().out
+    )
+    for suffix in (".safetensors", ".bin"):
+        assert convert("export", joined, tmp_path / f"ip{suffix}", "--to", "ip-adapter") == 0
+        assert contents(tmp_path / f"ip{suffix}") == image_tokens
+
+
+def test_original_layout_of_a_joined_model_is_what_diffusers_reads(files, joined, tmp_path):
+    assert convert("export", joined, tmp_path / "sd.safetensors", "--to", "sd") == 0
+    state = {name: torch.tensor(it) for name, it in raw(tmp_path / "sd.safetensors").items()}
+    model = diffusers.UNet2DConditionModel.from_pretrained(files / "base")
+    read = convert_ldm_unet_checkpoint(state, model.config)
+    assert read.keys() == model.state_dict().keys()
+    assert all(torch.equal(read[name], it) for name, it in model.state_dict().items())
+
+
+def test_diffusers_folder_of_a_joined_model(files, joined, tmp_path):
+    assert convert("export", joined, tmp_path / "out", "--to", "diffusers") == 0
+    model = diffusers.UNetMotionModel.from_pretrained(tmp_path / "out")
+    for part in ("base", "out"):
+        state = open_tensors(files / part if part == "base" else tmp_path / part)
+        assert all(np.array_equal(model.state_dict()[name].numpy(), state[name]) for name in state)
+
+
+def test_flax_folder(files, joined, tmp_path):
+    assert convert("export", joined, tmp_path / "out", "--to", "flax") == 0
+    model, params = diffusers.FlaxUNet2DConditionModel.from_pretrained(tmp_path / "out")
+    assert len(jax.tree.leaves(params)) == len(open_tensors(files / "base"))
+    same(load_unet(tmp_path / "out"), load_unet(files / "base"))
+
+
+def test_lora_kept_apart(files, tmp_path):
+    ours = tmp_path / "ours.safetensors"
+    assert convert("import", files / "base", files / "kohya.safetensors", ours) == 0
+    assert sum("/lora/" in name for name in raw(ours)) == len(raw(files / "kohya.safetensors"))
+    assert convert("export", ours, tmp_path / "kohya.safetensors", "--to", "kohya") == 0
+    assert contents(tmp_path / "kohya.safetensors") == contents(files / "kohya.safetensors")
+    assert convert("export", ours, tmp_path / "peft.safetensors", "--to", "peft") == 0
+    assert contents(tmp_path / "peft.safetensors") == contents(files / "peft.safetensors")
+    for lora in load_lora(tmp_path / "peft.safetensors").values():  # whose names have no place for alpha
+        assert {float(it) for path, it in lora.parameters.items() if path.endswith("alpha")} == {2.0}
+    assert convert("export", ours, tmp_path / "base.safetensors", "--to", "sd") == 0
+    assert not any("lora" in name for name in raw(tmp_path / "base.safetensors"))
+
+
+def test_pipeline_folder_variants_and_shards(pipeline, tmp_path):
+    options = ("--to", "diffusers", "--dtype", "f16", "--write-variant", "fp16", "--shard-size", "300KB")
+    assert convert("export", pipeline, tmp_path / "half", *options) == 0
+    names = {str(path.relative_to(tmp_path / "half")) for path in (tmp_path / "half").rglob("*") if path.is_file()}
+    assert {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"} <= names
+    assert "unet/diffusion_pytorch_model.safetensors.index.fp16.json" in names
+    assert "text_encoder/model.fp16.safetensors" in names
+    model = diffusers.UNet2DConditionModel.from_pretrained(
+        tmp_path / "half" / "unet", variant="fp16", torch_dtype=torch.float16
+    )
+    for name, tensor in diffusers.UNet2DConditionModel.from_pretrained(pipeline / "unet").state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.half())
+    # beside full precision, the variant asked for is read
+    shutil.copytree(pipeline, tmp_path / "both")
+    for path in (tmp_path / "half").rglob("*fp16*"):
+        shutil.copy(path, tmp_path / "both" / path.relative_to(tmp_path / "half"))
+    for variant, dtype in ((("--variant", "fp16"), "float16"), ((), "float32")):
+        ours = tmp_path / f"{dtype}.safetensors"
+        assert convert("import", tmp_path / "both", ours, *variant) == 0
+        assert {str(it.dtype) for it in raw(ours).values()} == {dtype}
+
+
+def test_hub_ids(pipeline, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(repo, allow_patterns):
+        asked.append((repo, *allow_patterns))
+        return str(pipeline)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert convert("import", "owner/name", tmp_path / "hub.safetensors") == 0
+    assert {repo for repo, *_ in asked} == {"owner/name"} and asked[0] == ("owner/name", "model_index.json")
+    assert convert("import", pipeline, tmp_path / "here.safetensors") == 0
+    assert contents(tmp_path / "hub.safetensors") == contents(tmp_path / "here.safetensors")
+
+
+# What is there is not lost.
+
+
+def damaged(files, folder):
+    """The base, one weight of it NaN."""
+    shutil.copytree(files / "base", folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["conv_out.weight"][0, 0, 0, 0] = np.nan
+    save_file(state, path)
+    return folder
+
+
+def test_output_that_is_there_is_kept_unless_told(files, joined, tmp_path):
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"before")
+    refused("import", files / "base", out, words=[out, "--overwrite"])
+    refused("export", files / "base", out, "--to", "sd", words=[out, "--overwrite"])
+    assert out.read_bytes() == b"before"
+    refused("import", files / "base", tmp_path / "no" / "out.safetensors", words=["no folder"])
+    assert convert("import", files / "base", out, "--overwrite") == 0
+    same(load_unet(out), load_unet(files / "base"))
+    assert convert("import", out, out, "--overwrite") == 0  # onto itself
+    same(load_unet(out), load_unet(files / "base"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("to", ["file", "folder"])
+def test_failure_leaves_what_was_there(to, files, tmp_path, monkeypatch):
+    bad = damaged(files, tmp_path / "bad")
+    place = tmp_path / "place"
+    place.mkdir()
+    if to == "file":
+        out, command = place / "out.safetensors", ("import",)
+        out.write_bytes(b"before")
+    else:
+        out, command = place / "out", ("export", "--to", "diffusers")
+        shutil.copytree(files / "base", out)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    def fails(source, *options, words):
+        refused(*command, source, out, "--overwrite", *options, words=words)
+        assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+        assert len(list(place.iterdir())) == 1
+
+    fails(bad, words=["conv_out.weight", "NaN", bad])
+    state = load_file(bad / "diffusion_pytorch_model.safetensors")
+    state["conv_out.weight"][0, 0, 0, 0] = 1e6
+    save_file(state, bad / "diffusion_pytorch_model.safetensors")
+    fails(bad, "--dtype", "f16", words=["conv_out", "float16"])
+
+    def full(*arguments):
+        yield np.zeros(1, np.uint8)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("i2v_jax.weights.files.contents", full)
+    fails(files / "base", words=["Cannot write", "No space left"])
+
+
+def test_folders_are_replaced_only_if_they_are_models(files, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(files / "base", out)
+    (out / "thesis.tex").write_text("years of work")
+    export = ("export", files / "base", out, "--to", "diffusers")
+    refused(*export, words=["--overwrite"])
+    refused(*export, "--overwrite", words=["thesis.tex"])
+    assert (out / "thesis.tex").is_file()
+    (out / "thesis.tex").unlink()
+    (out / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"old")
+    assert convert(*export, "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    refused("export", out, out, "--to", "diffusers", "--overwrite", words=["holds the source"])
+    refused("import", out, tmp_path, "--overwrite", words=["holds the source"])
+
+
+# Inspect.
+
+
+def sparse(path, shapes, values=None):
+    """A safetensors file of full size that takes no room: a header, a hole, and the values of few tensors."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+        for name, value in (values or {}).items():
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(np.ascontiguousarray(value, np.float32).tobytes())
+    return path
+
+
+def shapes_of(make):
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+
+
+SDXL = dict(
+    block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+MOTION = {
+    "v1": (
+        dict(motion_max_seq_length=24, use_motion_mid_block=False),
+        "for Stable Diffusion 1.5; motion modules v1 (24",
+    ),
+    "v2": (
+        dict(motion_max_seq_length=32, use_motion_mid_block=True),
+        "for Stable Diffusion 1.5; motion modules v2 (32",
+    ),
+    "v3": (
+        dict(motion_max_seq_length=32, use_motion_mid_block=False),
+        "for Stable Diffusion 1.5; motion modules v3 (32",
+    ),
+    "SDXL-beta": (
+        dict(motion_max_seq_length=32, use_motion_mid_block=False, block_out_channels=(320, 640, 1280)),
+        "for Stable Diffusion XL; motion modules SDXL-beta (32",
+    ),
+}
+
+
+def inspected(path, capsys):
+    capsys.readouterr()
+    assert convert("inspect", path) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SDXL"])
+def test_inspect_a_base(family, tmp_path, capsys):
+    settings = dict(cross_attention_dim=768) if family == "SD1.5" else SDXL
+    file = sparse(tmp_path / "unet.safetensors", shapes_of(lambda: diffusers.UNet2DConditionModel(**settings)))
+    out = inspected(file, capsys)
+    name, parameters = {"SD1.5": ("1.x", "859,520,964"), "SDXL": ("XL", "2,567,463,684")}[family]
+    assert f"{file}: Stable Diffusion {name}\n" in out
+    assert parameters in out and "float32" in out and "not convertible" not in out
+
+
+@pytest.mark.parametrize("version", MOTION)
+def test_inspect_motion_modules(version, tmp_path, capsys, monkeypatch):
+    settings, wanted = MOTION[version]
+    if version != "v2":  # whether all is there is looked up in the whole network, which takes seconds
+        monkeypatch.setattr("convert.inspecting.open_checkpoint", lambda opened: None)
+    shapes = shapes_of(lambda: diffusers.MotionAdapter(**settings))
+    shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    shapes = {name: array.shape for name, array in library.animatediff(shapes).items()}
+    tables = {name: frame_positions(*shape[1:]) for name, shape in shapes.items() if name.endswith(".pe")}
+    out = inspected(sparse(tmp_path / "mm.safetensors", shapes, tables), capsys)
+    assert wanted in out.splitlines()[0] and "not convertible" not in out
+
+
+@pytest.mark.parametrize(
+    "kind, wanted", [("base", "IP-Adapter, 4 image tokens"), ("plus", "IP-Adapter plus, 16 image")]
+)
+def test_inspect_ip_adapters(kind, wanted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ip_adapter, "TOKEN", 768)
+    monkeypatch.setattr(ip_adapter, "PICTURE", 1024 if kind == "base" else 1280)
+    monkeypatch.setitem(
+        ip_adapter.PROJECTIONS, "plus", lambda normal: ip_adapter.resampler(normal, width=768, inner=768, tokens=16)
+    )
+    unet = ip_adapter.full_depth("SD1.5")
+    out = inspected(ip_adapter.saved(ip_adapter.adapter(unet, kind), tmp_path / "ip.bin"), capsys)
+    assert "Stable Diffusion 1.x" in out and wanted in out
+
+
+def test_inspect_small_things(files, joined, capsys):
+    assert f"LoRA of rank {RANK} on 4 layers" in inspected(files / "kohya.safetensors", capsys)
+    assert "published I2V" not in inspected(files / "adapter.safetensors", capsys)
+    out = inspected(joined, capsys)
+    assert all(
+        part in out for part in ("motion modules v1 (24 frames", "first-frame adapter", "image tokens", "image_proj")
+    )
+    capsys.readouterr()
+    assert convert("inspect", files / "adapter.safetensors", "--keys") == 0
+    out = capsys.readouterr().out
+    assert "attn1.to_q_ff.weight" in out and "/attn1/first_frame/to_q/kernel" in out
+
+
+def test_inspect_partial_files(files, tmp_path, capsys):
+    state = load_file(files / "base" / "diffusion_pytorch_model.safetensors")
+    del state["conv_out.bias"]
+    save_file(state | {"colour": np.zeros(3, np.float32)}, tmp_path / "part.safetensors")
+    out = inspected(tmp_path / "part.safetensors", capsys)
+    assert "1 unknown, beside unet: colour" in out and "conv_out.bias" in out and "not convertible as it is" in out
+
+
+# Verify and diff.
+
+
+def changed(path, out, change):
+    """A copy of one of our files, its tensors changed, its metadata kept."""
+    with safe_open(path, "np") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    change(state)
+    save_file(state, out, metadata)
+    return out
+
+
+def test_verify_finds_one_changed_bit(files, joined, tmp_path, capsys):
+    sources = [files / name for name in ("base", "motion.ckpt", "adapter.safetensors", "ip.bin")]
+    assert convert("verify", *sources, joined) == 0
+    assert capsys.readouterr().out.endswith("verified\n")
+    name = "unet/down_blocks_0/layers_0/motion/proj_in/kernel"
+
+    def flip(state):
+        state[name].view(np.uint32)[3, 5] ^= 1
+
+    assert convert("verify", *sources, changed(joined, tmp_path / "flipped.safetensors", flip)) == 1
+    assert f"different: {name}" in capsys.readouterr().out
+    without = changed(joined, tmp_path / "cut.safetensors", lambda state: None)
+    assert convert("verify", files / "base", without) == 1  # more than the source has
+    assert "added" in capsys.readouterr().out
+    # a part that was not converted is none that is wrong
+    assert (
+        convert(
+            "import",
+            joined,
+            tmp_path / "base.safetensors",
+            "--only",
+            r"unet/(?!.*/(motion|first_frame|image_tokens)/).*",
+        )
+        == 0
+    )
+    capsys.readouterr()
+    assert convert("verify", *sources, tmp_path / "base.safetensors") == 0
+    assert re.search(r"unet: motion modules .* not converted", capsys.readouterr().out)
+
+
+def errors(out):
+    return {
+        (row[0], row[1]): (float(row[2]), float(row[3]))
+        for line in out.splitlines()
+        if len(row := re.split(r"\s{2,}", line)) == 6 and re.fullmatch(r"\de-\d\d", row[3])
+    }
+
+
+def test_verify_runs_both_networks(files, joined, tmp_path, capsys, measured):
+    sources = [files / name for name in ("base", "motion.ckpt", "adapter.safetensors", "ip.bin")]
+    assert convert("verify", *sources, files / "vae", joined, "--run") == 0
+    out = capsys.readouterr().out
+    found = errors(out)
+    assert {("unet", "noise"), ("image_proj", "image tokens")} == found.keys()
+    for (component, output), (error, bar) in found.items():
+        assert bar == 1e-5
+        measured(f"verify --run: {component}, {output}", error, 1e-5)
+    assert "the file's own names, diffusers, as AnimateDiff" in out
+    assert "first-frame adapter: left out on both sides" in out and "vae " in out
+
+    def swap(state):
+        layer = "unet/down_blocks_0/layers_0/attention/blocks_0/attn1"
+        state[f"{layer}/to_q/kernel"], state[f"{layer}/to_k/kernel"] = (
+            state[f"{layer}/to_k/kernel"].copy(),
+            state[f"{layer}/to_v/kernel"].copy(),
+        )
+
+    swapped = changed(joined, tmp_path / "swapped.safetensors", swap)
+    assert convert("verify", *sources, swapped, "--run") == 1
+    (error, _), again = errors(capsys.readouterr().out).values()
+    assert error > 1e-3 and again[0] <= 1e-5
+
+
+def test_verify_bars_know_rounding(files, tmp_path, capsys, measured):
+    for dtype, bar in (("f16", 5e-3), ("bf16", 5e-2)):
+        ours = tmp_path / f"{dtype}.safetensors"
+        assert convert("import", files / "text_encoder", ours, "--dtype", dtype) == 0
+        capsys.readouterr()
+        assert convert("verify", files / "text_encoder", ours, "--run") == 0
+        for (_, output), (error, shown) in errors(capsys.readouterr().out).items():
+            assert shown == bar and error > 1e-5
+            measured(f"verify --run: text_encoder in {dtype}, {output}", error, bar)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no config.json")
+def test_verify_runs_what_diffusers_reads_of_single_files(files, tmp_path, capsys, measured):
+    """A text encoder in the original layout against diffusers' reading, a merged LoRA by our tables."""
+    state = original.original_openclip(original.make_openclip())
+    save_torch({key: tensor.contiguous().clone() for key, tensor in state.items()}, tmp_path / "te.safetensors")
+    assert convert("import", tmp_path / "te.safetensors", tmp_path / "ours.safetensors") == 0
+    assert convert("verify", tmp_path / "te.safetensors", tmp_path / "ours.safetensors", "--run") == 0
+    out = capsys.readouterr().out
+    assert "diffusers, as a single file" in out
+    for (component, output), (error, _) in errors(out).items():
+        measured(f"verify --run: OpenCLIP {component}, {output}", error, 1e-5)
+
+
+def test_verify_runs_nothing_without_pytorch(files, tmp_path, monkeypatch):
+    assert convert("import", files / "text_encoder", tmp_path / "ours.safetensors") == 0
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "diffusers" else True)
+    arguments = ("verify", files / "text_encoder", tmp_path / "ours.safetensors")
+    assert convert(*arguments) == 0
+    refused(*arguments, "--run", words=["pip install diffusers"])
+
+
+def test_diff_of_equal_files(files, joined, tmp_path, capsys):
+    shutil.copy(joined, tmp_path / "copy.safetensors")
+    assert convert("diff", joined, tmp_path / "copy.safetensors") == 0
+    assert f"{len(raw(joined))} of {len(raw(joined))} tensors have equal values" in capsys.readouterr().out
+    assert convert("diff", files / "base", files / "base") == 0
+
+
+def test_diff_names_what_differs(files, joined, tmp_path, capsys):
+    names = [f"unet/conv_{place}/{leaf}" for place in ("in", "out") for leaf in ("kernel", "bias")]
+
+    def change(state):
+        del state[names[0]]
+        state["unet/extra"] = np.zeros(3, np.float32)
+        state[names[1]] = state[names[1]].astype(np.float16).astype(np.float16)
+        state[names[2]] = state[names[2]].reshape(-1)
+        state[names[3]] += np.float32([0, 0.25, 0, 0])
+
+    assert convert("diff", joined, changed(joined, tmp_path / "other.safetensors", change)) == 1
+    out = capsys.readouterr().out
+    assert re.search(rf"only in FIRST +{names[0]}\n", out) and re.search(r"only in SECOND +unet/extra\n", out)
+    assert re.search(rf"{names[1]} +float32 32 +float16 32\n", out)
+    assert re.search(rf"{names[2]} +float32 3x3x32x4 +float32 1152\n", out)
+    assert re.search(rf"0\.25 +\S+ +{names[3]}\n", out)
+
+
+def test_diff_of_two_formats(files, tmp_path, capsys):
+    assert convert("export", files / "base", tmp_path / "sd.safetensors", "--to", "sd") == 0
+    capsys.readouterr()
+    assert convert("diff", files / "base", tmp_path / "sd.safetensors") == 0
+    assert "under this program's own names" in capsys.readouterr().out
+    state = load_file(tmp_path / "sd.safetensors")
+    state["model.diffusion_model.out.2.bias"][1] += 1
+    save_file(state, tmp_path / "sd.safetensors")
+    assert convert("diff", files / "base", tmp_path / "sd.safetensors") == 1
+    assert re.search(r"1 +\S+ +unet/conv_out/bias\n", capsys.readouterr().out)
+    # of no known format: by their own names
+    for name, value in (("a", 1), ("b", 2)):
+        save_file({"colour": np.full(3, value, np.float32)}, tmp_path / f"{name}.safetensors")
+    assert convert("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors") == 1
+    assert re.search(r"1 +1 +colour\n", capsys.readouterr().out)
+
+
+# The command line.
+
+
+@pytest.mark.parametrize("command", ["import", "export", "inspect", "verify", "diff"])
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert left.value.code == 0
+    assert f"python -m convert {command} " in out.split("examples:")[1]
+    assert "examples:\n" in out and out.count("python -m convert ") >= 2
+
+
+def test_wrong_command_lines(files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    refused("export", files / "base", out, "--to", "diffuser", words=["diffuser", "Did you mean 'diffusers'"])
+    refused("export", files / "base", tmp_path / "out.xyz", "--to", "sd", words=["out.xyz", ".safetensors"])
+    refused("export", files / "base", out, "--to", "kohya", words=["nothing that is part of kohya", "unet"])
+    refused("import", files / "base", out, "--dtype", "f8", words=["f8", "bf16"])
+    refused("export", files / "base", tmp_path / "out", "--to", "diffusers", "--shard-size", "5", words=["'5'", "5GB"])
+    refused("import", files / "bas", out, words=[files / "bas", "Did you mean 'base'"])
+    refused("imprt", files / "base", out, words=["imprt", "--help"])
+    refused(words=["--help"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_sources_that_do_not_fit(files, joined, tmp_path):
+    out = tmp_path / "out.safetensors"
+    refused("import", files / "text_encoder", files / "kohya.safetensors", out, "--lora", files / "kohya.safetensors",
+            words=["kohya.safetensors", "text_encoder"])  # fmt: skip
+    refused("export", joined, out, words=["came as", "--to"])
+    refused("import", files / "ip.bin", out, words=["ip.bin", "base UNet"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_exit_codes(files, tmp_path):
+    """Of the process: 0 where all is well, 1 for a difference, 2 with one message for bad input; no traceback."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "convert", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("export", "--help")[0] == 0
+    state = load_file(files / "adapter.safetensors")
+    state[next(iter(state))][0] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    code, out, _ = run("diff", files / "adapter.safetensors", tmp_path / "other.safetensors")
+    assert code == 1 and "largest difference" in out
+    code, out, error = run("import", tmp_path / "nothing.safetensors", tmp_path / "out.safetensors")
+    assert code == 2 and error.startswith("error: ") and "nothing.safetensors" in error and len(error.splitlines()) == 1
