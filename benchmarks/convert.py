@@ -1,9 +1,9 @@
 """Time and memory of `python -m convert` on a checkpoint of SD1.5's size: `python -m benchmarks.convert [--repeats N]`.
 
 Writes random weights as a single file of the original layout (4.27 GB), copies it with `cp`, imports it, exports it
-again and imports it as an orbax folder, each in a process of its own with the source out of the page cache. Prints the time
-over the copy's, the peak of anonymous memory (what no file backs: interpreter and JAX included) over the file's size,
-best of N, and whether every byte came back.
+again and imports it as an orbax folder, each in a process of its own with the source out of the page cache. Prints the
+time over the copy's, the peak of anonymous memory (what no file backs: interpreter and JAX included) over the file's
+size, best of N, and whether every byte came back.
 """
 
 import argparse
