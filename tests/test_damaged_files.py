@@ -267,7 +267,7 @@ def replace_all(path, random):
     path.write_bytes(random.choice(contents))
 
 
-BYTES = (cut, flip_anywhere, flip_at_the_start, flip_at_the_end, overwrite, insert, take_out, replace_all)
+BYTES = (cut, flip_anywhere, flip_at_the_start, overwrite, insert, take_out, replace_all)
 
 # In the header of safetensors.
 
@@ -687,7 +687,7 @@ def archive_bomb(path, random):
             archive.comment = random.randbytes(500)
 
 
-PICKLE = (malicious_pickle, malicious_pickle, strange_pickle, strange_pickle, archive_bomb)
+PICKLE = (flip_at_the_end, malicious_pickle, malicious_pickle, strange_pickle, strange_pickle, archive_bomb)
 NEVER_SOUND = {tensor_missing, tensor_of_integers, tensor_not_finite, malicious_pickle, strange_pickle}
 
 CONFIG = (config_value, config_value, config_value, config_otherwise, config_bytes)

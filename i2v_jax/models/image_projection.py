@@ -123,6 +123,9 @@ def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> AnyCo
 def _linear_fields(shapes):
     embed_dim, out = shapes["proj/kernel"]
     (cross_attention_dim,) = shapes["norm/scale"]
+    if shapes["norm/bias"] != shapes["norm/scale"] or out % cross_attention_dim:
+        given = ", ".join(f"{path!r} {list(shapes[path])}" for path in ("norm/scale", "norm/bias", "proj/kernel"))
+        raise InputError(f"Shapes that do not fit together: {given}.")
     return dict(embed_dim=embed_dim, num_tokens=out // cross_attention_dim, cross_attention_dim=cross_attention_dim)
 
 

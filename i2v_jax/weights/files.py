@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -377,14 +377,14 @@ def _variants(variant: str | None) -> list[str]:
 def _open_shards(index: Path) -> Tensors:
     listing = read_json(index)
     places = listing.get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index} has no 'weight_map' of tensor names to files.")
     if ".msgpack" in index.suffixes:  # transformers joins the names of Flax parameters by slashes there
         places = {name.replace("/", "."): place for name, place in places.items()}
     shards = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise InputError(f"{index} names {name!r}: a shard lies beside its index.")
+            raise InputError(f"{index} names {name[:200]!r}: a shard lies beside its index.")
         if name not in os.listdir(index.parent):
             raise InputError(f"{index} names {name[:200]}, which is not there. Fetch it, or fetch the model again.")
         shards[name] = _open_file(index.parent / name)
@@ -429,10 +429,12 @@ def _open_safetensors(path: Path) -> Tensors:
             raise InputError(f"{path} is cut short or damaged: a header of {length} bytes in a file of {size}.")
         text = file.read(length)
     try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
+        header = json.loads(text, object_pairs_hook=_without_twins)
+        metadata = header.pop("__metadata__", None) or {}
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is damaged: its header is not a JSON object ({error}).") from error
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise InputError(f"{path} is damaged: its '__metadata__' is no object of texts: {str(metadata)[:200]}.")
     start, entries, spans = 8 + length, {}, []
     for name, fields in header.items():
         if len(name) > MAX_NAME:
@@ -449,10 +451,23 @@ def _open_safetensors(path: Path) -> Tensors:
             )
         spans.append((begin, end, name))
         entries[name] = Entry(shape, dtype, reader(path, name, start + begin, shape, dtype), path)
-    for (_, end, first), (begin, _, second) in itertools.pairwise(sorted(spans)):
-        if begin < end:
-            raise InputError(f"{path} is damaged: {first!r} and {second!r} overlap.")
-    return Tensors(entries, str(path), metadata if isinstance(metadata, dict) else {})
+    spans = [(0, 0, "the header"), *sorted(spans), (size - start, size - start, "the end")]
+    for (_, end, first), (begin, _, second) in itertools.pairwise(spans):
+        if begin != end:
+            fault = (
+                f"overlap by {end - begin}" if begin < end else f"have {begin - end} between them that no tensor has"
+            )
+            raise InputError(f"{path} is damaged: {first!r} and {second!r} {fault} bytes. Fetch it again.")
+    return Tensors(entries, str(path), metadata)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, each of whose keys stands in it once."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twin = next(key for i, (key, _) in enumerate(pairs) if any(key == it for it, _ in pairs[:i]))
+        raise ValueError(f"{twin!r} stands in it twice")
+    return value
 
 
 def reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
@@ -483,8 +498,8 @@ def _open_pickle(path: Path) -> Tensors:
         raise InputError(f"{path} {NO_TORCH}")
     import torch
 
-    is_zip = zipfile.is_zipfile(path)
     try:
+        is_zip = zipfile.is_zipfile(path)
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 claimed = sum(member.file_size for member in archive.infolist())
@@ -504,7 +519,11 @@ def _open_pickle(path: Path) -> Tensors:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}; wanted named tensors.")
-    entries = dict(_walk(path, loaded))
+    entries = {}
+    for name, entry in _walk(path, loaded):
+        if name in entries:
+            raise InputError(f"{path} holds two tensors of the name {name!r}.")
+        entries[name] = entry
     if not entries:
         raise InputError(f"{path} holds no tensors, only {[str(key) for key in loaded][:8]}.")
     return Tensors(entries, str(path))
@@ -534,7 +553,7 @@ def _torch_entry(path: Path, name: str, tensor) -> Entry:
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not plain or not any(dtype == known.name for known in DTYPE_NAMES):
         raise InputError(f"{path}: {name!r} is {dtype} {tensor.layout} on {tensor.device}; wanted a dense tensor.")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() or tensor.ndim > MAX_RANK:
         raise InputError(f"{path}: {name!r} claims shape {tuple(tensor.shape)}, more than the file stores for it.")
 
     def read() -> np.ndarray:

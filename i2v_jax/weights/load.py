@@ -308,7 +308,7 @@ def assemble_image_projection(
     try:
         projection = config_from_shapes(shapes, head_dim)
     except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
-        raise InputError(f"{imported.parameters.source}: {error}") from error
+        raise InputError(f"{imported.parameters.source}: {_in_their_names(error, [imported])}") from error
     projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
     return _assembled_whole("image projection", projection, image_projection_shapes, imported)
 
@@ -354,7 +354,8 @@ def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Map
     blocks = [path for path in imported.parameters if _part(path) == "motion"]
     if not blocks:
         return None
-    widths = {imported.parameters.entries[path].shape[-1] for path in blocks if path.endswith("/motion/norm/scale")}
+    norms = (imported.parameters.entries[path] for path in blocks if path.endswith("/motion/norm/scale"))
+    widths = {width for norm in norms for width in norm.shape[-1:]}
     config = {**settings, **(imported.parameters.config or {})}
     own = _own_config(UNetConfig, imported)
     if own and isinstance(own.motion, MotionConfig):
@@ -431,7 +432,7 @@ def _config(cls: type, given: Mapping[str, Any] | None, imported: Imported, sect
             return _inferred(cls, imported)
         raise InputError(f"The config of {imported.parameters.source} does not set {error}.") from error
     except (TypeError, ValueError, AttributeError, IndexError) as error:  # InputError, or values of other types
-        raise InputError(f"The config of {imported.parameters.source}: {error}") from error
+        raise InputError(f"The config of {imported.parameters.source}: {str(error)[:300]}") from error
 
 
 def _inferred(cls: type, imported: Imported) -> Any:
@@ -453,15 +454,18 @@ def _inferred(cls: type, imported: Imported) -> Any:
 
 
 def _infer(cls: type, shapes: Mapping[str, tuple[int, ...]], sources: Sequence[Imported], **known: Any) -> Any:
-    names = {path: name for it in sources for path, name in it.names.items()}
     try:
         return infer_config(_COMPONENTS[cls], shapes, **known)
-    except InputError as error:  # speaks of our paths
-        reason = re.sub(
-            r"'([^']*)'", lambda path: repr(names.get(path[1]) or _name_there(sources[0], path[1])), str(error)
-        )
+    except InputError as error:
         where = " + ".join(it.parameters.source for it in sources)
+        reason = _in_their_names(error, sources)
         raise InputError(f"{where} has no config.json, and its tensors tell none: {reason}") from error
+
+
+def _in_their_names(error: Exception, sources: Sequence[Imported]) -> str:
+    """A message that speaks of our paths, in the names of the files."""
+    names = {path: name for it in sources for path, name in it.names.items()}
+    return re.sub(r"'([^']*)'", lambda path: repr(names.get(path[1]) or _name_there(sources[0], path[1])), str(error))
 
 
 def _own_config(cls: type, imported: Imported) -> Any:
