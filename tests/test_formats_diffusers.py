@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, controlnet, unet, vae
 from i2v_jax.models.motion import SDXL_BETA, V1, V2, V3, MotionConfig
+from i2v_jax.weights import tree
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
 from i2v_jax.weights.formats import PUBLISHED_UNET
@@ -126,6 +127,19 @@ def test_library_loads_what_is_written(name, storage, tmp_path):
             assert path.stat().st_size < 30_000 or len(load_file(path)) == 1
     else:
         assert names == {path.name for path in (tmp_path / "theirs").iterdir()}
+
+
+@pytest.mark.parametrize("name, cls", [("unet", "FlaxUNet2DConditionModel"), ("vae", "FlaxAutoencoderKL")])
+def test_flax_models_of_diffusers_load_what_is_written(name, cls, tmp_path):
+    groups = dict(block_out_channels=(32, 64), norm_num_groups=32)  # the Flax UNet knows no other number
+    model = randomise(library.unet2d(**groups) if name == "unet" else library.vae())
+    model.save_pretrained(tmp_path / "source")
+    write(name, tmp_path / "source", tmp_path / "ours", flax=True)
+    _, params = getattr(diffusers, cls).from_pretrained(tmp_path / "ours")
+    wanted = recognise(open_tensors(tmp_path / "source"))[name].parameters
+    held = {path.replace("/", "."): np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+    again = recognise(Tensors.of(held))[name].parameters
+    assert library.bytes_of(again) == library.bytes_of(wanted)
 
 
 def test_shards_of_a_variant_are_named_as_the_libraries_name_them(tmp_path):
