@@ -5,14 +5,17 @@ layers, its places). One device is a mesh of size 1: there is no other code path
 """
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -91,19 +94,40 @@ def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, P(*spec))
 
 
-def place(mesh: Mesh, whole: bool = False) -> Callable[[str, np.ndarray], jax.Array]:
-    """Returns a `place(path, array)` for weight loaders: each array goes to the mesh as soon as it is read.
+def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Returns a `place(path, array)` for weight loaders: each array goes to the mesh as soon as it is read."""
 
-    Args:
-      mesh: where to.
-      whole: every device holds all of it, whatever `fsdp` is.
-    """
+    def put_path(path: str, array: np.ndarray) -> jax.Array:
+        return put(array, parameter_sharding(mesh, array.shape))
 
-    def put(path: str, array: np.ndarray) -> jax.Array:
-        sharding = replicated(mesh) if whole else parameter_sharding(mesh, array.shape)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index], order="C"))
+    return put_path
 
-    return put
+
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process has onto the devices."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index], order="C"))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts a batch onto the devices, of which each process has its own part; parts are joined in their order."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def on_this_host(tree: Any, mesh: Mesh) -> Any:
+    """Returns arrays of the mesh whole on one device of this process; every process must call it."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda array: array.addressable_data(0), whole)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Returns every process's value, which JSON can hold; every process must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.process_allgather(np.array([len(text)])).max())
+    rows = multihost_utils.process_allgather(np.pad(text, (0, length - len(text)), constant_values=ord(" ")))
+    return [json.loads(row.tobytes()) for row in rows]
 
 
 def start(mode: str, coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

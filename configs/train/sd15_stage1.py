@@ -78,8 +78,9 @@ def get_config() -> ConfigDict:
             height=256,
             width=256,
             workers=8,  # processes that decode, on each host
-            prefetch=2,  # batches held ready
+            buffer=4,  # clips that each of them holds ready
             max_bad=0.2,  # share of unusable clips at which the run stops
+            bad_list="",  # file that unusable clips are listed in; "" is bad_clips.{host}.jsonl in the run's folder
         )
     )
 
