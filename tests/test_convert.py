@@ -653,6 +653,19 @@ def test_verify_runs_both_networks(files, joined, tmp_path, capsys, measured):
     assert error > 1e-3 and again[0] <= 1e-5
 
 
+def test_verify_runs_find_a_wrong_config(files, tmp_path, capsys):
+    """Every tensor is right, the network is not."""
+    ours = tmp_path / "ours.safetensors"
+    assert convert("import", files / "text_encoder", ours) == 0
+    with safe_open(ours, "np") as file:
+        metadata = file.metadata()
+    assert '"quick_gelu"' in metadata["configs"]
+    save_file(load_file(ours), ours, metadata | {"configs": metadata["configs"].replace('"quick_gelu"', '"gelu"')})
+    assert convert("verify", files / "text_encoder", ours) == 0
+    assert convert("verify", files / "text_encoder", ours, "--run") == 1
+    assert re.search(r"text_encoder +tokens .* WRONG ", capsys.readouterr().out)
+
+
 def test_verify_bars_know_rounding(files, tmp_path, capsys, measured):
     for dtype, bar in (("f16", 5e-3), ("bf16", 5e-2)):
         ours = tmp_path / f"{dtype}.safetensors"
@@ -753,6 +766,7 @@ def test_wrong_command_lines(files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*are left out, as there is none to change")
 def test_sources_that_do_not_fit(files, joined, tmp_path):
     out = tmp_path / "out.safetensors"
     refused("import", files / "text_encoder", files / "kohya.safetensors", out, "--lora", files / "kohya.safetensors",
