@@ -407,8 +407,7 @@ class Pipeline:
 
     def _sample(self, conditions, seeds, sampler, settings, on_step) -> Float[Array, "n f h w c"]:
         start = sampler.start_index(settings.t0)
-        begin, step = self._programs(settings.sampler, settings.steps, settings.sampler_options, settings.guided,
-                                     settings.guidance_rescale)  # fmt: skip
+        begin, step = self.programs(settings)
         state = begin(conditions.first_frame, seeds, start, settings.p, settings.frames)
         strengths = dict(
             guidance_scale=settings.guidance_scale,
@@ -427,8 +426,13 @@ class Pipeline:
         on_step(total, total)
         return state.latents
 
+    def programs(self, settings: Settings) -> tuple[Callable, Callable]:
+        """Returns the two jitted programs of a run: its first state, and one step."""
+        return self._programs(
+            settings.sampler, settings.steps, settings.sampler_options, settings.guided, settings.guidance_rescale
+        )
+
     def _make_programs(self, sampler_name, steps, sampler_options, guided, guidance_rescale):
-        """The two programs of a run: its first state, and one step."""
         unet = UNet(self.models.unet.config)
         sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
 

@@ -1,0 +1,351 @@
+"""Plans a run on a TPU slice, from a machine without one: what fits, how long a step takes, what an epoch costs.
+
+    python -m i2v_jax.plan --config configs/train/sd15_stage2.py --topology v5e:16x16 [--config.KEY=VALUE ...]
+
+Compiles the training step and the sampling step with the TPU's own compiler (`libtpu`), and reads memory, arithmetic
+and traffic off the result. Needs no weights. The step time is a roofline: the largest of arithmetic over peak, bytes
+over memory bandwidth, and sent bytes over link bandwidth; real steps take longer.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from i2v_jax import commands, hlo, parallel
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.diffusion.samplers import State as SamplerState
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.pipeline import Component, Conditions, Models, Pipeline, Settings
+from i2v_jax.training import setup
+from i2v_jax.weights import tree
+
+DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "train" / "sd15_stage1.py"
+CLIPS = 10_000_000  # of an epoch: WebVid-10M
+
+
+class Chip(NamedTuple):
+    """What a chip has."""
+
+    flops: float  # bfloat16, a second
+    memory: float  # bytes
+    bandwidth: float  # of memory, bytes a second
+    links: float  # bytes a second that all its links together send
+    dimensions: int  # of a slice
+
+
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; links: half of "bidirectional inter-chip interconnect bandwidth".
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 3),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one program does on each device, in bytes and operations; `None` where the compiler ran out of memory."""
+
+    name: str
+    clips: int  # of all devices together
+    devices: int
+    arguments: dict[str, float]  # kind -> bytes
+    temporaries: float | None
+    outputs: float | None  # those that take no argument's place
+    code: float | None
+    flops: float | None
+    bytes: float | None
+    sent: dict[str, list[float]] | None  # collective -> [bytes put in, bytes over links]
+    complaint: str  # the compiler's, where the program does not fit
+
+    @property
+    def memory(self) -> float:
+        """Bytes of everything that is known."""
+        return sum(self.arguments.values()) + sum(filter(None, (self.temporaries, self.outputs, self.code)))
+
+    def times(self, chip: Chip) -> dict[str, float]:
+        """Seconds of arithmetic, of memory traffic and of links, each for itself."""
+        over_links = sum(link for _, link in self.sent.values())
+        return dict(
+            arithmetic=self.flops / chip.flops, memory=self.bytes / chip.bandwidth, links=over_links / chip.links
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--topology", default="")
+    parser.add_argument("--batches", default="videos")
+    given, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    config = commands.read_config(DEFAULT, ["python -m i2v_jax.plan", *rest], usage=__doc__)
+    if given.batches not in ("videos", "stored"):
+        raise InputError(f"--batches={given.batches!r}; known: videos, stored (latents, text and image tokens).")
+    jax.config.update("jax_platforms", "cpu")
+    chip, devices = slice_of(given.topology)
+    print(f"{given.topology}: {len(devices)} devices; {config.batch} clips a step", flush=True)
+    cache = Path(config.compilation_cache) / "plans"
+    for make in (training_program, sampling_program):
+        program = make(config, devices, stored=given.batches == "stored")
+        begin = time.perf_counter()
+        figures = measure(program, given.topology, cache)
+        print(f"\n{report(figures, chip, config)}\n({time.perf_counter() - begin:.0f} s)", flush=True)
+
+
+def slice_of(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
+    """Returns the chip and the devices of a slice such as `v5e:16x16`.
+
+    Where a chip is two devices (v4), the chip is half of one.
+
+    Raises:
+      InputError: an unknown chip, a shape that no slice has, or no libtpu.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    name = match[1] if match else topology.partition(":")[0]
+    if name not in CHIPS:
+        raise InputError(f"--topology={topology!r}; known chips: {', '.join(CHIPS)}.{nearest(name, CHIPS)}")
+    chip = CHIPS[name]
+    example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
+    if not match or topology.count("x") != chip.dimensions - 1:
+        raise InputError(f"--topology={topology!r}: wanted {chip.dimensions} sides, such as {example}.")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    except Exception as error:  # XLA's errors, or no plugin
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--topology={topology!r}: {reason} A slice is for instance {example}; `pip install libtpu` brings the "
+            "TPU's compiler."
+        ) from error
+    halves = len(devices) // math.prod(map(int, match[2].split("x")))
+    share = Chip(*(value / halves for value in chip[:4]), chip.dimensions)
+    return share, devices
+
+
+class Program(NamedTuple):
+    """Something to compile: a jitted function, its arguments by kind, and how many clips it works on."""
+
+    name: str
+    clips: int
+    mesh: Mesh
+    function: Callable
+    arguments: tuple[Any, ...]  # shapes with shardings
+    kinds: dict[str, Any]  # kind -> those of the arguments that are counted under it
+
+
+def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
+    """The training step of a config.
+
+    Args:
+      config: of the run.
+      devices: of the slice.
+      stored: batches hold latents, prompt states and image tokens.
+
+    Raises:
+      InputError: a batch that does not divide, weights of an unknown network, any setting out of range.
+    """
+    mesh = parallel.make_mesh(config.mesh, devices)
+    if config.batch % (mesh.size * config.accumulate):
+        raise InputError(
+            f"batch={config.batch} does not divide into accumulate={config.accumulate} parts over {mesh.size} devices: "
+            f"wanted a multiple of {mesh.size * config.accumulate}, such as --config.batch={mesh.size * config.accumulate}."
+        )
+    configs = setup.networks(config, setup.arithmetic(config, devices[0]))
+    prompt = (configs["text_encoder"].max_positions, *((configs["text_encoder"].width,) if stored else ()))
+    made = setup.make(config, configs, jnp.zeros(prompt, jnp.float32 if stored else jnp.int32))
+    needed = ["unet"] if stored else list(configs)
+    weights = setup.abstract_weights({component: configs[component] for component in needed})
+    trained, frozen = tree.split(weights, config.train)
+    state = setup.abstract_state(config, trained, made.optimizer, mesh)
+    frozen = setup.abstract_frozen(config, frozen, mesh)
+    batch = setup.abstract_batch(config, configs, mesh, stored)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=parallel.replicated(mesh))
+    function = setup.jit_step(made.step, state, mesh)
+    kinds = dict(
+        frozen=frozen, trained=(state.trained, state.average), optimizer=(state.optimizer, state.step), batch=batch
+    )
+    return Program("training step", config.batch, mesh, function, (state, frozen, batch, key), kinds)
+
+
+def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
+    """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
+    mesh = parallel.make_mesh(config.mesh, devices)
+    how = setup.arithmetic(config, devices[0])._replace(remat="none")
+    configs = setup.networks(config, how)
+    weights = setup.abstract_weights({"unet": configs["unet"]})
+    spread, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+
+    def array(shape, dtype=jnp.float32, sharding=spread):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    parameters = setup.abstract_frozen(config, weights["unet"], mesh)
+    components = {
+        name: Component(it, tree.unflatten(parameters) if name == "unet" else {}) for name, it in configs.items()
+    }
+    components["image_projection"] = components.pop("image_proj", None)
+    models = Models(**components, tokenizer=None, schedule=NoiseSchedule(**config.noise_schedule))
+    samples, data = config.samples, config.data
+    settings = Settings(
+        height=data.height,
+        width=data.width,
+        frames=data.frames,
+        steps=samples.steps,
+        guidance_scale=samples.guidance_scale,
+    )
+    _, step = Pipeline(models, mesh).programs(settings)
+    vae, text, videos = configs["vae"], configs["text_encoder"], mesh.size
+    latents = (videos, data.frames, data.height // vae.downscale, data.width // vae.downscale, vae.latent_channels)
+    rows = videos * (2 if settings.guided else 1)
+    image_tokens = None
+    if models.wants_image_tokens:
+        image_tokens = array((rows, setup.image_tokens(configs), configs["unet"].cross_attention_dim), how.dtype)
+    conditions = Conditions(
+        array((rows, text.max_positions, text.width), how.dtype), image_tokens, array((videos, 1, *latents[2:]))
+    )
+    spread_video = parallel.video_sharding(mesh)
+    state = SamplerState(
+        array(latents, sharding=spread_video), array(latents, sharding=spread_video), array((), jnp.int32, whole)
+    )
+    scalar = array((), sharding=whole)
+    strengths = dict(guidance_scale=scalar, first_frame=scalar, image_tokens=scalar)
+    seeds, number = array((videos,), jnp.uint32), array((), jnp.int32, whole)
+    arguments = (models.unet.parameters, state, number, conditions, seeds, strengths)
+    kinds = dict(frozen=parameters, latents=state, conditions=conditions)
+    return Program("sampling step", videos, mesh, step, arguments, kinds)
+
+
+def measure(program: Program, topology: str, cache: Path | None = None) -> Figures:
+    """Compiles a program and reads its figures; those of the same program are remembered in a folder.
+
+    Args:
+      program: from `training_program` or `sampling_program`.
+      topology: its slice; with the program's text, the key of what is remembered.
+      cache: a folder, made when missing; None remembers nothing.
+    """
+    with parallel.use_mesh(program.mesh):
+        lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("tpu",))
+    known = f"{topology} {metadata.version('libtpu')} {program.name} {lowered.as_text()}"
+    file = cache and cache / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
+    if file and file.is_file():
+        return Figures(**json.loads(file.read_text()))
+    figures = _figures(program, lowered)
+    if file:
+        cache.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(dataclasses.asdict(figures)))
+    return figures
+
+
+def _figures(program: Program, lowered: jax.stages.Lowered) -> Figures:
+    arguments = {kind: bytes_on_a_device(part) for kind, part in program.kinds.items()}
+    common = dict(name=program.name, clips=program.clips, devices=program.mesh.size, arguments=arguments)
+    unknown = dict.fromkeys(("temporaries", "outputs", "code", "flops", "bytes", "sent"))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        complaint = str(error).splitlines()[0]
+        if match := re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", complaint):
+            amount, unit = [group for group in match.groups() if group]
+            unknown["temporaries"] = float(amount) * 2 ** (10 * (1 + "KMGT".index(unit)))
+        return Figures(**common, **unknown, complaint=complaint)
+    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+    looping, once = hlo.cost(compiled.as_text())
+    sent = {}
+    for it in looping.sent:
+        before = sent.get(it.kind, [0.0, 0.0])
+        sent[it.kind] = [before[0] + it.operand_bytes, before[1] + it.link_bytes]
+    return Figures(
+        **common,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=counted["flops"] + looping.flops - once.flops,
+        bytes=counted["bytes accessed"] + looping.bytes - once.bytes,
+        sent=sent,
+        complaint="",
+    )
+
+
+def bytes_on_a_device(part: Any) -> int:
+    """Returns the bytes that one device holds of a tree of shapes with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
+
+
+def report(figures: Figures, chip: Chip, config: ConfigDict) -> str:
+    """Returns the lines to print for a program."""
+    gigabytes = lambda value: "?" if value is None else f"{value / 1e9:.2f}"  # noqa: E731
+    kinds = figures.arguments | dict(temporaries=figures.temporaries, outputs=figures.outputs, code=figures.code)
+    lines = [
+        f"{figures.name}, {figures.clips} clips on {figures.devices} devices; of each device:",
+        f"  memory    {gigabytes(figures.memory)} GB of {gigabytes(chip.memory)}: "
+        + ", ".join(f"{kind} {gigabytes(value)}" for kind, value in kinds.items()),
+    ]
+    if figures.complaint or figures.memory > chip.memory:
+        lines += [f"  DOES NOT FIT. {figures.complaint}", *suggestions(figures, chip, config)]
+    if figures.flops is None:
+        return "\n".join(lines)
+    times = figures.times(chip)
+    step = max(times.values())
+    bound = max(times, key=times.get)
+    put_in, over_links = (
+        (sum(values) for values in zip(*figures.sent.values(), strict=True)) if figures.sent else (0, 0)
+    )
+    clips = figures.clips / step
+    lines += [
+        f"  work      {figures.flops / 1e12:.2f} TFLOP = {1e3 * times['arithmetic']:.1f} ms",
+        f"  traffic   {figures.bytes / 1e9:.1f} GB = {1e3 * times['memory']:.1f} ms",
+        f"  sent      {put_in / 1e9:.3f} GB put in, {over_links / 1e9:.3f} GB over links = {1e3 * times['links']:.1f} ms: "
+        + (", ".join(f"{kind} {values[0] / 1e9:.3f}" for kind, values in figures.sent.items()) or "nothing"),
+        f"  a step    at least {1e3 * step:.1f} ms, bound by {bound}; {times['arithmetic'] / step:.0%} of peak; "
+        f"{1e3 * step * figures.devices / figures.clips:.0f} ms of a device for each clip",
+    ]
+    if figures.name == "training step":
+        lines.append(f"  the slice {clips:.1f} clips/s; {CLIPS / clips / 86400:.2f} days for {CLIPS:,} clips")
+    else:
+        lines.append(f"  the slice {clips / config.samples.steps:.2f} videos/s of {config.samples.steps} steps")
+    return "\n".join(lines)
+
+
+def suggestions(figures: Figures, chip: Chip, config: ConfigDict) -> list[str]:
+    """Returns what may make a program fit, the cheapest first."""
+    frozen, each = figures.arguments["frozen"], figures.clips // figures.devices
+    found = []
+    if figures.name == "training step" and config.remat != "full":
+        names = [name for name in REMAT if name != config.remat][: None if config.remat == "none" else 1]
+        found.append(f"--config.remat={' or '.join(names)} recomputes activations in the backward pass")
+    if config.frozen == "replicated" and figures.devices > 1 and frozen > 0.1 * chip.memory:
+        shares = math.gcd(8, figures.devices)
+        found.append(
+            f"--config.frozen=fsdp --config.mesh.fsdp={shares} leaves {frozen / shares / 1e9:.2f} GB of the "
+            f"{frozen / 1e9:.2f} GB of frozen weights on each device, for gathering them in every step"
+        )
+    if figures.name == "training step" and each > 1:
+        found.append(f"--config.accumulate={each // config.accumulate} works through the batch one clip at a time")
+        found.append(f"--config.batch={figures.devices} is one clip on each device")
+    elif figures.name == "training step":
+        found.append("a smaller --config.data.height and width, or fewer --config.data.frames")
+    return [f"    try {line}" for line in found]
+
+
+REMAT = ("dots_saveable", "full")
+
+
+if __name__ == "__main__":
+    commands.run(main)
