@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from i2v_jax.errors import InputError
-from i2v_jax.training.fingerprint import Fingerprint, differences
+from i2v_jax.training.fingerprint import differences
 from i2v_jax.training.step import Flat, State
 from i2v_jax.weights.tree import flatten, unflatten
 
@@ -71,11 +71,15 @@ class Checkpoints:
         """Returns the step of the latest checkpoint; None where there is none."""
         return self.manager.latest_step()
 
+    def describe_latest(self) -> str:
+        """Returns which checkpoint is the latest, for messages."""
+        return "none" if self.latest() is None else f"step {self.latest()} in {self.folder}"
+
     def save(
         self,
         step: int,
         state: State,
-        position: Mapping[str, Any],
+        positions: Sequence[Mapping[str, Any]],
         about: Mapping[str, Any],
         metric: float | None = None,
     ) -> None:
@@ -84,9 +88,9 @@ class Checkpoints:
         Args:
           step: steps done.
           state: of the run.
-          position: of this process's data, as JSON can hold it.
-          about: what else to keep, as JSON can hold it: `frozen`, the fingerprint of the frozen weights, and the seed
-            and config of the run.
+          positions: of the data of all processes, as JSON can hold them.
+          about: what else to keep, as JSON can hold it: the run's config and seed, and `frozen`, the fingerprint of its
+            frozen weights.
           metric: how good the state is, lower is better; None or not finite counts as worst.
 
         Raises:
@@ -102,7 +106,7 @@ class Checkpoints:
         self.metrics[step] = math.inf if metric is None or math.isnan(metric) else float(metric)
         content = dict(
             about=dict(about),
-            positions=_of_all_processes(position),
+            positions=list(positions),
             metric=self.metrics[step],
             arrays={name: [leaf.dtype.name, list(leaf.shape), int(sums[name])] for name, leaf in leaves.items()},
         )
@@ -113,13 +117,13 @@ class Checkpoints:
         except OSError as error:
             raise InputError(f"Cannot write the checkpoint of step {step}: {error}.") from error
 
-    def restore(self, state: State, frozen: Fingerprint) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
+    def restore(self, state: State, about: Mapping[str, Any]) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
         """Reads the latest checkpoint that is whole. Damaged ones are warned of, and renamed to `<step>.damaged`.
 
         Args:
           state: like that of the run, of arrays or of `jax.ShapeDtypeStruct` with shardings; these say where to put
             what is read, however it lay when it was written.
-          frozen: fingerprint of the frozen weights to go on with.
+          about: of the run that goes on; its `frozen` must be the same, its config may differ.
 
         Returns:
           The state, the data's positions of all the processes that wrote it, and `about` as `save` was given it.
@@ -133,7 +137,7 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             content, problem = _try(self._read_about, step)
             if not problem:
-                self._check(step, content, state, frozen)
+                self._check(step, content, state, about)
                 leaves, problem = _try(self._read_arrays, step, state)
             if not problem:
                 _, problem = _try(_prove, leaves, content["arrays"])
@@ -168,10 +172,10 @@ class Checkpoints:
     def _read_about(self, step: int) -> dict[str, Any]:
         return _unseal(json.loads((self.folder / str(step) / ABOUT / "metadata").read_text()))
 
-    def _check(self, step: int, content: Mapping[str, Any], state: State, frozen: Fingerprint) -> None:
+    def _check(self, step: int, content: Mapping[str, Any], state: State, about: Mapping[str, Any]) -> None:
         """Raises InputError where a whole checkpoint is not one of this run."""
         where = f"The checkpoint of step {step} in {self.folder}"
-        if lines := differences(content["about"]["frozen"], frozen):
+        if lines := differences(content["about"]["frozen"], about["frozen"]):
             raise InputError(
                 f"{where} was trained on other frozen weights:\n"
                 + "".join(f"  {line}\n" for line in lines)
@@ -311,16 +315,6 @@ def _try(read: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
     if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(not problem)).all():
         problem = problem or "another process cannot read it"
     return result, problem
-
-
-def _of_all_processes(position: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gathers what each process gives."""
-    if jax.process_count() == 1:
-        return [dict(position)]
-    text = np.frombuffer(json.dumps(position).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(text.size))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, sizes.max() - text.size)))
-    return [json.loads(bytes(text[:size])) for text, size in zip(texts, sizes)]
 
 
 def _short(error: Exception) -> str:
