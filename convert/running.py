@@ -69,6 +69,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
         except InputError as error:
             notes.append(f"{component}: not run. {error}")
             continue
+        notes += _config_notes(component, *(_runnable(it.config, component, parts) for it in (theirs, ours)))
         bar = _bar(ours, theirs)
         rows += [(component, what, f"{error:.1e}", f"{bar:.0e}", _verdict(error, bar), by) for what, error in errors]
         if f"{component}: motion modules" in parts:
@@ -78,6 +79,16 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
     for note in notes or ([] if rows else ["There is nothing to run that both hold."]):
         print(note)
     return all(row[4] == "ok" for row in rows)
+
+
+def _config_notes(component: str, theirs: Any, ours: Any) -> list[str]:
+    fields = [field.name for field in dataclasses.fields(theirs)] if type(theirs) is type(ours) else []
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in fields]
+    return [
+        f"{component}: its config says {name}={one} in the source, {other} in the converted (--config sets both)"
+        for name, one, other in pairs
+        if one != other
+    ]
 
 
 def _verdict(error: float, bar: float) -> str:

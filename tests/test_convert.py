@@ -663,7 +663,9 @@ def test_verify_runs_find_a_wrong_config(files, tmp_path, capsys):
     save_file(load_file(ours), ours, metadata | {"configs": metadata["configs"].replace('"quick_gelu"', '"gelu"')})
     assert convert("verify", files / "text_encoder", ours) == 0
     assert convert("verify", files / "text_encoder", ours, "--run") == 1
-    assert re.search(r"text_encoder +tokens .* WRONG ", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"text_encoder +tokens .* WRONG ", out)
+    assert "hidden_act=quick_gelu in the source, gelu in the converted" in out
 
 
 def test_verify_bars_know_rounding(files, tmp_path, capsys, measured):
