@@ -25,6 +25,7 @@ CAUSES = {
     "frames missing": "the file ends early, or the decoder gave fewer frames than asked, without an error",
     "timestamps jump": "frames without a time, two at one time, or a gap of ten frames and of a second between two",
     "frozen": "all frames of the clip are the same picture, as failing decoders repeat it",
+    "kills the decoder": "the decoder's process died of it, or had not finished it in time",
     "too short": "fewer frames than a clip wants",
     "no caption": "no text, or an empty one",
 }
@@ -93,7 +94,7 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
     Raises:
       BadClip: says why the clip cannot be used.
     """
-    with _open(video if isinstance(video, bytes) else read_bytes(video)) as container:
+    with _open(read_bytes(video)) as container:
         stream = _video_stream(container)
         packets = _packets(container, stream)
         times = _times(stream, packets)
@@ -107,7 +108,7 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
                 if not first:
                     raise
                 frames = _decode(stream, packets, wanted)  # a key frame that wants what came before it
-            clip = _resize(frames, cut)
+            clip = resize(frames, cut)
         except av.FFmpegError as error:
             raise BadClip("damaged", str(error)) from None
     if cut.frames > 1 and (clip == clip[0]).all():
@@ -115,21 +116,22 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
     return clip
 
 
-def read_bytes(file: Path) -> bytes:
-    """Returns a file's bytes.
+def read_bytes(video: Path | bytes) -> bytes:
+    """Returns the bytes of a file, or those that are given.
 
     Raises:
-      BadClip: there is no file, or it is empty.
+      BadClip: there is no file, or there are no bytes.
     """
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise BadClip("missing file", f"{file} is no regular file")  # reading a pipe would wait for its writer
-        content = file.read_bytes()
-    except OSError as error:
-        raise BadClip("missing file", f"{file}: {error.strerror}") from None
-    if not content:
-        raise BadClip("empty file", str(file))
-    return content
+    if isinstance(video, Path):
+        try:
+            if not stat.S_ISREG(video.stat().st_mode):
+                raise BadClip("missing file", f"{video} is no regular file")  # a pipe would wait for its writer
+            video = video.read_bytes()
+        except OSError as error:
+            raise BadClip("missing file", f"{video}: {error.strerror}") from None
+    if not video:
+        raise BadClip("empty file")
+    return video
 
 
 def _open(video: bytes) -> av.container.InputContainer:
@@ -201,7 +203,7 @@ def _decode(stream: av.VideoStream, packets: Sequence[av.Packet], wanted: Sequen
     raise BadClip("frames missing", f"the decoder gave {len(frames)} of {len(wanted)} frames, and no error")
 
 
-def _resize(frames: Sequence[av.VideoFrame], cut: Cut) -> UInt8[np.ndarray, "f h w 3"]:
+def resize(frames: Sequence[av.VideoFrame], cut: Cut) -> UInt8[np.ndarray, "f h w 3"]:
     """Takes the largest middle part of each frame that has the clip's aspect to the clip's size, turned upright.
 
     Each new pixel is a bicubic mean over all old ones that it covers.

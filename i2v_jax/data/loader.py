@@ -7,7 +7,10 @@ batch. As long as no clip is bad, all hosts' batches together are the same clips
 hosts.
 """
 
+import contextlib
 import json
+import multiprocessing
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +28,9 @@ from i2v_jax.data.sources import Clip, Source, open_source
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 
-JUDGED_FROM = 1000  # clips: the share of bad ones is first judged on so many, or on an epoch where that is less
+SECONDS = 120  # a worker that decodes one clip for longer hangs
+DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
+JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer
 
 Tokenize = Callable[[list[str]], Int32[np.ndarray, "b t"]]
 
@@ -117,6 +122,11 @@ class Order:
         return position // self.clips, int(self.shuffled[position])
 
 
+def bad_item(name: str, bad: BadClip) -> dict[str, str]:
+    """What stands in a bad clip's place."""
+    return {"id": name, "cause": bad.cause, "detail": bad.detail}
+
+
 class _Items:
     """What a host's positions hold, for Grain: batch items, or why there is none."""
 
@@ -130,13 +140,26 @@ class _Items:
         av.logging.set_level(av.logging.PANIC)  # what matters is told by its cause
         epoch, number = self.order.clip(self.order.position(count))
         clip = self.source[number]
-        item = {"id": clip.id}
         try:
-            return item | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
+            with _limited(SECONDS):
+                return {"id": clip.id} | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
         except BadClip as bad:
-            return item | {"cause": bad.cause, "detail": bad.detail}
+            return bad_item(clip.id, bad)
         except Exception as error:  # a damaged file may lead a decoder's binding anywhere
-            return item | {"cause": "damaged", "detail": repr(error)}
+            return bad_item(clip.id, BadClip("damaged", repr(error)))
+
+
+@contextlib.contextmanager
+def _limited(seconds: int):
+    """Ends this process, where it is a worker, if what is done within takes longer: nothing less stops a decoder."""
+    in_worker = multiprocessing.parent_process() is not None
+    if in_worker:
+        signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        if in_worker:
+            signal.alarm(0)
 
 
 class Loader:
@@ -151,7 +174,8 @@ class Loader:
       batch_size, seed, host, hosts, tokenize: see `make`.
       workers: processes that decode; 0 decodes in this one.
       buffer: clips that each worker holds ready.
-      max_bad: share of bad clips above which to stop.
+      max_bad: share of bad clips among those of an epoch (or of 10,000, if it has more) above which to stop. Each host
+        judges its own clips, as soon as the count is certain.
       bad_list: file to which each bad clip's id, cause and detail are appended, once, as lines of JSON; "{host}" in it
         is replaced by the host's number. "": none.
 
@@ -191,7 +215,7 @@ class Loader:
         self.taken, self.good, self.bad = 0, 0, Counter()
         self.bad_list = Path(bad_list.format(host=host)).expanduser() if bad_list else None
         self.listed = self._read_bad_list()
-        self._items = None
+        self._items, self._suspects, self._deaths = None, 0, 0
 
     def __iter__(self) -> "Loader":
         return self
@@ -199,9 +223,7 @@ class Loader:
     def __next__(self) -> tuple[dict[str, np.ndarray], list[str]]:
         items = []
         while len(items) < self.order.batch_size:
-            if self._items is None:
-                self._items = self._start()
-            item = next(self._items)
+            item = self._next_item()
             self.taken += 1
             if "cause" in item:
                 self._note(item)
@@ -270,14 +292,48 @@ class Loader:
             self._items.close()
             self._items = None
 
-    def _start(self) -> grain.DatasetIterator:
-        items = grain.MapDataset.source(_Items(self.source, self.reader, self.order))[self.taken :]
+    def _next_item(self) -> dict[str, Any]:
+        """The item at the next position. When a worker dies, whatever it may have died of is read once more, each clip
+        in a process of its own, so that the one clip is found."""
+        if self._suspects:
+            self._suspects -= 1
+            return self._alone()
+        if self._items is None:
+            self._items = self._start(sys.maxsize)
+        try:
+            return next(self._items)
+        except RuntimeError as error:
+            if DIED not in str(error):
+                raise
+            self.close()
+            self._suspects, self._deaths = self.workers * (self.buffer + 2), 0
+            return self._next_item()
+
+    def _alone(self) -> dict[str, Any]:
+        items = self._start(1)
+        try:
+            item = next(items)
+            self._deaths = 0
+            return item
+        except RuntimeError as error:
+            self._deaths += 1
+            if DIED not in str(error) or self._deaths == 3:  # in a row: not for the clips
+                raise
+            _, number = self.order.clip(self.order.position(self.taken))
+            return bad_item(self.source[number].id, BadClip("kills the decoder", str(error)))
+        finally:
+            items.close()
+
+    def _start(self, count: int) -> grain.DatasetIterator:
+        """Begins to read `count` positions."""
+        items = grain.MapDataset.source(_Items(self.source, self.reader, self.order))
+        items = items[self.taken : min(self.taken + count, sys.maxsize)]
         here = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # workers are processes, not threads
         items = items.to_iter_dataset(here)
-        if self.workers:
+        if workers := min(self.workers, count):
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain looks at flags, which programs without absl.app never parse
-            items = items.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.buffer))
+            items = items.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=self.buffer))
         return iter(items)
 
     def _note(self, item: Mapping[str, str]) -> None:
@@ -288,8 +344,8 @@ class Loader:
             with open(self.bad_list, "a", encoding="utf-8") as file:
                 file.write(json.dumps({name: item[name] for name in ("id", "cause", "detail")}) + "\n")
         count = sum(self.bad.values())
-        epoch = -(-self.order.clips // self.order.hosts)
-        if count > self.max_bad * max(count + self.good, min(epoch, JUDGED_FROM)):
+        judged_on = min(-(-self.order.clips // self.order.hosts), JUDGED_ON)
+        if count > self.max_bad * judged_on * -(-(count + self.good) // judged_on):
             causes = [f"  {number} {cause}: {CAUSES[cause]}" for cause, number in self.bad.most_common()]
             raise InputError(
                 f"{count} of {count + self.good} clips read are bad, more than the share data.max_bad={self.max_bad}:\n"

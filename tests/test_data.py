@@ -1,0 +1,447 @@
+"""Clips: the right pixels, the same for a seed whatever reads them, each once an epoch; what is damaged, by cause."""
+
+import io
+import json
+import os
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Interpolation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from i2v_jax.data import builder, loader
+from i2v_jax.data.decode import CAUSES, BadClip, Cut, choose_frames, read_clip, resize
+from i2v_jax.data.loader import Loader
+from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.errors import InputError
+from i2v_jax.media import clip_pixels
+from tests import clips
+
+CONFIG = dict(
+    source="", videos=None, frames=4, stride=2, height=16, width=16, workers=0, buffer=2, max_bad=0.5, bad_list=""
+)
+
+
+PRECISE = dict(interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+
+
+def numbers_of(clip):
+    """Which frames of a `clips.numbered` video these are."""
+    return np.round(np.median(clip[..., 0], (1, 2)) / 4).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine good clips, and one without a caption."""
+    path = tmp_path_factory.mktemp("folder")
+    for i in range(10):
+        (path / f"clip{i}.mp4").write_bytes(clips.encode(clips.numbered(12 + i)))
+        if i != 4:
+            (path / f"clip{i}.txt").write_text(f"caption {i}\n")
+    return path
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize("count, stride", [(16, 4), (13, 4), (12, 3), (10, 3), (7, 2), (4, 1)])
+def test_stride_is_the_largest_that_fits(count, stride):
+    chosen = {tuple(choose_frames(count, Cut(4, 4), np.random.default_rng(seed))) for seed in range(100)}
+    assert {np.diff(c).tolist() == [stride] * 3 for c in chosen} == {True}
+    assert {c[0] for c in chosen} == set(range(count - 3 * stride))  # every start there is, and no other
+
+
+def test_too_short():
+    with pytest.raises(BadClip, match="too short"):
+        choose_frames(3, Cut(4, 1), np.random.default_rng())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"g": "250", "preset": "medium", "x264-params": "scenecut=0"},  # many pictures that no other needs
+        {"g": "6", "preset": "medium", "x264-params": "open-gop=1:scenecut=0"},
+        {"codec": "libx265", "preset": "fast", "x265-params": "log-level=none:keyint=10"},
+        {"codec": "mpeg4", "g": "5", "bf": "2"},
+        {"codec": "libvpx-vp9", "g": "10", "deadline": "realtime", "crf": "20", "b": "0"},
+    ],
+    ids=["h264", "h264 one key frame", "h264 open groups", "hevc", "mpeg4", "vp9"],
+)
+def test_frames_are_those_of_decoding_everything(options):
+    video = clips.encode(clips.numbered(60, 48, 64), **options)
+    with av.open(io.BytesIO(video)) as container:
+        whole = list(container.decode(video=0))
+    for seed in range(4):
+        cut = Cut(5, 3, 48, 64)
+        chosen = choose_frames(60, cut, np.random.default_rng(seed))
+        clip = read_clip(video, cut, np.random.default_rng(seed))
+        assert (clip == resize([whole[number] for number in chosen], cut)).all()
+
+
+@pytest.mark.parametrize("shape, size", [((96, 160), (32, 32)), ((160, 96), (32, 32)), ((64, 64), (16, 32))])
+def test_middle_of_the_picture_antialiased(shape, size, measured):
+    height, width = shape
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    fine = (np.asarray(coarse) // 2 + rng.integers(0, 128, (2, *shape, 1))).astype(np.uint8)
+    video = clips.encode(fine, crf="1")
+    with av.open(io.BytesIO(video)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24", **PRECISE)
+    scale = max(size[0] / height, size[1] / width)
+    h, w = size[0] / scale, size[1] / scale
+    box = ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
+    wanted = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+    clip = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0))
+    assert clip.shape == (2, *size, 3) and clip.dtype == np.uint8
+    error = np.abs(clip[0].astype(float) - wanted).mean() / 255
+    measured(f"clip {shape} to {size} against Pillow, mean of the range", error, 1e-2)
+
+
+def test_turned_video_is_upright():
+    frames = clips.numbered(4, 32, 48)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.set_display_rotation(90)  # counter-clockwise
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    clip = read_clip(buffer.getvalue(), Cut(4, 1, 48, 32), np.random.default_rng(0))
+    assert np.abs(clip.astype(int) - np.rot90(frames, 1, (1, 2))).mean() < 8
+
+
+def test_colours_of_hd_are_bt709():
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [128, 128, 128]], np.uint8)
+    frames = colours[None, None].repeat(720, 1).repeat(16, 2)  # 64 x 720: columns
+    frames = np.concatenate([frames, 255 - frames])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 720, 64, "yuv420p"
+        for frame in frames:
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(image.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        container.mux(stream.encode(None))
+    clip = read_clip(buffer.getvalue(), Cut(2, 1, 64, 64), np.random.default_rng(0))
+    assert np.abs(clip[0, 32, 8::16].astype(int) - colours).max() < 6
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("cause", [cause for cause in clips.DAMAGES if cause not in ("missing file", "no caption")])
+def test_damaged_videos_are_told_by_cause(cause):
+    with pytest.raises(BadClip) as caught:
+        read_clip(clips.DAMAGES[cause](), Cut(4, 2, 16, 16), np.random.default_rng(0))
+    assert caught.value.cause == cause
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_random_damage_never_escapes(data):
+    video = bytearray(VIDEO)
+    for _ in range(data.draw(st.integers(1, 8))):
+        video[data.draw(st.integers(0, len(video) - 1))] = data.draw(st.integers(0, 255))
+    video = video[: data.draw(st.integers(1, len(video)))]
+    try:
+        clip = read_clip(bytes(video), Cut(4, 2, 16, 16), np.random.default_rng(0))
+        assert clip.shape == (4, 16, 16, 3)
+    except BadClip as bad:
+        assert bad.cause in CAUSES
+
+
+VIDEO = clips.encode(clips.noise(8))
+
+
+def test_files_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for ever
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("pipe.mp4", "folder.mp4", "none.mp4"):
+        with pytest.raises(BadClip, match="missing file"):
+            read_clip(tmp_path / name, Cut(), np.random.default_rng(0))
+
+
+def test_playlists_lead_nowhere(tmp_path):
+    (tmp_path / "part.ts").write_bytes(VIDEO)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{tmp_path / 'part.ts'}\n#EXT-X-ENDLIST\n"
+    with pytest.raises(BadClip, match="not a video|no video stream"):
+        read_clip(playlist.encode(), Cut(4, 1), np.random.default_rng(0))
+
+
+def test_a_thousand_files_a_tenth_of_them_damaged(tmp_path):
+    """Two hosts, one with worker processes: over an epoch and more."""
+    count, per_cause = 1000, 10
+    good = [clips.encode(clips.noise(8, seed)) for seed in range(8)]
+    damaged = {cause: make() for cause, make in clips.DAMAGES.items()}
+    wrong = {f"clip{100 * i + 7 * k}": cause for k, cause in enumerate(damaged) for i in range(per_cause)}
+    for i in range(count):
+        name = f"clip{i}"
+        video = damaged[wrong[name]] if name in wrong else good[i % len(good)]
+        if video is not clips.NO_FILE:
+            (tmp_path / f"{name}.mp4").write_bytes(video)
+        if wrong.get(name) != "no caption":
+            (tmp_path / f"{name}.txt").write_text(name)
+    assert len(wrong) == 110
+    seen = [Counter(), Counter()]  # per epoch
+    reports = []
+    for host, workers in ((0, 0), (1, 2)):
+        config = CONFIG | dict(source=str(tmp_path), workers=workers, bad_list=str(tmp_path / "bad{host}.jsonl"))
+        clips_of_host = loader.make(config, 1, seed=3, host=host, hosts=2)
+        while (epoch := clips_of_host.order.position(clips_of_host.taken) / count) < 1.05:
+            _, [name] = next(clips_of_host)
+            epoch = clips_of_host.order.position(clips_of_host.taken - 1) // count
+            if epoch < 2:
+                seen[epoch][name] += 1
+        reports.append(clips_of_host.report())
+        clips_of_host.close()
+    assert seen[0] == {f"clip{i}": 1 for i in range(count) if f"clip{i}" not in wrong}
+    assert max(seen[1].values()) == 1 and not seen[1].keys() & wrong.keys()
+    listed = [
+        json.loads(line) for host in range(2) for line in (tmp_path / f"bad{host}.jsonl").read_text().splitlines()
+    ]
+    assert {entry["id"]: entry["cause"] for entry in listed} == wrong
+    assert all(reports[0]["bad"][cause] + reports[1]["bad"][cause] >= per_cause for cause in damaged)
+
+
+# Order.
+
+
+class Toys:
+    """A source of numbers."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        return Clip(str(number), "", b"")
+
+
+class ToyReader:
+    """Gives what was drawn for each number; some are bad, and one kills the process that reads it."""
+
+    def __init__(self, bad=(), deadly=None):
+        self.bad, self.deadly = bad, deadly
+
+    def __call__(self, clip, rng):
+        if int(clip.id) in self.bad:
+            raise BadClip("frozen")
+        if clip.id == self.deadly:
+            os.abort()
+        return {"drawn": rng.integers(1 << 30)}
+
+
+def toys(count, batch_size, bad=(), **options):
+    return Loader(Toys(count), ToyReader(bad), batch_size, **(dict(seed=5) | options))
+
+
+def take(some, batches):
+    """Returns [(id, drawn)] of the next batches."""
+    return [pair for _ in range(batches) for batch, ids in [next(some)] for pair in zip(ids, batch["drawn"].tolist())]
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))  # batch size, hosts, batches of each
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 30), st.sets(st.integers(0, 29), max_size=6), st.lists(shapes, min_size=1, max_size=4), st.data())
+def test_every_good_clip_once_an_epoch_on_any_hosts(count, bad, runs, data):
+    """Runs that follow one another on other hosts with other batches skip and repeat nothing."""
+    bad = {number for number in bad if number < count - 1}
+    states, used = None, set()
+    for batch_size, hosts, batches in runs:
+        some = [toys(count, batch_size, bad, host=host, hosts=hosts) for host in range(hosts)]
+        for one in some:
+            if states:
+                one.restore(json.loads(json.dumps(states)))
+            for _ in range(data.draw(st.integers(0, batches))):
+                before = one.taken
+                _, ids = next(one)
+                positions = [one.order.position(i) for i in range(before, one.taken)]
+                clips_of = [(epoch, number) for epoch, number in map(one.order.clip, positions) if number not in bad]
+                assert [str(number) for _, number in clips_of] == ids
+                assert not used & set(clips_of)
+                used |= set(clips_of)
+        states = [one.state() for one in some]
+    left, start = loader.unused(states)
+    order = some[0].order
+    rest = {order.clip(position) for position in [*left, *range(start, start + count)]}
+    whole = {(epoch, number) for epoch in range(start // count) for number in range(count) if number not in bad}
+    assert whole <= used | rest and not used & rest
+
+
+def test_all_hosts_batches_are_those_of_one_host():
+    alone = take(toys(10, 4), 6)
+    both = [toys(10, 2, host=host, hosts=2) for host in range(2)]
+    assert alone == [pair for _ in range(6) for one in both for pair in take(one, 1)]
+
+
+def test_epochs_and_seeds_differ_and_all_of_a_clip_follows_from_them():
+    drawn = take(toys(8, 4), 4)
+    assert sorted(drawn[:8]) != sorted(drawn[8:]) and [i for i, _ in drawn[:8]] != [i for i, _ in drawn[8:]]
+    assert drawn == take(toys(8, 4), 4)
+    assert drawn != take(toys(8, 4, seed=6), 4)
+    assert sorted(drawn[:8]) == sorted(take(toys(8, 2), 4))  # in whatever batch
+
+
+def test_restored_loader_goes_on_with_the_next_batch():
+    whole = toys(10, 3, bad={2, 7})
+    take(whole, 5)
+    state = json.loads(json.dumps(whole.state()))
+    wanted = take(whole, 5)
+    for again in (toys(10, 3, bad={2, 7}), whole):
+        again.restore(state)
+        assert again.state() == state
+        assert take(again, 5) == wanted
+        assert again.report() == whole.report()
+
+
+def test_state_of_other_data_is_refused():
+    with pytest.raises(InputError, match="clips=9"):
+        toys(9, 3).restore(toys(10, 3).state())
+    with pytest.raises(InputError, match="seed=6"):
+        toys(10, 3, seed=6).restore(toys(10, 3).state())
+    with pytest.raises(InputError, match="those of all"):
+        toys(10, 3).restore(toys(10, 3, host=0, hosts=2).state())
+
+
+@pytest.fixture(scope="module")
+def in_process(folder):
+    return list(batches(folder, 0))
+
+
+def batches(folder, workers, count=6):
+    config = CONFIG | dict(source=str(folder), workers=workers)
+    some = loader.make(config, 4, seed=1, tokenize=letters, image_size=8)
+    for _ in range(count):
+        yield *next(some), some.state()
+    some.close()
+
+
+def letters(captions):
+    return np.array([[len(caption), ord(caption[-1])] for caption in captions], np.int32)
+
+
+def test_batches_hold_clips_tokens_and_pictures(in_process):
+    for batch, ids, _ in in_process:
+        assert batch["video"].shape == (4, 4, 16, 16, 3) and batch["video"].dtype == np.uint8
+        assert batch["tokens"].tolist() == [[9, ord(name[-1])] for name in ids]
+        assert (batch["pixels"] == np.stack([clip_pixels(video[0], 8) for video in batch["video"]])).all()
+        assert all(np.diff(numbers_of(video)).tolist() == [2, 2, 2] for video in batch["video"])
+    assert len({name for _, ids, _ in in_process for name in ids}) == 9
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(folder, in_process, workers):
+    for (batch, ids, state), (wanted, wanted_ids, wanted_state) in zip(batches(folder, workers), in_process):
+        assert ids == wanted_ids and state == wanted_state
+        assert all((batch[name] == wanted[name]).all() for name in wanted)
+
+
+def test_clip_that_kills_its_worker_is_found():
+    some = Loader(Toys(9), ToyReader(deadly="4"), 2, seed=5, workers=1, buffer=1)
+    assert take(some, 4) == take(toys(9, 2, bad={4}), 4)
+    assert some.report()["bad"].keys() == {"kills the decoder"}
+    some.close()
+
+
+# Errors.
+
+
+def test_too_many_bad_clips_stop_the_run():
+    some = toys(20, 2, bad=range(5), max_bad=0.2)
+    with pytest.raises(InputError, match="5 of .* data.max_bad=0.2:\n  5 frozen: all frames"):
+        take(some, 20)
+    assert len(take(toys(20, 2, bad=range(4), max_bad=0.2), 40)) == 80
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(frames=0), "data.frames=0"),
+        (dict(workers=-1), "data.workers=-1"),
+        (dict(max_bad=2.0), "data.max_bad=2.0"),
+        (dict(source="/nowhere"), "No data at '/nowhere'"),
+    ],
+)
+def test_config_out_of_range(folder, change, message):
+    with pytest.raises(InputError, match=message):
+        loader.make(CONFIG | dict(source=str(folder)) | change, 1, seed=0)
+
+
+# Sources.
+
+
+def write_table(path, text):
+    (path / "clips.csv").write_text(text)
+    return path / "clips.csv"
+
+
+def test_table_in_the_layout_of_webvid(tmp_path):
+    file = tmp_path / "videos" / "000001_000050" / "11.mp4"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(VIDEO)
+    table = write_table(
+        tmp_path,
+        'videoid,contentUrl,duration,page_dir,name\n11,https://a/b.mp4,PT00H00M10S,000001_000050,"A cat, asleep"\n'
+        "12,https://a/c.mp4,PT00H00M11S,000001_000050,A dog\n",
+    )
+    source = open_source(table, tmp_path / "videos")
+    assert len(source) == 2 and source[0] == Clip("000001_000050/11", "A cat, asleep", file)
+    read_clip(source[0].video, Cut(4, 1, 8, 8), np.random.default_rng(0))
+    with pytest.raises(BadClip, match="missing file"):
+        read_clip(source[1].video, Cut(4, 1, 8, 8), np.random.default_rng(0))
+
+
+def test_table_with_paths(tmp_path):
+    source = open_source(write_table(tmp_path, "path,caption\nsub/a.webm, a \n"))
+    assert source[0] == Clip("sub/a.webm", "a", tmp_path / "sub" / "a.webm")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", r"columns \(none\); wanted 'videoid'"),
+        ("id,text\n1,a\n", "columns id, text; wanted"),
+        ("videoid,name\n1,a,b\n", "line 2: 3 cells under 2"),
+        ("videoid,name\n1,a\n1,b\n", "line 3: '1.mp4' is there twice"),
+        ("videoid,name\n", "no rows"),
+        ('videoid,name\n1,"a\n', "line 2: .*quotes"),
+    ],
+)
+def test_broken_tables(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        open_source(write_table(tmp_path, text))
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="holds no .mp4"):
+        open_source(tmp_path)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read as a prepared dataset"):
+        open_source(tmp_path)
+
+
+def test_prepared_dataset_is_its_source(folder, tmp_path, capsys):
+    made = builder.prepare(str(folder), tmp_path)
+    assert made.left_out == {"no caption": 1}
+    prepared, source = open_source(made.data_dir), open_source(folder)
+    wanted = {clip.id: clip for clip in (source[i] for i in range(10)) if clip.caption}
+    assert len(prepared) == 9
+    for clip in (prepared[i] for i in range(9)):
+        assert clip == wanted[clip.id]._replace(video=wanted[clip.id].video.read_bytes())
+    some = loader.make(CONFIG | dict(source=str(made.data_dir), workers=1), 9, seed=1)
+    assert sorted(next(some)[1]) == sorted(wanted)
+    some.close()
+    with pytest.raises(InputError, match="prepared already"):
+        builder.prepare(str(folder), tmp_path)
