@@ -121,8 +121,8 @@ def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> AnyCo
 
 
 def _linear_fields(shapes):
-    embed_dim, out = shapes["proj/kernel"]
-    (cross_attention_dim,) = shapes["norm/scale"]
+    embed_dim, out = _sizes(shapes, "proj/kernel", 2)
+    (cross_attention_dim,) = _sizes(shapes, "norm/scale", 1)
     if shapes["norm/bias"] != shapes["norm/scale"] or out % cross_attention_dim:
         given = ", ".join(f"{path!r} {list(shapes[path])}" for path in ("norm/scale", "norm/bias", "proj/kernel"))
         raise InputError(f"Shapes that do not fit together: {given}.")
@@ -130,24 +130,32 @@ def _linear_fields(shapes):
 
 
 def _state_fields(shapes):
-    return dict(embed_dim=shapes["proj_in/kernel"][0], cross_attention_dim=shapes["proj_out/kernel"][1])
+    return dict(
+        embed_dim=_sizes(shapes, "proj_in/kernel", 2)[0], cross_attention_dim=_sizes(shapes, "proj_out/kernel", 2)[1]
+    )
 
 
 def _resampler_fields(shapes, head_dim):
-    embed_dim, width = shapes["proj_in/kernel"]
-    inner = shapes["layers_0/attention/to_q/kernel"][1]
+    embed_dim, width = _sizes(shapes, "proj_in/kernel", 2)
+    inner = _sizes(shapes, "layers_0/attention/to_q/kernel", 2)[1]
     if inner % head_dim:
         raise InputError(f"The resampler's attention is {inner} wide, not a multiple of head_dim={head_dim}.")
     return dict(
         embed_dim=embed_dim,
-        num_tokens=shapes["latents"][0],
+        num_tokens=_sizes(shapes, "latents", 2)[0],
         width=width,
         depth=sum(path.endswith("attention/to_q/kernel") for path in shapes),
         num_heads=inner // head_dim,
         head_dim=head_dim,
-        mlp_width=shapes["layers_0/ff/proj_in/kernel"][1],
-        cross_attention_dim=shapes["proj_out/kernel"][1],
+        mlp_width=_sizes(shapes, "layers_0/ff/proj_in/kernel", 2)[1],
+        cross_attention_dim=_sizes(shapes, "proj_out/kernel", 2)[1],
     )
+
+
+def _sizes(shapes: Shapes, path: str, rank: int) -> tuple[int, ...]:
+    if len(shapes[path]) != rank or 0 in shapes[path]:
+        raise InputError(f"{path!r} has shape {list(shapes[path])}; wanted {rank} sizes of at least 1.")
+    return shapes[path]
 
 
 class ImageProjection(nn.Module):

@@ -335,6 +335,8 @@ def _open_file(path: Path) -> Tensors:
 
 
 def _start(path: Path) -> bytes:
+    if not path.is_file():  # a pipe or a device might never end
+        raise InputError(f"{path} is no file.")
     try:
         with open(path, "rb") as file:
             return file.read(64)
@@ -463,10 +465,11 @@ def _open_safetensors(path: Path) -> Tensors:
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, each of whose keys stands in it once."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        twin = next(key for i, (key, _) in enumerate(pairs) if any(key == it for it, _ in pairs[:i]))
-        raise ValueError(f"{twin!r} stands in it twice")
+    value = {}
+    for key, it in pairs:
+        if key in value:
+            raise ValueError(f"{key!r} stands in it twice")
+        value[key] = it
     return value
 
 
