@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from i2v_jax.errors import InputError
+from i2v_jax.media import encode_gif
 from i2v_jax.training.step import Metrics
 
 PEAK_FLOPS = {
@@ -98,10 +100,13 @@ class Monitor:
             self._show(step, metrics, scalars)
             self._restart()
 
-    def video(self, name: str, video: UInt8[np.ndarray, "f h w 3"], step: int, fps: int) -> None:
-        """Shows a sample."""
+    def video(self, name: str, video: UInt8[np.ndarray, "f h w 3"], step: int, fps: float) -> None:
+        """Shows a sample, as a gif: tensorboardX's own way wants another package for that."""
         if self.writer:
-            self.writer.add_video(name, video.transpose(0, 3, 1, 2)[None], step, fps)
+            picture = Summary.Image(height=video.shape[1], width=video.shape[2], colorspace=3)
+            picture.encoded_image_string = encode_gif(video, fps)
+            summary = Summary(value=[Summary.Value(tag=name, image=picture)])
+            self.writer.file_writer.add_summary(summary, step)
 
     def counts(self, step: int, counts: Mapping[str, Any]) -> None:
         """Shows how many clips were used and left out, by cause."""

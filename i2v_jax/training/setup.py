@@ -214,6 +214,13 @@ def load_weights(
     return loaded
 
 
+def new_state(trained: Mapping[str, Array], optimizer, config: ConfigDict, abstract: State) -> State:
+    """Returns the state before the first step, lying where `abstract` says."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = jax.jit(lambda tree: init_state(tree, optimizer, config.average_decay is not None), out_shardings=places)
+    return make(dict(trained))
+
+
 def abstract_state(config: ConfigDict, trained: Mapping[str, Any], optimizer, mesh: jax.sharding.Mesh) -> State:
     """Returns the shapes and shardings of the state, for compiling and for restoring checkpoints.
 
