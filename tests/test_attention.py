@@ -22,6 +22,7 @@ SHAPES = {
     "self": ((2, 3, 200, 200, 2, 40), False),
     "first frame": ((2, 3, 130, 130, 2, 160), True),
     "prompt": ((1, 4, 256, 77, 2, 80), True),
+    "image tokens": ((1, 4, 128, 16, 2, 40), True),
     "frames": ((2, 64, 16, 16, 2, 40), False),
 }
 
@@ -50,10 +51,11 @@ def test_equals_pytorch(name, implementation, monkeypatch, measured):
     measured(f"attention {implementation}, {name}", relative_error(out, pytorch(q, k, v)), 1e-5)
 
 
+@pytest.mark.parametrize("shape", [((1, 2, 130, 77, 2, 40), True), ((1, 2, 200, 200, 2, 40), False)])
 @pytest.mark.parametrize("implementation", ["blocked", "flash"])
-def test_gradients_equal(implementation, monkeypatch):
+def test_gradients_equal(implementation, shape, monkeypatch):
     monkeypatch.setattr(attention_file, "_BLOCK", 4096)
-    given = qkv((1, 2, 130, 77, 2, 40), True)
+    given = qkv(*shape)
     weights = np.random.default_rng(1).standard_normal(given[0].shape, np.float32)
 
     def gradient(implementation):
@@ -70,6 +72,7 @@ FOR_TPU = {
     "prompt": (SHAPES["prompt"], {}),
     "first frame": (SHAPES["first frame"], {}),
     "VAE": (((1, 1, 1024, 1024, 1, 512), False), {}),
+    "image tokens": (SHAPES["image tokens"], {}),
     "prompt, four chips": (((2, 4, 128, 77, 2, 40), True), dict(data=2, frames=2)),
 }
 

@@ -48,6 +48,8 @@ def attention(
 
 
 def _run(kernel, q, k, v):
+    if kernel is _flash:
+        return kernel(q, k, v)
     fold = _groups_into_sequence if k.shape[1] == 1 else _groups_into_batch
     return kernel(fold(q), _groups_into_batch(k), _groups_into_batch(v)).reshape(q.shape)
 
@@ -121,8 +123,9 @@ def _cudnn(q, k, v):
 
 
 def _flash(q, k, v):
-    if k.shape[1] < 64:  # frames, image tokens: the padding would cost more than the scores
-        return _xla(q, k, v)
+    """As `attention`: this kernel knows groups."""
+    if q.shape[2] < 64:  # frames: the padding would cost more than the scores
+        return _run(_xla, q, k, v)
     from i2v_jax.models.flash_tpu import flash_attention
 
     return flash_attention(q, k, v)
