@@ -689,7 +689,15 @@ def archive_bomb(path, random):
 
 
 PICKLE = (flip_at_the_end, malicious_pickle, malicious_pickle, strange_pickle, strange_pickle, archive_bomb)
-NEVER_SOUND = {tensor_missing, tensor_of_integers, tensor_not_finite, malicious_pickle, strange_pickle}
+NEVER_SOUND = {
+    header_length,
+    declared_offsets,
+    tensor_missing,
+    tensor_of_integers,
+    tensor_not_finite,
+    malicious_pickle,
+    strange_pickle,
+}
 
 CONFIG = (config_value, config_value, config_value, config_otherwise, config_bytes)
 
