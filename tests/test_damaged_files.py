@@ -735,7 +735,7 @@ class Sound:
                     ".json": (CONFIG,) if "index" not in file.name else ((index_lies,) * 3,),
                 }.get(file.suffix, (BYTES, PICKLE, TENSORS))
                 if name == "own-orbax":
-                    kinds = (BYTES,)
+                    kinds = ((cut, flip_anywhere),)
                 damages += [(name, relative, damage) for kind in kinds for damage in kind]
         return cls(sources, damages)
 

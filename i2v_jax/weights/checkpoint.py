@@ -103,10 +103,10 @@ def open_checkpoint(
     settings: dict[str, Mapping[str, Any]] = {}
     for tensors, folder in opened:
         refuse_other_methods(tensors, tensors.source)
-        settings |= _json(tensors, "settings")
+        settings |= _json(tensors, "settings", dict)
         for component, imported in recognise_in(tensors, folder).items():
-            own = _json(tensors, "formats").get(component)
-            formats.setdefault(component, []).extend(own or [imported.table.name])
+            own = _json(tensors, "formats", list).get(component)
+            formats.setdefault(component, []).extend(map(str, own or [imported.table.name]))
             if skip_unknown:
                 imported = dataclasses.replace(imported, unknown=[])
             apart, imported = _split_lora(with_alphas(component, imported))
@@ -178,16 +178,16 @@ def _fetched_index(source: str | Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _json(tensors: Tensors, key: str) -> dict[str, Any]:
-    """What one of our own files says of its components under a key of its metadata."""
+def _json(tensors: Tensors, key: str, kind: type) -> dict[str, Any]:
+    """What one of our own files says of its components under a key of its metadata, each a value of that kind."""
     if tensors.metadata.get("format") != OWN_FORMAT:
         return {}
     try:
         value = json.loads(tensors.metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON object.")
+    if not isinstance(value, dict) or not all(isinstance(it, kind) for it in value.values()):
+        raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON object of {kind.__name__}s.")
     return value
 
 

@@ -99,9 +99,9 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
 def _own_tables(tensors: Tensors) -> list[tuple[str, OwnTable]]:
     if tensors.metadata.get("format") != OWN_FORMAT:
         return []
-    if tensors.metadata.get("version") != OWN_VERSION:
+    if (version := tensors.metadata.get("version", "none")) != OWN_VERSION:
         raise InputError(
-            f"{tensors.source} has version {tensors.metadata.get('version')} of our format; this program reads "
+            f"{tensors.source} has version {version[:40]} of our format; this program reads "
             f"version {OWN_VERSION}. Install the program that wrote it, or a later one."
         )
     return [(component, OwnTable(component)) for component in sorted({name.partition("/")[0] for name in tensors})]
