@@ -93,7 +93,7 @@ def main() -> None:
     )
     monitor.last_good = checkpoints.describe_latest()
     sampler = Sampler(config, configs, tokenizer, frozen, mesh) if config.samples.every_steps else None
-    with parallel.use_mesh(mesh):
+    with parallel.use_mesh(mesh, config.rules):
         run = setup.jit_step(step, abstract, mesh)
         for number in range(first + 1, config.steps + 1):
             began = time.perf_counter()

@@ -23,14 +23,15 @@ from i2v_jax.errors import InputError, nearest
 
 AXES = ("data", "fsdp", "frames")
 
-# Logical axes of activations (named in `models`) -> mesh axes.
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("frames", "frames"),
-    ("space", "frames"),
-    ("height", None),
-    ("width", None),
-)
+Rules = Mapping[str, Sequence[str]]
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "frames": ("frames",),
+    "space": ("frames",),
+    "height": (),
+    "width": (),
+}
+"""Logical axis of activations (named in `models`) -> the mesh axes that it is spread over."""
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -60,9 +61,18 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh, rules=RULES) -> Iterator[None]:
-    """Within it, networks place their activations on `mesh` by `rules`; on one device there is nothing to place."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules if mesh.size > 1 else ()):
+def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Within it, networks place their activations on `mesh` by `rules`; on one device there is nothing to place.
+
+    Raises:
+      InputError: a rule for an axis that networks do not name, or to one that meshes do not have.
+    """
+    for logical, axes in rules.items():
+        for name, known in ((logical, RULES), *((axis, AXES) for axis in axes)):
+            if name not in known:
+                raise InputError(f"Rule {logical}={axes}: no axis {name!r}; known: {', '.join(known)}.")
+    placed = [(logical, tuple(axes) or None) for logical, axes in rules.items()]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(placed if mesh.size > 1 else ()):
         yield
 
 

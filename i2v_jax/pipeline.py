@@ -367,7 +367,7 @@ class Pipeline:
         share = settings.vae_slice * self.mesh.size
         flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
-        with parallel.use_mesh(self.mesh, rules=(("batch", parallel.AXES),)):
+        with parallel.use_mesh(self.mesh, rules={"batch": parallel.AXES}):
             slices = []
             for i in range(0, len(flat), share):
                 piece = jax.device_put(flat[i : i + share], everywhere)

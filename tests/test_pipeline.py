@@ -241,3 +241,9 @@ def test_frames_that_cannot_be_spread():
 def test_meshes_that_do_not_fit(shape, message):
     with pytest.raises(InputError, match=message):
         parallel.make_mesh(shape)
+
+
+@pytest.mark.parametrize("rules, named", [({"batsh": ("data",)}, "batsh"), ({"batch": ("dta",)}, "dta")])
+def test_rules_name_axes_that_are_there(rules, named):
+    with pytest.raises(InputError, match=named), parallel.use_mesh(parallel.make_mesh({"data": 8}), rules):
+        pass

@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
     config.convolution = "auto"  # auto, xla, winograd
     config.remat = "none"  # none, full, or a name in jax.checkpoint_policies
     config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left
+    config.rules = ConfigDict(  # logical axes of activations -> mesh axes
+        dict(batch=("data", "fsdp"), frames=("frames",), space=("frames",), height=(), width=())
+    )
     config.frozen = "replicated"  # replicated: each device holds all frozen weights; fsdp: a share of them
     config.distributed = ConfigDict(
         dict(
