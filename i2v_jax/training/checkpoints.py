@@ -48,6 +48,7 @@ class Checkpoints:
         self.folder = epath.Path(folder).expanduser().resolve()
         self.metrics: dict[int, float] = {}
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -56,6 +57,8 @@ class Checkpoints:
                     cleanup_tmp_directories=True,
                     single_host_load_and_broadcast=True,
                     lightweight_initialize=True,  # a damaged metadata file must not be in the way of the others
+                    # else a folder that cannot be made is told of after minutes
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
             )
         except OSError as error:
@@ -298,8 +301,8 @@ def _seal(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _unseal(sealed: Any) -> dict[str, Any]:
-    text = sealed["content"]
-    if hashlib.sha256(text.encode()).hexdigest() != sealed["sha256"]:
+    text = str(sealed.get("content")) if isinstance(sealed, dict) else ""
+    if not text or hashlib.sha256(text.encode()).hexdigest() != sealed.get("sha256"):
         raise ValueError("its description is not what was written")
     return json.loads(text)
 

@@ -1,0 +1,86 @@
+"""Programs that tests start, read from, and stop in the middle."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(arguments, devices=1, **options) -> subprocess.Popen:
+    """Starts `python ARGUMENTS` on virtual devices; its output is one stream of lines."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def finish(process, code=0, seconds=600) -> str:
+    """Waits for the end of a program; returns what it has printed."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for(process, text, count=1) -> bool:
+    """Reads lines until `count` of them hold a text; returns whether so many came."""
+    while count and (line := process.stdout.readline()):
+        count -= text in line
+    return not count
+
+
+def kill_at_random(arguments, kills, text, rng, devices=1, most=5, startup=3.0, step=0.3) -> list[int]:
+    """Starts a program again and again, and kills it: within its first seconds, or some lines later.
+
+    Args:
+        arguments: of Python.
+        kills: how often.
+        text: of the lines that are counted.
+        rng: draws when.
+        devices: virtual ones.
+        most: lines that it prints at most before it is killed.
+        startup: seconds from its start within which it is killed when no line is waited for.
+        step: seconds after a line within which it is killed.
+
+    Returns:
+        After how many lines it was killed, each time.
+    """
+    counts = []
+    for _ in range(kills):
+        process = start(arguments, devices)
+        counts.append(int(rng.integers(most + 1)))
+        assert wait_for(process, text, counts[-1]), "the program ended before it was killed"
+        time.sleep(rng.uniform(0, step if counts[-1] else startup))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the program ended before it was killed"
+    return counts
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("localhost", 0))
+        return it.getsockname()[1]
+
+
+def results(folder) -> dict[str, np.ndarray]:
+    with np.load(Path(folder) / "result.npz") as held:
+        return dict(held)
