@@ -25,6 +25,7 @@ from jaxtyping import Int32
 
 from i2v_jax.data.decode import CAUSES, BadClip, Cut, read_clip
 from i2v_jax.data.sources import Clip, Source, open_source
+from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 
@@ -59,9 +60,11 @@ def make(
       InputError: a value out of range, or data that cannot be opened.
     """
     cut = Cut(config["frames"], config["stride"], config["height"], config["width"])
+    source = open_source(config["source"], config["videos"])
+    stored = isinstance(source, Stored)
     return Loader(
-        open_source(config["source"], config["videos"]),
-        Reader(cut, image_size),
+        source,
+        source.reader(cut, image_size is not None) if stored else Reader(cut, image_size),
         batch_size,
         seed=seed,
         host=host,
@@ -140,13 +143,14 @@ class _Items:
         av.logging.set_level(av.logging.PANIC)  # what matters is told by its cause
         epoch, number = self.order.clip(self.order.position(count))
         clip = self.source[number]
+        name = clip["id"] if isinstance(clip, Mapping) else clip.id
         try:
             with _limited(SECONDS):
-                return {"id": clip.id} | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
+                return {"id": name} | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
         except BadClip as bad:
-            return bad_item(clip.id, bad)
+            return bad_item(name, bad)
         except Exception as error:  # a damaged file may lead a decoder's binding anywhere
-            return bad_item(clip.id, BadClip("damaged", repr(error)))
+            return bad_item(name, BadClip("damaged", repr(error)))
 
 
 @contextlib.contextmanager
@@ -221,7 +225,12 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[dict[str, np.ndarray], list[str]]:
-        items = []
+        batch, ids, _ = self.next_batch()
+        return batch, ids
+
+    def next_batch(self) -> tuple[dict[str, np.ndarray], list[str], list[int]]:
+        """Returns the next batch, its clips' ids, and their positions in the endless row."""
+        items, positions = [], []
         while len(items) < self.order.batch_size:
             item = self._next_item()
             self.taken += 1
@@ -230,10 +239,11 @@ class Loader:
             else:
                 self.good += 1
                 items.append(item)
+                positions.append(self.order.position(self.taken - 1))
         batch = {name: np.stack([item[name] for item in items]) for name in items[0] if name not in ("id", "caption")}
         if "caption" in items[0] and self.tokenize:
             batch["tokens"] = self.tokenize([item["caption"] for item in items])
-        return batch, [item["id"] for item in items]
+        return batch, [item["id"] for item in items], positions
 
     def state(self) -> dict[str, Any]:
         """The position behind the last batch, as JSON can hold it."""

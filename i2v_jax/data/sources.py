@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from i2v_jax.data.stored import Stored, is_stored
 from i2v_jax.errors import InputError
 
 VIDEO, CAPTION = ".mp4", ".txt"
@@ -39,7 +38,7 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
 
     Args:
       path: a folder of `NAME.mp4` with `NAME.txt`; a CSV file, see `Table`; or a folder prepared by `data.builder` or
-        `data.latents`.
+        stored by `data.latents`.
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
@@ -52,6 +51,8 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
         raise InputError(
             f"No data at {str(path)!r}: wanted a folder of mp4 and txt files, a CSV, or a prepared folder."
         )
+    if is_stored(path):
+        return Stored(path)
     return Records(path) if (path / PREPARED).is_file() else Folder(path)
 
 
@@ -104,7 +105,8 @@ class Table:
                     if len(cells) != len(header):
                         raise InputError(f"{where}: {len(cells)} cells under {len(header)} columns. Check its quotes.")
                     row = dict(zip(header, cells))
-                    file_name = row.get("path") or f"{row.get('page_dir', '')}/{row['videoid']}{VIDEO}".lstrip("/")
+                    in_folder = f"{row.get('page_dir', '')}/{row.get('videoid')}{VIDEO}".lstrip("/")
+                    file_name = row.get("path", in_folder)
                     if file_name in seen:
                         raise InputError(f"{where}: {file_name!r} is there twice. Leave one row for each video.")
                     seen.add(file_name)
@@ -137,10 +139,7 @@ class Table:
 
 
 class Records:
-    """A folder prepared by tensorflow-datasets in ArrayRecord files, read at random.
-
-    Records of `data.builder` are clips; those of `data.latents` are dictionaries of arrays with `id`.
-    """
+    """A folder prepared by tensorflow-datasets in ArrayRecord files, read at random."""
 
     def __init__(self, path: Path):
         import tensorflow_datasets as tfds  # a second of import, that only this source needs
@@ -160,9 +159,6 @@ class Records:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, number: int) -> Clip | Mapping[str, Any]:
+    def __getitem__(self, number: int) -> Clip:
         record = self.records[int(number)]
-        text = {name: record[name].decode() for name in ("id", "caption") if name in record}
-        if "video" in record:
-            return Clip(**text, video=bytes(record["video"]))
-        return {name: np.asarray(value) for name, value in record.items()} | text
+        return Clip(record["id"].decode(), record["caption"].decode(), record["video"])

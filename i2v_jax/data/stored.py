@@ -1,0 +1,175 @@
+"""Clips stored as what the frozen encoders make of them: VAE moments, prompt states, image tokens.
+
+A folder of ArrayRecord files. A record is a safetensors file's bytes, in float16: `mean` and `std` [f h w c] of the
+latents, scaled by the VAE's factor, so that training still draws latents from the posterior; `text` [t d]; where the
+model has them, `image_tokens` [n d]; and the clip's `id`, UTF-8. `stored.json` says how they were made.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import safetensors.numpy
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float32
+
+from i2v_jax.data.decode import Cut
+from i2v_jax.errors import InputError
+
+ABOUT, EMPTY_PROMPT = "stored.json", "empty_prompt.safetensors"
+PARTS = "clips-{host:05d}-{part:05d}.array_record"
+PROGRESS = "progress-{host:05d}.json"
+
+
+class Stored:
+    """A source of stored clips, each a dictionary of arrays.
+
+    Attributes:
+      about: what `stored.json` holds.
+
+    Raises:
+      InputError: no stored clips, or not all hosts have finished storing theirs.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+            done = [self._parts(host) for host in range(self.about["hosts"])]
+            self.records = grain.sources.ArrayRecordDataSource([str(part) for parts in done for part in parts])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{str(path)!r} does not hold whole stored clips: {error}. Store them again.") from error
+
+    def _parts(self, host: int) -> list[Path]:
+        file = self.path / PROGRESS.format(host=host)
+        progress = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"done": False}
+        if not progress["done"]:
+            raise InputError(
+                f"Storing clips in {str(self.path)!r} has not ended on host {host}. Run it again to go on."
+            )
+        return [self.path / PARTS.format(host=host, part=part) for part in range(progress["parts"])]
+
+    def __reduce__(self):
+        return Stored, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        record = safetensors.numpy.load(self.records[number])
+        return record | {"id": record["id"].tobytes().decode()}
+
+    def reader(self, cut: Cut, with_image_tokens: bool) -> "StoredReader":
+        """Returns what makes batch items of these clips.
+
+        Raises:
+          InputError: they are stored in another size, or without image tokens.
+        """
+        for name, value in dataclasses.asdict(cut).items():
+            if self.about["cut"][name] != value:
+                raise InputError(
+                    f"data.{name}={value}, but the clips in {str(self.path)!r} are stored with "
+                    f"{name}={self.about['cut'][name]}. Set it so, or store them again."
+                )
+        if with_image_tokens and not self.about["image_tokens"]:
+            raise InputError(
+                f"The model wants image tokens, and {str(self.path)!r} holds none. Store the clips again with "
+                "weights.image_adapter."
+            )
+        return StoredReader(with_image_tokens)
+
+
+class StoredReader:
+    """Makes of a stored clip what a batch holds of it: `latents`, `text` and, where wanted, `image_tokens`, float32."""
+
+    def __init__(self, with_image_tokens: bool):
+        self.names = ("text", "image_tokens") if with_image_tokens else ("text",)
+
+    def __call__(self, clip: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        mean, std = (clip[name].astype(np.float32) for name in ("mean", "std"))
+        latents = mean + std * rng.standard_normal(mean.shape, np.float32)
+        return {"latents": latents} | {name: clip[name].astype(np.float32) for name in self.names}
+
+
+def is_stored(path: str | Path) -> bool:
+    """Whether a folder holds stored clips."""
+    return (Path(path).expanduser() / ABOUT).is_file()
+
+
+def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
+    """Returns the states of the empty prompt, as the clips in a folder were stored."""
+    content = (Path(path).expanduser() / EMPTY_PROMPT).read_bytes()
+    return safetensors.numpy.load(content)["text"].astype(np.float32)
+
+
+def narrow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays in float16; what is out of its range becomes the largest it has."""
+    limit = np.finfo(np.float16).max
+    return {name: np.clip(array, -limit, limit).astype(np.float16) for name, array in arrays.items()}
+
+
+class Writer:
+    """Writes one host's records, a part at a time, with the position behind the last whole part: a pass that is cut
+    off goes on from there.
+
+    Args:
+      path: the folder.
+      host: whose records.
+      about: what `stored.json` is to say.
+
+    Raises:
+      InputError: the folder holds clips stored in another way.
+    """
+
+    def __init__(self, path: Path, host: int, about: Mapping[str, Any]):
+        self.path, self.host = path, host
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / ABOUT
+        if file.exists():
+            there = json.loads(file.read_text(encoding="utf-8"))
+            different = [name for name in about if there.get(name) != about[name]]
+            if different:
+                raise InputError(
+                    f"{str(path)!r} holds clips stored with another {', '.join(different)}. Give another folder, or "
+                    "remove that one."
+                )
+        else:
+            _write(file, json.dumps(about, indent=1).encode())
+        self.progress_file = path / PROGRESS.format(host=host)
+        self.progress = {"done": False, "parts": 0, "state": None}
+        if self.progress_file.exists():
+            self.progress = json.loads(self.progress_file.read_text(encoding="utf-8"))
+
+    def write_empty_prompt(self, states: Float32[np.ndarray, "t d"]) -> None:
+        """Writes the states of the prompt that stands for a dropped one."""
+        _write(self.path / EMPTY_PROMPT, safetensors.numpy.save(narrow({"text": states})))
+
+    def write(self, records: Sequence[tuple[str, Mapping[str, np.ndarray]]], state: Mapping[str, Any], done: bool):
+        """Writes a part.
+
+        Args:
+          records: ids, and arrays in float16.
+          state: the position behind them.
+          done: whether they are the last.
+        """
+        file = self.path / PARTS.format(host=self.host, part=self.progress["parts"])
+        if records:
+            temporary = file.with_suffix(".tmp")
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            for name, arrays in records:
+                array = np.frombuffer(name.encode(), np.uint8)
+                writer.write(safetensors.numpy.save({"id": array} | dict(arrays)))
+            writer.close()
+            temporary.rename(file)
+        self.progress = {"done": done, "parts": self.progress["parts"] + bool(records), "state": state}
+        _write(self.progress_file, json.dumps(self.progress).encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.rename(file)

@@ -1,0 +1,174 @@
+"""Stored clips: training on them is training on the videos; a pass that is cut off loses and repeats nothing."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from i2v_jax.data import latents, loader, stored
+from i2v_jax.data.decode import BadClip
+from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
+from i2v_jax.errors import InputError
+from i2v_jax.models import clip, image_projection, motion, unet, vae
+from i2v_jax.training import setup
+from i2v_jax.training.objective import Loss, Objective
+from i2v_jax.weights import tree
+from tests import clips
+from tests.helpers import relative_error
+
+CUT = dict(frames=4, stride=1, height=32, width=32)
+CONFIG = dict(source="", videos=None, **CUT, workers=0, buffer=2, max_bad=0.5, bad_list="")
+ABOUT = dict(cut=CUT, image_tokens=True, hosts=1)
+
+CONFIGS = dict(
+    unet=dataclasses.replace(
+        unet.TINY,
+        motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2),
+        cross_attention_dim=clip.TINY_TEXT.width,
+        cross_attention_branches=("image_tokens",),
+    ),
+    vae=vae.TINY_VAE,
+    text_encoder=clip.TINY_TEXT,
+    image_encoder=clip.TINY_VISION,
+    image_proj=dataclasses.replace(
+        image_projection.TINY_RESAMPLER,
+        embed_dim=clip.TINY_VISION.width,
+        cross_attention_dim=clip.TINY_TEXT.width,
+    ),
+)
+
+
+def random_weights():
+    rng = np.random.default_rng(0)
+    shapes = {name: setup.SHAPES[name](config) for name, config in CONFIGS.items()}
+    return {
+        name: tree.unflatten({path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in leaves.items()})
+        for name, leaves in shapes.items()
+    }
+
+
+def letters(captions):
+    ids = np.zeros((len(captions), clip.TINY_TEXT.max_positions), np.int32)
+    ids[:, :9] = [[ord(letter) for letter in caption] for caption in captions]
+    return ids
+
+
+def test_loss_on_stored_clips_is_that_on_videos(tmp_path, measured):
+    for i in range(4):
+        (tmp_path / f"clip{i}.mp4").write_bytes(clips.encode(clips.numbered(5 + i)))
+        (tmp_path / f"clip{i}.txt").write_text(f"caption {i}")
+    weights = random_weights()
+    make = dict(seed=0, tokenize=letters, image_size=clip.TINY_VISION.image_size)
+    videos = loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make)
+    encoders = latents.Encoders(CONFIGS, weights, vae_slice=2)
+    writer = stored.Writer(tmp_path / "stored", 0, ABOUT)
+    empty = np.asarray(encoders.text(letters([" " * 9])))[0]
+    writer.write_empty_prompt(empty)
+    latents.store(videos, encoders, writer, epochs=1)
+    assert (stored.empty_prompt(tmp_path / "stored") == empty.astype(np.float16)).all()
+
+    batch, ids = next(loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make))
+    source = open_source(tmp_path / "stored")
+    records = {record["id"]: record for record in (source[i] for i in range(4))}
+    from_store, stored_ids = next(loader.make(CONFIG | dict(source=str(tmp_path / "stored")), 4, **make))
+    assert from_store.keys() == {"latents", "text", "image_tokens"} and set(ids) == set(stored_ids) == records.keys()
+    rows = [stored_ids.index(name) for name in ids]
+    mean, std = (np.stack([records[name][key] for name in ids]).astype(np.float32) for key in ("mean", "std"))
+    from_store = {key: array[rows] for key, array in from_store.items()}
+    posterior = (from_store["latents"] - mean) / std
+    assert abs(posterior.mean()) < 0.1 and abs(posterior.std() - 1) < 0.1
+
+    schedule, objective = ANIMATEDIFF_SD15, Objective(prompt_dropout=0.25)
+    seen = []
+    for given, nothing in ((batch, letters([" " * 9])[0]), (from_store, empty)):
+        loss = Loss(CONFIGS, schedule, objective, jnp.asarray(nothing))
+        draws = loss.draw(jax.random.key(3), given)._replace(posterior=posterior)
+        assert 0 < draws.drop.sum() < 4
+        seen.append(jax.jit(loss.__call__)(weights, given, draws)[1])
+    for name in ("noisy", "prediction", "each"):
+        measured(f"{name}, of stored clips against videos", relative_error(seen[1][name], seen[0][name]), 5e-3)
+
+
+class Toys:
+    """A source of numbers."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, number):
+        return Clip(str(number), "", b"")
+
+
+def number_of(item, rng):
+    if item.id in "37":
+        raise BadClip("frozen")
+    return {"video": np.full(3, int(item.id))}
+
+
+def encode(batch):
+    return {name: batch["video"].astype(np.float32) for name in ("mean", "std", "text")}
+
+
+def stop_at(calls):
+    def run(batch, left=[calls]):  # noqa: B006 (counts down)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return encode(batch)
+
+    return run
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_pass_that_is_cut_off_goes_on(tmp_path, monkeypatch, hosts):
+    monkeypatch.setattr(latents, "PART", 4)
+    about = ABOUT | dict(hosts=hosts)
+
+    def run(host, encode):
+        source = loader.Loader(Toys(), number_of, 2, seed=1, host=host, hosts=hosts)
+        latents.store(source, encode, stored.Writer(tmp_path, host, about), epochs=3)
+
+    for host in range(hosts):
+        for calls in (1, 4, 2):
+            with pytest.raises(KeyboardInterrupt):
+                run(host, stop_at(calls))
+            with pytest.raises(InputError, match=f"has not ended on host {host}"):
+                open_source(tmp_path)
+        run(host, encode)
+        run(host, stop_at(1))  # nothing is left to do
+    source = open_source(tmp_path)
+    seen = Counter(source[i]["id"] for i in range(len(source)))
+    assert seen == {str(number): 3 for number in range(10) if number not in (3, 7)}
+    assert all((source[i]["mean"] == int(source[i]["id"])).all() for i in range(len(source)))
+
+
+def test_stored_clips_in_worker_processes(tmp_path):
+    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    alone, helped = (
+        loader.Loader(open_source(tmp_path), stored.StoredReader(False), 4, seed=2, workers=workers)
+        for workers in (0, 2)
+    )
+    for _ in range(3):
+        (wanted, wanted_ids), (batch, ids) = next(alone), next(helped)
+        assert ids == wanted_ids and all((batch[name] == wanted[name]).all() for name in wanted)
+    helped.close()
+
+
+def test_errors(tmp_path):
+    make = dict(seed=0, image_size=8)
+    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    with pytest.raises(InputError, match="data.height=64, but the clips .* height=32"):
+        loader.make(CONFIG | dict(source=str(tmp_path), height=64), 2, **make)
+    with pytest.raises(InputError, match="stored with another hosts"):
+        stored.Writer(tmp_path, 0, ABOUT | dict(hosts=2))
+    (tmp_path / "clips-00000-00000.array_record").unlink()
+    with pytest.raises(InputError, match="does not hold whole stored clips"):
+        open_source(tmp_path)
+    other = tmp_path / "other"
+    stored.Writer(other, 0, ABOUT | dict(image_tokens=False)).write([("1", encode({"video": np.ones(3)}))], {}, True)
+    with pytest.raises(InputError, match="holds none"):
+        loader.make(CONFIG | dict(source=str(other)), 2, **make)
