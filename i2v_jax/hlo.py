@@ -1,17 +1,20 @@
-"""What a compiled program does, read from its HLO text: what it sends between devices, and what loops repeat.
+"""What a compiled program does, read from its HLO text (openxla.org): products, memory traffic, what devices send.
 
-XLA's own cost analysis counts the body of a loop once; `cost` adds the other rounds. Form of the text: openxla.org.
+XLA's own cost analysis counts the body of a loop once, and reading on-chip memory as traffic; this does neither.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all")
-_ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::T\(([\d,]+)\))?([^}]*)\})?")
 _BITS = re.compile(r"[a-z]+(\d+)")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -48,8 +51,8 @@ class Sent(NamedTuple):
 class Cost(NamedTuple):
     """What a device does."""
 
-    flops: float  # of products and convolutions
-    bytes: float  # read and written by instructions
+    flops: float  # of products, convolutions and kernels
+    bytes: float  # read from and written to memory, padding to whole tiles included
     sent: tuple[Sent, ...]
 
 
@@ -95,10 +98,7 @@ def _closing(text: str, opening: int) -> int:
 
 def arrays(type_: str) -> list[tuple[int, tuple[int, ...]]]:
     """Returns (bits of an element, shape) of each array in a type."""
-    return [
-        (8 if kind == "pred" else int(_BITS.match(kind)[1]), tuple(int(n) for n in dims.split(",") if n))
-        for kind, dims in _ARRAY.findall(type_)
-    ]
+    return [(_bits(kind), _numbers(shape)) for kind, shape, *_ in _ARRAY.findall(type_)]
 
 
 def size(type_: str) -> int:
@@ -106,32 +106,49 @@ def size(type_: str) -> int:
     return sum(bits * math.prod(shape) // 8 for bits, shape in arrays(type_))
 
 
-def cost(text: str) -> tuple[Cost, Cost]:
-    """Returns the cost of a program, and that of the program with every loop run once."""
+def traffic(type_: str) -> int:
+    """Returns the bytes of the arrays in a type that lie in main memory, with the padding of their layouts."""
+    total = 0
+    for kind, shape, order, tile, rest in _ARRAY.findall(type_):
+        if re.search(r"S\([1-9]", rest):
+            continue
+        sides = [_numbers(shape)[axis] for axis in reversed(_numbers(order))] or list(_numbers(shape))
+        for axis, unit in zip(range(-1, -len(sides) - 1, -1), reversed(_numbers(tile))):
+            sides[axis] += -sides[axis] % unit
+        total += _bits(kind) * math.prod(sides) // 8
+    return total
+
+
+def _bits(kind: str) -> int:
+    return 8 if kind == "pred" else int(_BITS.match(kind)[1])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+def cost(text: str) -> Cost:
+    """Returns what each device does in a program, every round of its loops counted."""
     computations, entry = parse(text)
-    known: dict[tuple[str, bool], Cost] = {}
 
-    def total(name: str, looping: bool) -> Cost:
-        if (name, looping) not in known:
-            known[name, looping] = _add(_cost(i, computations[name], looping) for i in computations[name].values())
-        return known[name, looping]
+    @functools.cache
+    def total(name: str) -> Cost:
+        return _add(of(instruction, computations[name]) for instruction in computations[name].values())
 
-    def _cost(instruction: Instruction, computation: Computation, looping: bool) -> Cost:
-        rounds, inside = 1, []
-        if instruction.opcode == "while":
-            rounds = trips(computations[instruction.called("condition")]) if looping else 1
-            inside = [instruction.called("body")]
-        elif instruction.opcode in ("fusion", "call", "async-start"):
-            inside = [instruction.called("calls") or instruction.called("to_apply")]
-        within = _add(total(name, looping) for name in inside if name)
-        if instruction.opcode in ("fusion", "async-start"):  # what is fused is neither read nor written
-            within = within._replace(bytes=0.0)
-        moved = 0 if instruction.opcode in FREE else size(instruction.type) + _operand_bytes(instruction, computation)
+    def of(instruction: Instruction, computation: Computation) -> Cost:
         kind = instruction.opcode.removesuffix("-start")
         sent = (_sent(kind, instruction, computation),) if kind in SENDING else ()
-        return _times(_add([within, Cost(_flops(instruction, computation), moved, sent)]), rounds)
+        own = Cost(_flops(instruction, computation), _traffic(instruction, computation), sent)
+        if instruction.opcode == "while":
+            return _times(total(instruction.called("body")), trips(computations[instruction.called("condition")]))
+        inside = instruction.called("calls") or instruction.called("to_apply")
+        if instruction.opcode == "call":
+            return total(inside)
+        if instruction.opcode in ("fusion", "async-start"):  # what is fused passes through no memory
+            return _add([own, total(inside)._replace(bytes=0.0)])
+        return own
 
-    return total(entry, True), total(entry, False)
+    return total(entry)
 
 
 def trips(condition: Mapping[str, Instruction]) -> int:
@@ -140,21 +157,55 @@ def trips(condition: Mapping[str, Instruction]) -> int:
     return max(bounds, default=1)
 
 
+def _traffic(instruction: Instruction, computation: Computation) -> int:
+    if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+        return 0
+    if instruction.opcode == "copy-start":  # its type holds both ends
+        return traffic(instruction.type)
+    if instruction.opcode in ("slice-start", "dynamic-slice-start"):  # a part of its operand, from or to memory
+        bits, shape = arrays(instruction.type)[-2]
+        return bits * math.prod(shape) // 8
+    operands = (computation[name].type for name in instruction.operands if name in computation)
+    return traffic(instruction.type) + sum(map(traffic, operands))
+
+
 def _operand_bytes(instruction: Instruction, computation: Computation) -> int:
     return sum(size(computation[name].type) for name in instruction.operands if name in computation)
 
 
 def _flops(instruction: Instruction, computation: Computation) -> float:
-    """2 x outputs x what each sums over; padding counts as work."""
+    """Multiplications and additions of products, without those by padding; of kernels, what they say of themselves."""
+    if instruction.opcode == "custom-call":
+        told = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.rest)
+        return float(told[1]) if told else 0.0
     if instruction.opcode not in ("convolution", "dot"):
         return 0.0
-    ((_, out),) = arrays(instruction.type)
-    kernel = arrays(computation[instruction.operands[1]].type)[0][1]
+    out = arrays(instruction.type)[0][1]
+    given, kernel = (arrays(computation[name].type)[0][1] for name in instruction.operands[:2])
     if instruction.opcode == "dot":
-        contracted = re.search(r"rhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
-        return 2.0 * math.prod(out) * math.prod(kernel[int(i)] for i in contracted.split(",") if i)
-    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)[1]
-    return 2.0 * math.prod(out) * math.prod(kernel) / kernel[labels.index("o")]
+        contracted = _numbers(re.search(r"rhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1])
+        return 2.0 * math.prod(out) * math.prod(kernel[axis] for axis in contracted)
+    of_given, of_kernel, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest).groups()
+    window = dict(re.findall(r"(\w+)=(\S+)", (re.search(r"window=\{([^}]*)\}", instruction.rest) or [0, ""])[1]))
+    total = 2.0 * out[of_out.index("b")] * out[of_out.index("f")] * kernel[of_kernel.index("i")]
+    for number, label in enumerate(sorted(label for label in of_out if label.isdigit())):
+        side = {key: value.split("x")[number] for key, value in window.items()}
+        total *= _meetings(
+            given[of_given.index(label)],
+            kernel[of_kernel.index(label)],
+            out[of_out.index(label)],
+            stride=int(side.get("stride", 1)),
+            before=int(side.get("pad", "0_0").split("_")[0]),
+            spread=int(side.get("lhs_dilate", 1)),
+            spacing=int(side.get("rhs_dilate", 1)),
+        )
+    return total
+
+
+def _meetings(given: int, kernel: int, out: int, stride: int, before: int, spread: int, spacing: int) -> int:
+    """How often along one axis a place of the kernel meets one of the input, not padding or what is spread between."""
+    places = np.arange(out)[:, None] * stride + np.arange(kernel) * spacing - before
+    return int(np.sum((places >= 0) & (places < (given - 1) * spread + 1) & (places % spread == 0)))
 
 
 def _sent(kind: str, instruction: Instruction, computation: Computation) -> Sent:

@@ -51,7 +51,9 @@ def test_equals_pytorch(name, implementation, monkeypatch, measured):
     measured(f"attention {implementation}, {name}", relative_error(out, pytorch(q, k, v)), 1e-5)
 
 
-@pytest.mark.parametrize("shape", [((1, 2, 130, 77, 2, 40), True), ((1, 2, 200, 200, 2, 40), False)])
+@pytest.mark.parametrize(
+    "shape", [((1, 2, 130, 77, 2, 40), True), ((1, 2, 200, 200, 2, 40), False), ((2, 130, 8, 8, 2, 8), False)]
+)
 @pytest.mark.parametrize("implementation", ["blocked", "flash"])
 def test_gradients_equal(implementation, shape, monkeypatch):
     monkeypatch.setattr(attention_file, "_BLOCK", 4096)
@@ -73,6 +75,7 @@ FOR_TPU = {
     "first frame": (SHAPES["first frame"], {}),
     "VAE": (((1, 1, 1024, 1024, 1, 512), False), {}),
     "image tokens": (SHAPES["image tokens"], {}),
+    "frames": (((1, 256, 16, 16, 2, 160), False), {}),
     "prompt, four chips": (((2, 4, 128, 77, 2, 40), True), dict(data=2, frames=2)),
 }
 

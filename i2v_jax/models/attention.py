@@ -1,7 +1,7 @@
 """Attention: one entry point with a choice of implementation, and the module that all our networks use.
 
 Implementations: `xla` (plain products, any platform), `blocked` (a loop over heads and blocks of queries: small memory,
-and fast on CPUs), `cudnn` (fused, NVIDIA GPUs, bfloat16 or float16), `flash` (Pallas kernel, TPUs).
+and fast on CPUs), `cudnn` (fused, NVIDIA GPUs, bfloat16 or float16), `flash` (Pallas kernels, TPUs).
 """
 
 import functools
@@ -123,12 +123,16 @@ def _cudnn(q, k, v):
 
 
 def _flash(q, k, v):
-    """As `attention`: this kernel knows groups."""
-    if q.shape[2] < 64:  # frames: the padding would cost more than the scores
-        return _run(_xla, q, k, v)
-    from i2v_jax.models.flash_tpu import flash_attention
+    """As `attention`: these kernels know groups."""
+    if q.shape[2] >= 64:
+        from i2v_jax.models.flash_tpu import flash_attention
 
-    return flash_attention(q, k, v)
+        return flash_attention(q, k, v)
+    if q.shape[1] < 64 or q.shape[1] != k.shape[1]:  # little of anything
+        return _run(_xla, q, k, v)
+    from i2v_jax.models.frames_tpu import frames_attention
+
+    return frames_attention(q, k, v)
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "blocked": _blocked, "cudnn": _cudnn, "flash": _flash}

@@ -38,7 +38,7 @@ class Objective:
         pictures and motion modules are trained.
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
-      vae_slice: frames that are encoded at a time; bounds memory. 0: all at once.
+      vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
     """
 
     first_frame: str = "clean"
@@ -184,16 +184,15 @@ class Loss:
             return vae.apply({"params": tree["vae"]}, pictures, method="encode")
 
         video = batch["video"]
-        b, f = video.shape[:2]
-        frames = video.reshape(b * f, *video.shape[2:])
-        if self.objective.vae_slice:
-            mean, logvar = jax.lax.map(
-                lambda frame: jax.tree.map(lambda x: x[0], encode(frame[None])),
-                frames,
-                batch_size=self.objective.vae_slice,
-            )
-        else:
-            mean, logvar = encode(frames)
+        b, f, *picture = video.shape
+        most = self.objective.vae_slice or f
+        count = next(n for n in range(min(most, f), 0, -1) if f % n == 0)
+        # slices of every clip's frames, so that on a mesh each device encodes those of its own clips
+        slices = video.reshape(b, f // count, count, *picture).swapaxes(0, 1).reshape(f // count, b * count, *picture)
+        moments = jax.lax.map(encode, slices) if f > count else encode(slices[0])
+        mean, logvar = (
+            x.reshape(f // count, b, count, *x.shape[-3:]).swapaxes(0, 1).reshape(b * f, *x.shape[-3:]) for x in moments
+        )
         latents = sample_posterior(mean, logvar, posterior.reshape(mean.shape))
         return config.scaling_factor * jnp.asarray(latents, jnp.float32).reshape(posterior.shape)
 
