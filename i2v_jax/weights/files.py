@@ -578,8 +578,11 @@ def read_json(path: Path) -> dict:
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:
-    prefix = next((it for it in PREFIXES if tensors and all(name.startswith(it) for name in tensors)), None)
-    if prefix is None:
+    without = {prefix: [name for name in tensors if not name.startswith(prefix)] for prefix in PREFIXES}
+    prefix = min(PREFIXES, key=lambda it: len(without[it]))
+    if len(without[prefix]) > len(tensors) / 2 or not tensors:
         return tensors
+    if strange := without[prefix]:
+        raise InputError(f"{tensors.source}: {strange[0]!r} does not start with {prefix!r}, as most of its names do.")
     entries = {name.removeprefix(prefix): entry for name, entry in tensors.entries.items()}
     return dataclasses.replace(tensors, entries=entries, prefix=prefix)
