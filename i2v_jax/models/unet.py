@@ -5,6 +5,7 @@ AnimateDiff's UNet3DConditionModel, I2V-Adapter's merged UNet.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,8 @@ class UNetConfig:
       pooled_norms: resnet norms and the output norm pool over frames (AnimateDiff v1).
       self_attention_branches, cross_attention_branches: names in `models.branches.BRANCHES`.
       attention, convolution: implementations, see `models.attention` and `models.convolution`.
-      remat: recompute activations in the backward pass: "none", "full", or a name in `jax.checkpoint_policies`.
+      remat: what the backward pass makes again of a layer's activations: "none"; "products", what is cheap (see
+        `save_products`); "full", all; or a name in `jax.checkpoint_policies`.
       dtype: of activations; norms, softmax and timestep embedding are float32 all the same.
       param_dtype: of new parameters.
     """
@@ -409,10 +411,28 @@ def conv(c: UNetConfig, features: int, name: str, stride: int = 1) -> Conv:
 
 
 def remat(module: type[nn.Module], c: UNetConfig) -> type[nn.Module]:
-    """Wraps a module to keep its inputs only ("full") or what a policy of `jax.checkpoint_policies` names."""
+    """Wraps a module so that its backward pass keeps what `UNetConfig.remat` says, and makes the rest again."""
     if c.remat == "none":
         return module
-    policy = None if c.remat == "full" else getattr(jax.checkpoint_policies, c.remat, None)
-    if policy is None and c.remat != "full":
-        raise InputError(f"Unknown remat {c.remat!r}; known: none, full, or a name in jax.checkpoint_policies.")
+    policy = REMAT[c.remat] if c.remat in REMAT else getattr(jax.checkpoint_policies, c.remat, None)
+    if policy is None and c.remat not in REMAT:
+        raise InputError(
+            f"Unknown remat {c.remat!r}; known: none, {', '.join(REMAT)}, or a name in jax.checkpoint_policies."
+        )
     return nn.remat(module, policy=policy)
+
+
+def save_products(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """A checkpoint policy: keeps products, convolutions and attention, but not a product much wider than its input.
+
+    What lies between them is cheap to make again: norms, activations, sums. So is, for the memory it takes, the wide
+    middle of a feed-forward.
+    """
+    if primitive.name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        taken = math.prod(inputs[0].shape[axis] for axis in contracted)
+        return inputs[1].size <= 4 * taken * taken
+    return primitive.name in ("conv_general_dilated", "pallas_call")
+
+
+REMAT = {"full": None, "products": save_products}
