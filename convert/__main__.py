@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convert.arguments import ArgumentParser, component_config, lora
+from convert.arguments import ArgumentParser, component_config, lora, size
 from convert.formats import FORMATS
 from i2v_jax import commands
 
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("output", metavar="OUTPUT", help="what to write")
         if name == "export":
             sub.add_argument("--to", metavar="FORMAT", help="the format wanted (listed below); default: as it came")
-            sub.add_argument("--shard-size", metavar="SIZE", default="10GB", help="of a folder's files, such as 5GB")
+            sub.add_argument(
+                "--shard-size", type=size, metavar="SIZE", default="10GB", help="of a folder's files, such as 5GB"
+            )
             sub.add_argument(
                 "--write-variant", metavar="NAME", help="a folder's files are called ….NAME.safetensors: fp16"
             )

@@ -1,10 +1,12 @@
 """What the commands' arguments mean, and a parser whose help keeps its lines and whose errors are like all others."""
 
 import argparse
+import contextlib
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, nearest
 from i2v_jax.weights.files import read_json
 
 
@@ -16,25 +18,30 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises with what was wrong and where help is."""
-        raise InputError(f"{message}. `{self.prog} --help` shows how.")
+        raise InputError(f"{message}{'' if message.endswith(('?', '.')) else '.'} `{self.prog} --help` shows how.")
 
 
 def lora(text: str) -> tuple[str, float]:
-    """Reads `FILE` or `FILE=SCALE`."""
+    """Reads `FILE` or `FILE=SCALE`, the scale finite."""
     source, equals, scale = text.rpartition("=")
-    try:
-        return (source, float(scale)) if equals else (text, 1.0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: wanted FILE or FILE=SCALE, such as style.safetensors=0.8"
-        ) from None
+    if not equals:
+        return text, 1.0
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(scale)):
+            return source, float(scale)
+    raise argparse.ArgumentTypeError(f"{text!r}: wanted FILE or FILE=SCALE, such as style.safetensors=0.8")
 
 
 def component_config(text: str) -> tuple[str, dict[str, Any]]:
     """Reads `COMPONENT=FILE`, the file a config.json."""
+    from i2v_jax.weights.formats import TABLES  # imports JAX, for which --help need not wait
+
     component, equals, name = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: wanted COMPONENT=FILE, such as unet=unet/config.json")
+    if component not in TABLES:
+        hint = nearest(component, TABLES) or f" There are {', '.join(TABLES)}."
+        raise argparse.ArgumentTypeError(f"{text!r}: no component is called {component!r}.{hint}")
     try:
         return component, read_json(Path(name))
     except InputError as error:  # argparse would replace a ValueError's message by its own
@@ -42,16 +49,10 @@ def component_config(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def size(text: str) -> int:
-    """Reads a number of bytes such as `5GB` or `300 MB` (powers of ten, as diffusers counts).
-
-    Raises:
-        InputError: no such number.
-    """
+    """Reads a number of bytes such as `5GB` or `300 MB` (powers of ten, as diffusers counts)."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     number, unit = text.strip()[:-2], text.strip()[-2:].upper()
-    try:
-        if unit in units and float(number) > 0:
+    with contextlib.suppress(ValueError):
+        if unit in units and 0 < float(number) < math.inf:
             return int(float(number) * units[unit])
-    except ValueError:
-        pass
-    raise InputError(f"{text!r} is no size. Wanted a number of KB, MB or GB, such as 5GB.")
+    raise argparse.ArgumentTypeError(f"{text!r} is no size; wanted a number of KB, MB or GB, such as 5GB")

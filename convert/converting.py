@@ -17,7 +17,7 @@ from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
-from i2v_jax.weights.files import Entry, Tensors
+from i2v_jax.weights.files import WEIGHT_SUFFIXES, Entry, Tensors
 from i2v_jax.weights.lazy import cast, check_finite
 
 FOLDER_SUFFIXES = (".json", ".txt", ".safetensors", ".msgpack")
@@ -94,31 +94,41 @@ def selected(checkpoint: Checkpoint, patterns: list[str]) -> Checkpoint:
 def output(arguments: argparse.Namespace) -> Iterator[Path]:
     """Gives the place to write to, which becomes OUTPUT once the block ends well, and is removed where it does not.
 
+    A link is replaced itself; what it points to stays.
+
     Raises:
-        InputError: OUTPUT is there and `--overwrite` is not given; its folder is not there.
+        InputError: OUTPUT is there and `--overwrite` is not given; its folder is not there; it cannot be written.
     """
-    path = Path(os.path.expanduser(arguments.output))
-    if path.exists() and not arguments.overwrite:
-        raise InputError(f"{path} is there already. Give another name, or --overwrite to replace it.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"Cannot write {path}: there is no folder {path.parent}. Make it first.")
-    if path.is_dir():
+    path = Path(os.path.abspath(os.path.expanduser(arguments.output)))
+    if os.path.lexists(path) and not arguments.overwrite:
+        raise InputError(f"{arguments.output} is there already. Give another name, or --overwrite to replace it.")
+    if not path.parent.is_dir():
+        raise InputError(f"Cannot write {arguments.output}: there is no folder {path.parent}. Make it first.")
+    if _is_folder(path):
         _check_replaceable(path, arguments.sources)
     unfinished, before = (path.with_name(f".{path.name}.{os.getpid()}.{it}{path.suffix}") for it in ("part", "before"))
     try:
         yield unfinished
-        if path.is_dir():
+        if os.path.lexists(path) and (_is_folder(path) or unfinished.is_dir()):
             os.rename(path, before)
         os.replace(unfinished, path)
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise InputError(f"Cannot write {arguments.output}: {error.strerror or error}.") from error
+    except InputError as error:  # of what writes the file, which knows it by the name that it has until it is complete
+        raise InputError(str(error).replace(str(unfinished), arguments.output)) from error
     finally:
-        if before.exists() and not path.exists():
+        if os.path.lexists(before) and not os.path.lexists(path):
             os.rename(before, path)
         for leftover in (unfinished, before):
-            if leftover.is_dir():
+            if _is_folder(leftover):
                 shutil.rmtree(leftover)
-            leftover.unlink(missing_ok=True)
+            elif os.path.lexists(leftover):
+                leftover.unlink()
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether the path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _check_replaceable(folder: Path, sources: Sequence[str]) -> None:
@@ -128,15 +138,29 @@ def _check_replaceable(folder: Path, sources: Sequence[str]) -> None:
             raise InputError(f"{folder} holds the source {source}. Give another OUTPUT.")
     if (folder / "_CHECKPOINT_METADATA").is_file():  # orbax's
         return
-    strange = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in FOLDER_SUFFIXES]
+    strange = [path for path in folder.rglob("*") if path.is_file() and not _is_of_model(path)]
     if strange:
         raise InputError(f"--overwrite would delete {strange[0]}, which is no part of a model. Give another OUTPUT.")
 
 
+def _is_of_model(path: Path) -> bool:
+    """Whether a file is of those that `export` writes into a folder: weights have a config beside them."""
+    return path.suffix in FOLDER_SUFFIXES and (
+        path.suffix not in WEIGHT_SUFFIXES or (path.parent / "config.json").is_file()
+    )
+
+
 @contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """Shows a bar of bytes; gives the function that moves it."""
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True) as bar:
+def writing(path: Path, checkpoint: Checkpoint) -> Iterator[Callable[[int], object]]:
+    """Shows a bar of the bytes that a checkpoint has; gives the function that moves it.
+
+    Raises:
+        InputError: the disk of `path` has not so much room.
+    """
+    total = sum(tensors.nbytes for tensors in checkpoint.tensors().values())
+    if (free := shutil.disk_usage(path.parent).free) < total:
+        raise InputError(f"Cannot write {path}: it takes {megabytes(total)}, and {megabytes(free)} are free there.")
+    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True) as bar:
         yield bar.update
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.arguments import size
-from convert.converting import opened, output, progress, selected, summary
+from convert.converting import opened, output, selected, summary, writing
 from convert.formats import FORMATS
 from convert.parts import part_of
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.sources import local
 from i2v_jax.weights.checkpoint import Checkpoint
-from i2v_jax.weights.files import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Tensors, save_pickle, save_tensors
+from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, save_pickle, save_tensors
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
 from i2v_jax.weights.formats import TABLES, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
@@ -112,19 +111,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--to diffusers writes a folder; {arguments.output} is a file's name. Leave its {suffix} out."
         )
-    whole = opened(arguments)
-    checkpoint = _of_format(whole, arguments.to)
-    with (
-        output(arguments) as path,
-        progress(sum(it.nbytes for it in checkpoint.tensors().values()), "writing") as update,
-    ):
-        if suffix in WEIGHT_SUFFIXES:
-            _write_file(path, checkpoint, arguments.to, suffix, update)
-        elif arguments.to and LAYOUTS[arguments.to].folder:
-            _write_folder(path, checkpoint, arguments, update)
-        else:
-            known = ", ".join(WEIGHT_SUFFIXES)
-            raise InputError(f"OUTPUT {arguments.output} names no file of weights; wanted one that ends in {known}.")
+    is_file = suffix in WEIGHT_SUFFIXES
+    if not is_file and not (arguments.to and LAYOUTS[arguments.to].folder):
+        known = ", ".join(WEIGHT_SUFFIXES)
+        raise InputError(f"OUTPUT {arguments.output} names no file of weights; wanted one that ends in {known}.")
+    with output(arguments) as path:
+        whole = opened(arguments)
+        checkpoint = _of_format(whole, arguments.to)
+        with writing(path, checkpoint) as update:
+            if is_file:
+                _write_file(path, checkpoint, arguments.to, suffix, update)
+            else:
+                _write_folder(path, checkpoint, arguments, update)
     print(f"{arguments.output}:\n{summary(checkpoint)}")
     if left := sorted(_parts(whole) - _parts(checkpoint)):
         print(f"left out, as {arguments.to} has no place for them: {', '.join(left)}")
@@ -157,7 +155,7 @@ def _write_file(
         save_tensors(path, tensors, tensors.metadata, progress)
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
-    elif suffix in PICKLE_SUFFIXES:
+    else:
         save_pickle(path, tensors, LAYOUTS[to].nesting if to else "state_dict", progress)
 
 
@@ -230,7 +228,7 @@ def _write_folder(
             component.config,
             component.settings,
             variant=arguments.write_variant,
-            max_shard_bytes=size(arguments.shard_size),
+            max_shard_bytes=arguments.shard_size,
             flax=arguments.to == "flax",
             progress=progress,
         )

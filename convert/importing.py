@@ -1,21 +1,30 @@
 """`import`: any format into ours, as one safetensors file or as an orbax folder."""
 
 import argparse
+from pathlib import Path
 
-from convert.converting import opened, output, progress, summary
+from convert.converting import opened, output, summary, writing
+from i2v_jax.errors import InputError
+from i2v_jax.weights.files import WEIGHT_SUFFIXES
 from i2v_jax.weights.save import save_own
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes OUTPUT and prints what it holds."""
-    checkpoint = opened(arguments)
-    tensors = checkpoint.tensors()
-    configs = {name: it.config for name, it in checkpoint.components.items() if it.config is not None}
-    if arguments.output.endswith(".safetensors"):
+    suffix = Path(arguments.output).suffix
+    if suffix == ".safetensors":
         save = save_own
+    elif suffix in WEIGHT_SUFFIXES:
+        raise InputError(
+            f"import writes our own format, .safetensors or a folder, and {arguments.output} is neither. "
+            "`export` writes the formats of others."
+        )
     else:
         from i2v_jax.weights.orbax import save_own_orbax as save  # seconds to import
-    with output(arguments) as path, progress(sum(it.nbytes for it in tensors.values()), "writing") as update:
-        save(path, tensors, configs, checkpoint.metadata(), update)
+    with output(arguments) as path:
+        checkpoint = opened(arguments)
+        configs = {name: it.config for name, it in checkpoint.components.items() if it.config is not None}
+        with writing(path, checkpoint) as update:
+            save(path, checkpoint.tensors(), configs, checkpoint.metadata(), update)
     print(f"{arguments.output}:\n{summary(checkpoint)}")
     return 0

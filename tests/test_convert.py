@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -458,6 +459,63 @@ def test_folders_are_replaced_only_if_they_are_models(files, tmp_path):
     refused("import", out, tmp_path, "--overwrite", words=["holds the source"])
 
 
+def test_folders_of_loras_are_no_model(files, tmp_path):
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    shutil.copy(files / "kohya.safetensors", loras / "mine.safetensors")
+    refused("import", files / "base", loras, "--overwrite", words=["mine.safetensors"])
+    assert contents(loras / "mine.safetensors") == contents(files / "kohya.safetensors")
+
+
+def test_links_are_replaced_and_what_they_point_to_stays(files, tmp_path):
+    model = shutil.copytree(files / "vae", tmp_path / "model")
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    for name, target in (("link", model), ("dangling", tmp_path / "nothing")):
+        out = tmp_path / name
+        out.symlink_to(target)
+        export = ("export", files / "base", out, "--to", "diffusers")
+        refused(*export, words=["--overwrite"])
+        assert convert(*export, "--overwrite") == 0
+        assert not out.is_symlink()
+        same(load_unet(out), load_unet(files / "base"))
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+    (tmp_path / "file").write_bytes(b"a file where a folder is to be")
+    assert convert("import", files / "base", tmp_path / "file", "--overwrite") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "link", "model"]
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("out.safetensors", ["import"]),
+        ("orbax", ["import"]),
+        ("out.ckpt", ["export", "--to", "sd"]),
+        ("out.msgpack", ["export", "--to", "flax"]),
+        ("folder", ["export", "--to", "diffusers"]),
+    ],
+)
+def test_a_disk_without_room(name, command, files, tmp_path, monkeypatch):
+    """Nothing is begun that has no room; what fails in the middle (here by the system's limit) is told as such."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        refused(*command, files / "base", tmp_path / name, words=[f"Cannot write {tmp_path / name}", "File too large"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    refused(*command, files / "base", tmp_path / name, words=[f"Cannot write {tmp_path / name}", "1.0 kB are free"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_is_looked_at_before_sources_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("convert.converting.open_checkpoint", lambda *_, **__: pytest.fail("opened"))
+    (tmp_path / "out.safetensors").touch()
+    refused("import", "owner/name", tmp_path / "out.safetensors", words=["--overwrite"])
+    refused("import", "owner/name", tmp_path / "out.ckpt", words=["out.ckpt", "export"])
+    refused("export", "owner/name", tmp_path / "out", "--to", "sd", words=["names no file"])
+
+
 # Inspect.
 
 
@@ -763,6 +821,10 @@ def test_wrong_command_lines(files, tmp_path):
     refused("import", files / "base", out, "--dtype", "f8", words=["f8", "bf16"])
     refused("export", files / "base", tmp_path / "out", "--to", "diffusers", "--shard-size", "5", words=["'5'", "5GB"])
     refused("import", files / "bas", out, words=[files / "bas", "Did you mean 'base'"])
+    config = files / "base" / "config.json"
+    refused("import", files / "base", out, "--config", f"unt={config}", words=["'unt'", "Did you mean 'unet'"])
+    for scale in ("much", "nan", "inf"):
+        refused("import", files / "base", out, "--lora", f"x.safetensors={scale}", words=[scale, "FILE=SCALE"])
     refused("imprt", files / "base", out, words=["imprt", "--help"])
     refused(words=["--help"])
     assert not list(tmp_path.iterdir())

@@ -253,7 +253,12 @@ def save_pickle(
         state.setdefault(outer, {})[inner] = tensor
         progress(entry.nbytes)
     with replacing(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the write that failed
+                raise error.__context__ from None
+            raise
 
 
 @contextlib.contextmanager
@@ -272,7 +277,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():  # on a disk that may only be read, to remove what is not there is an error
+            unfinished.unlink()
 
 
 def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ A folder as `orbax.checkpoint` writes it: arrays in Zarr within OCDBT, the tree 
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,10 @@ def save_own_orbax(
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    except ValueError as error:  # of TensorStore, where the system refused to write
+        if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+            raise
+        raise InputError(f"Cannot write {path}: {os.strerror(int(code[1]))}.") from error
 
 
 class _EntryHandler(ocp.type_handlers.NumpyHandler):
