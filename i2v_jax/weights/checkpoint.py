@@ -112,7 +112,7 @@ def open_checkpoint(
             apart, imported = _split_lora(with_alphas(component, imported))
             if apart:
                 check_lora(apart, imported)
-                lora[component] = _union(lora.get(component), apart)
+                lora[component] = _replaced(lora[component], apart) if component in lora else apart
                 lora_names[component] = lora_names.get(component, {}) | imported.names
             if not apart or imported.parameters or imported.unknown or imported.misshapen:
                 held.setdefault(component, []).append(imported)
@@ -120,6 +120,9 @@ def open_checkpoint(
     components = {name: _assemble(name, pieces, (configs or {}).get(name)) for name, pieces in held.items()}
     for name in lora.keys() - components.keys():
         components[name] = Assembled(None, Tensors.of({}), Tensors.of({}))
+    for name, apart in lora.items():
+        if "base" in load.parts_of(components[name]):
+            merge_lora(components[name].parameters, apart, 1.0)  # raises where it is for another model
     for name, names in lora_names.items():
         components[name] = dataclasses.replace(components[name], names={**components[name].names, **names})
     for name, component in components.items():
@@ -128,7 +131,7 @@ def open_checkpoint(
     for source, scale in loras:
         components |= _merged(components, source, scale)
     return Checkpoint(
-        " + ".join(tensors.source for tensors, _ in opened),
+        " + ".join(dict.fromkeys(tensors.source for tensors, _ in opened)),
         components,
         lora,
         {name: list(dict.fromkeys(names)) for name, names in formats.items()},
@@ -199,9 +202,17 @@ def _split_lora(imported: Imported) -> tuple[Tensors | None, Imported]:
     return apart, dataclasses.replace(imported, parameters=imported.parameters.holding(rest))
 
 
-def _union(*parts: Tensors | None) -> Tensors:
-    parts = [part for part in parts if part]
-    return parts[0].holding({path: entry for part in parts for path, entry in part.entries.items()})
+def _replaced(lora: Tensors, later: Tensors) -> Tensors:
+    """LoRA weights, with those layers of a later file that it holds, whole; warns where that replaces any."""
+    layers = {path.rpartition("/")[0] for path in later}
+    kept = {path: entry for path, entry in lora.entries.items() if path.rpartition("/")[0] not in layers}
+    if len(kept) < len(lora):
+        warnings.warn(
+            f"{later.source} replaces layers of {lora.source}: kept apart, a layer has one LoRA. Merge them by --lora "
+            "to have both.",
+            stacklevel=2,
+        )
+    return later.holding(kept | later.entries)
 
 
 def _assemble(component: str, pieces: list[Imported], settings: Mapping[str, Any] | None) -> Assembled:
@@ -229,6 +240,7 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
     if strangers and (names := [name for piece in strangers for name in (*piece.unknown, *piece.misshapen)]):
         raise InputError(f"{strangers[0].parameters.source} holds tensors of unknown names or shapes: {names[:3]}.")
     parts.pop("base", None)
+    given = given | _earlier_motion([piece for piece in pieces if "motion" in load.parts_of(piece)])
     if base is not None:
         return load.assemble_unet(base, **{part: piece for part, piece in parts.items() if piece is not base}, **given)
     if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
@@ -242,7 +254,16 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
             f"{names[-1]!r}, which fits neither SD1.5 nor SDXL{': ' * bool(strange)}{', '.join(strange[:4])}. "
             "Give its base UNet as a source before it."
         )
-    return load.assemble_unet_parts(**parts)
+    return load.assemble_unet_parts(**parts, **given)
+
+
+def _earlier_motion(pieces: list[Imported]) -> dict[str, Any]:
+    """What an earlier file tells of motion modules that come from a training's checkpoint, which tells nothing."""
+    if len(pieces) < 2 or load.tells_motion(pieces[-1]):
+        return {}
+    layout = load.motion_layout(pieces[-2], {}, {})
+    known = {name: getattr(layout, name) for name in ("max_positions", "num_heads", "norm_groups")}
+    return {"motion_config": known}
 
 
 def _renumbered(imported: Imported, base: Imported) -> Imported:

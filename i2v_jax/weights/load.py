@@ -39,7 +39,7 @@ from i2v_jax.weights.shapes import (
     unet_shapes,
     vae_shapes,
 )
-from i2v_jax.weights.translate import Imported, OwnTable, check_positions, recognise
+from i2v_jax.weights.translate import POSITIONS, Imported, OwnTable, check_positions, recognise
 from i2v_jax.weights.tree import unflatten
 
 Source = str | Path | Tensors | Imported
@@ -153,7 +153,7 @@ def assemble_unet(
             raise InputError(f"{providers[part].parameters.source} holds no {PARTS[part]}. Give another file, or none.")
     pool = _pool(providers)
     settings = config or whole.parameters.config or {}
-    layout = _motion_layout(providers["motion"], settings, motion_config or {})
+    layout = motion_layout(providers["motion"], settings, motion_config or {})
     held = {(match["side"], match["name"]) for path in pool if (match := BRANCH.fullmatch(path))}
     derived = dict(
         motion=layout,
@@ -172,7 +172,12 @@ def assemble_unet(
 
 
 def assemble_unet_parts(
-    *, motion: Source | None = None, adapter: Source | None = None, image_tokens: Source | None = None
+    *,
+    motion: Source | None = None,
+    adapter: Source | None = None,
+    image_tokens: Source | None = None,
+    config: Mapping[str, Any] | None = None,
+    motion_config: Mapping[str, Any] | None = None,
 ) -> Assembled:
     """Puts parts of a UNet together that have no base beside them, without reading them.
 
@@ -180,7 +185,7 @@ def assemble_unet_parts(
     holds is taken as it is. A first-frame branch may lack `to_q`, which then waits for its base.
 
     Args:
-        motion, adapter, image_tokens: as for `assemble_unet`.
+        motion, adapter, image_tokens, config, motion_config: as for `assemble_unet`.
 
     Raises:
         InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
@@ -189,10 +194,14 @@ def assemble_unet_parts(
     providers = {part: _import(it, "unet", (), FOLDERS.get(part, "unet")) for part, it in given.items() if it}
     pool = _pool(providers)
     shapes = {path: entry.shape for path, (entry, _) in pool.items()}
-    own = [config for imported in providers.values() if (config := _own_config(UNetConfig, imported))]
-    unet = own[0] if own else _infer(UNetConfig, shapes, list(providers.values()))
+    own = [it for imported in providers.values() if (it := _own_config(UNetConfig, imported))]
+    if config is not None:
+        unet = _config(UNetConfig, config, next(iter(providers.values())))
+    else:
+        unet = own[0] if own else _infer(UNetConfig, shapes, list(providers.values()))
     if motion:
-        unet = dataclasses.replace(unet, motion=_motion_layout(providers["motion"], {}, {}))
+        layout = motion_layout(providers["motion"], config or {}, motion_config or {})
+        unet = dataclasses.replace(unet, motion=layout)
     network = _expected(unet_shapes, unet, providers.values())
     expected = {path: leaf for path, leaf in network.items() if _part(path) in providers}
     if not any("/first_frame/to_q/" in path for path in pool):
@@ -326,9 +335,9 @@ def _part(path: str) -> str:
     return {"attn1": "adapter", "attn2": "image_tokens"}[branch["side"]] if branch else "base"
 
 
-def parts_of(imported: Imported) -> set[str]:
-    """Returns which parts of a UNet a source holds: "base", "motion", "adapter", "image_tokens"."""
-    return {_part(path) for path in imported.parameters}
+def parts_of(held: Imported | Assembled) -> set[str]:
+    """Returns which parts of a UNet are held: "base", "motion", "adapter", "image_tokens"."""
+    return {_part(path) for path in held.parameters}
 
 
 def _pool(providers: Mapping[str, Imported]) -> dict[str, tuple[Entry, Imported]]:
@@ -349,8 +358,23 @@ def _buffers(providers: Mapping[str, Imported]) -> dict[str, Entry]:
     }
 
 
-def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapping[str, Any]) -> MotionConfig | None:
-    """What a file's motion modules look like; what tensors do not show comes from its config or the base's."""
+def tells_motion(imported: Imported) -> bool:
+    """Whether a file tells of its motion modules what their weights do not show; a training's checkpoint does not."""
+    held = imported.parameters.config or _own_config(UNetConfig, imported)
+    return bool(held) or any(POSITIONS.fullmatch(path) for path in imported.buffers)
+
+
+def motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapping[str, Any]) -> MotionConfig | None:
+    """Returns what a file's motion modules look like, None where it has none.
+
+    Args:
+        imported: the file.
+        settings: the base's diffusers config, for what neither tensors nor the file's own config tell.
+        by_hand: fields of `MotionConfig` to set.
+
+    Raises:
+        InputError: nothing tells how many positions they know.
+    """
     blocks = [path for path in imported.parameters if _part(path) == "motion"]
     if not blocks:
         return None
@@ -381,7 +405,8 @@ def _motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Map
     if layout.max_positions is None:
         raise InputError(
             f"{imported.parameters.source} has no position tables and no config that tells how many frames its motion "
-            "modules know. Give motion_config=dict(max_positions=...): 24 for AnimateDiff v1, 32 for later ones."
+            "modules know. Give the file that they were trained from as a source before it; or "
+            "motion_config=dict(max_positions=...): 24 for AnimateDiff v1, 32 for later ones."
         )
     return layout
 
@@ -447,7 +472,8 @@ def _inferred(cls: type, imported: Imported) -> Any:
     if cls is UNetConfig and config.cross_attention_dim not in PUBLISHED_CONTEXTS:
         warnings.warn(
             f"{imported.parameters.source} has no config.json and is no published model; it is taken to have "
-            f"{config.num_heads} attention heads and norms of {config.norm_groups} groups. Give `config` otherwise.",
+            f"{config.num_heads} attention heads and norms of {config.norm_groups} groups. Give its config.json "
+            "otherwise: `config`, or --config unet=FILE.",
             stacklevel=2,
         )
     return config
