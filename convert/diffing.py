@@ -78,10 +78,12 @@ def _named(first: str, second: str) -> tuple[Mapping[str, Entry], Mapping[str, E
     opened = [[pair for pair in open_files(source)] for source in (first, second)]
     try:
         found = [[(c, it) for t, folder in files for c, it in recognise_in(t, folder).items()] for files in opened]
-        formats = [{(component, imported.table.name) for component, imported in files} for files in found]
+        formats = [{component: imported.table.name for component, imported in files} for files in found]
     except InputError:  # files of no known format can still be compared by their own names
-        formats, found = [set(), set()], []
-    if formats[0] == formats[1]:
+        formats, found = [{}, {}], []
+    shared = formats[0].keys() & formats[1].keys()
+    alike = all(formats[0][component] == formats[1][component] for component in shared)
+    if alike and len({len(files) == 1 for files in opened}) == 1:
         return tuple(
             {
                 name if len(files) == 1 else f"{folder}/{name}": entry
@@ -91,6 +93,12 @@ def _named(first: str, second: str) -> tuple[Mapping[str, Entry], Mapping[str, E
             for files in opened
         )
     print("The files are of different formats: compared under this program's own names.\n")
+    for files in found:
+        for _, imported in files:
+            if strange := [*imported.unknown, *imported.misshapen]:
+                print(
+                    f"{imported.parameters.source}: {len(strange)} unknown tensors are not compared: {strange[:3]}.\n"
+                )
     return tuple(
         {
             f"{component}/{path}": entry

@@ -39,13 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(found: list[tuple[str, Imported]]) -> list[str]:
-    """Returns what is known of the model: its family, version of the motion modules, kind of image tokens, LoRA."""
+    """Returns what is known of the model: its family, version of the motion modules, adapters, LoRA."""
     paths = {
         f"{component}/{path}": entry.shape
         for component, imported in found
         for path, entry in (imported.parameters.entries | imported.buffers.entries).items()
     }
-    return [*_family(paths), *_motion(paths), *_image_tokens(paths), *_lora(paths)] or ["a part of unknown family"]
+    return [*_family(paths), *_motion(paths), *_adapter(paths), *_image_tokens(paths), *_lora(paths)] or [
+        f"{' and '.join(component for component, _ in found)} alone, of any family"
+    ]
 
 
 def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -76,6 +78,13 @@ def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     if not positions and not mid and version == "v3":
         version = "v1 or v3"
     yield f"motion modules {version} ({frames})"
+
+
+def _adapter(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    branches = [path for path in paths if "/first_frame/" in path]
+    if branches:
+        has_query = any("/first_frame/to_q/" in path for path in branches)
+        yield "I2V-Adapter" if has_query else "I2V-Adapter without to_q, which is then the layers' own"
 
 
 def _image_tokens(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

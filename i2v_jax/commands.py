@@ -34,10 +34,16 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_once()
-            main()
+            try:
+                main()
+            finally:
+                sys.stdout.flush()  # here, where it can be told that nobody reads it any more
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -13,6 +13,7 @@ import diffusers
 import flax.serialization
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 import transformers
@@ -27,7 +28,7 @@ from i2v_jax.models.motion import frame_positions
 from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.lora import load_lora
-from i2v_jax.weights.tree import flatten
+from i2v_jax.weights.tree import flatten, unflatten
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_weights as library
@@ -348,6 +349,46 @@ def test_lora_kept_apart(files, tmp_path):
     assert not any("lora" in name for name in raw(tmp_path / "base.safetensors"))
 
 
+def test_two_loras_kept_apart(files, tmp_path):
+    """The later one's layers are whole: the other's alpha is none of theirs. One for another model is refused."""
+    both = tmp_path / "both.safetensors"
+    with pytest.warns(UserWarning, match="replaces layers of .*kohya"):
+        convert("import", files / "kohya.safetensors", files / "peft.safetensors", both)
+    convert("import", files / "peft.safetensors", tmp_path / "peft.safetensors")
+    assert contents(both) == contents(tmp_path / "peft.safetensors")
+    state = {name: np.pad(it, [(0, 2)] * it.ndim) for name, it in load_file(files / "peft.safetensors").items()}
+    save_file(state, tmp_path / "wide.safetensors")
+    refused("import", files / "base", tmp_path / "wide.safetensors", tmp_path / "out", words=["for another model"])
+
+
+def test_weights_of_a_training_checkpoint(files, joined, tmp_path):
+    """Such a folder holds what was trained and nothing else: what its motion modules came from tells the rest."""
+    trained = open_tensors(joined).select(r"unet/.*/(motion|first_frame)/.*(kernel|bias|scale)")
+    state = {name: np.asarray(it) * 2 for name, it in trained.items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "trained", unflatten(state))
+    for name, sources in {
+        "part": ["motion.ckpt"],
+        "whole": ["base", "motion.ckpt"],
+        "ours": ["joined.safetensors"],
+    }.items():
+        out = tmp_path / f"{name}.ckpt"
+        convert("export", *(files / it for it in sources), tmp_path / "trained", out, "--to", "animatediff")
+        before, after = {k.removeprefix("module."): v for k, v in raw(files / "motion.ckpt").items()}, raw(out)
+        assert before.keys() == after.keys()
+        for key in before:
+            if key.endswith(".pe"):  # computed here
+                np.testing.assert_allclose(after[key], before[key], atol=1e-6)
+            else:
+                np.testing.assert_array_equal(after[key], before[key] * 2)
+    out = tmp_path / "adapter.safetensors"
+    convert(
+        "export", files / "motion.ckpt", tmp_path / "trained", out, "--to", "i2v-adapter", "--only", ".*/first_frame/.*"
+    )
+    assert raw(out).keys() == raw(files / "adapter.safetensors").keys()
+    refused("export", tmp_path / "trained", out, "--to", "animatediff", "--overwrite", words=["as a source before it"])
+
+
 def test_pipeline_folder_variants_and_shards(pipeline, tmp_path):
     options = ("--to", "diffusers", "--dtype", "f16", "--write-variant", "fp16", "--shard-size", "300KB")
     assert convert("export", pipeline, tmp_path / "half", *options) == 0
@@ -617,7 +658,8 @@ def test_inspect_ip_adapters(kind, wanted, tmp_path, capsys, monkeypatch):
 
 def test_inspect_small_things(files, joined, capsys):
     assert f"LoRA of rank {RANK} on 4 layers" in inspected(files / "kohya.safetensors", capsys)
-    assert "published I2V" not in inspected(files / "adapter.safetensors", capsys)
+    assert "I2V-Adapter\n" in inspected(files / "adapter.safetensors", capsys)
+    assert "vae alone, of any family" in inspected(files / "vae", capsys)
     out = inspected(joined, capsys)
     assert all(
         part in out for part in ("motion modules v1 (24 frames", "first-frame adapter", "image tokens", "image_proj")
@@ -793,11 +835,23 @@ def test_diff_of_two_formats(files, tmp_path, capsys):
     save_file(state, tmp_path / "sd.safetensors")
     assert convert("diff", files / "base", tmp_path / "sd.safetensors") == 1
     assert re.search(r"1 +\S+ +unet/conv_out/bias\n", capsys.readouterr().out)
+    # a tensor that nothing knows has no name of ours
+    save_file(state | {"model.diffusion_model.colour": np.zeros(3, np.float32)}, tmp_path / "sd.safetensors")
+    convert("diff", files / "base", tmp_path / "sd.safetensors")
+    assert re.search("not compared.*model.diffusion_model.colour", capsys.readouterr().out)
     # of no known format: by their own names
     for name, value in (("a", 1), ("b", 2)):
         save_file({"colour": np.full(3, value, np.float32)}, tmp_path / f"{name}.safetensors")
     assert convert("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors") == 1
     assert re.search(r"1 +1 +colour\n", capsys.readouterr().out)
+
+
+def test_diff_of_a_pipeline_and_one_of_fewer_parts(pipeline, tmp_path, capsys):
+    fewer = shutil.copytree(pipeline, tmp_path / "fewer")
+    shutil.rmtree(fewer / "vae")
+    assert convert("diff", pipeline, fewer) == 1
+    out = capsys.readouterr().out
+    assert "different formats" not in out and "only in FIRST  vae/decoder.conv_in.bias" in out
 
 
 # The command line.
@@ -857,3 +911,9 @@ def test_exit_codes(files, tmp_path):
     assert code == 1 and "largest difference" in out
     code, out, error = run("import", tmp_path / "nothing.safetensors", tmp_path / "out.safetensors")
     assert code == 2 and error.startswith("error: ") and "nothing.safetensors" in error and len(error.splitlines()) == 1
+    with subprocess.Popen(
+        [sys.executable, "-m", "convert", "inspect", "--keys", files / "base"],
+        **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent),
+    ) as listing:
+        listing.stdout.close()  # as `| head` does
+        assert listing.stderr.read() == "" and listing.wait() == 0
