@@ -48,13 +48,22 @@ class Chip(NamedTuple):
     dimensions: int  # of a slice
 
 
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; links: half of "bidirectional inter-chip interconnect bandwidth".
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Memory is what the compiler lets a program have: v4's 32,
+# v5e's 16, v5p's 95 and v6e's 32 GB less a little (libtpu 0.0.42). Links: half of the "bidirectional" bandwidth there.
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 3),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 3),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, 2),
+    "v4": Chip(275e12, 30.50 * 2**30, 1200e9, 300e9, 3),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 600e9, 3),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 400e9, 2),
 }
+
+# libtpu asks the metadata of a TPU host for these, and complains where there is none.
+NO_TPU_HERE = dict(
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-4",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +85,13 @@ class Figures:
 
     @property
     def memory(self) -> float:
-        """Bytes of everything that is known."""
-        return sum(self.arguments.values()) + sum(filter(None, (self.temporaries, self.outputs, self.code)))
+        """Bytes of everything that is known; the compiler's count of arguments has small ones padded."""
+        arguments = self.analysis["arguments"] if self.analysis else sum(self.arguments.values())
+        return arguments + sum(filter(None, (self.temporaries, self.outputs, self.code)))
+
+    def fits(self, chip: Chip) -> bool:
+        """Whether the compiler found room, and for the arguments too."""
+        return not self.complaint and self.memory <= chip.memory
 
     def times(self, chip: Chip) -> dict[str, float]:
         """Seconds of arithmetic, of memory traffic and of links, each for itself."""
@@ -122,7 +136,8 @@ def slice_of(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
     example = f"{name}:{'x'.join(['4'] * chip.dimensions)}"
     if not match or topology.count("x") != chip.dimensions - 1:
         raise InputError(f"--topology={topology!r}: wanted {chip.dimensions} sides, such as {example}.")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     try:
@@ -280,7 +295,8 @@ def _figures(program: Program, lowered: jax.stages.Lowered) -> Figures:
         flops=cost.flops,
         bytes=cost.bytes,
         sent=sent,
-        analysis={name: counted[name] for name in ("flops", "bytes accessed")},
+        analysis={name: counted[name] for name in ("flops", "bytes accessed")}
+        | {"arguments": memory.argument_size_in_bytes},
         complaint="",
     )
 
@@ -292,39 +308,45 @@ def bytes_on_a_device(part: Any) -> int:
 
 def report(figures: Figures, chip: Chip, config: ConfigDict) -> str:
     """Returns the lines to print for a program."""
-    gigabytes = lambda value: "?" if value is None else f"{value / 1e9:.2f}"  # noqa: E731
     kinds = figures.arguments | dict(temporaries=figures.temporaries, outputs=figures.outputs, code=figures.code)
     lines = [
         f"{figures.name}, {figures.clips} clips on {figures.devices} devices; of each device:",
-        f"  memory    {gigabytes(figures.memory)} GB of {gigabytes(chip.memory)}: "
-        + ", ".join(f"{kind} {gigabytes(value)}" for kind, value in kinds.items()),
+        f"  memory    {short(figures.memory, 'B')} of {short(chip.memory, 'B')}: "
+        + ", ".join(f"{kind} {'?' if value is None else short(value, 'B')}" for kind, value in kinds.items()),
     ]
-    if figures.complaint or figures.memory > chip.memory:
-        lines += [f"  DOES NOT FIT. {figures.complaint}", *suggestions(figures, chip, config)]
+    if not figures.fits(chip):
+        lines += [f"  DOES NOT FIT. {figures.complaint}".rstrip(), *suggestions(figures, chip, config)]
     if figures.flops is None:
         return "\n".join(lines)
     times = figures.times(chip)
     step = max(times.values())
-    bound = max(times, key=times.get)
-    put_in, over_links = (
-        (sum(values) for values in zip(*figures.sent.values(), strict=True)) if figures.sent else (0, 0)
-    )
-    clips = figures.clips / step
+    for_each = step * figures.devices / figures.clips
+    put_in, over_links = (sum(sent[i] for sent in figures.sent.values()) for i in range(2))
+    kinds = ", ".join(f"{kind} {short(sent[0], 'B')}" for kind, sent in figures.sent.items()) or "nothing"
+    per_second = figures.clips / step
     lines += [
-        f"  work      {figures.flops / 1e12:.2f} TFLOP = {1e3 * times['arithmetic']:.1f} ms",
-        f"  traffic   {figures.bytes / 1e9:.1f} GB = {1e3 * times['memory']:.1f} ms "
-        f"(with on-chip memory, as XLA counts: {figures.analysis['bytes accessed'] / 1e9:.1f} GB)",
-        f"  sent      {put_in / 1e9:.3f} GB put in, {over_links / 1e9:.3f} GB over links "
-        f"= {1e3 * times['links']:.1f} ms: "
-        + (", ".join(f"{kind} {values[0] / 1e9:.3f}" for kind, values in figures.sent.items()) or "nothing"),
-        f"  a step    at least {1e3 * step:.1f} ms, bound by {bound}; {times['arithmetic'] / step:.0%} of peak; "
-        f"{1e3 * step * figures.devices / figures.clips:.0f} ms of a device for each clip",
+        f"  work      {short(figures.flops, 'FLOP')} = {short(times['arithmetic'], 's')}",
+        f"  traffic   {short(figures.bytes, 'B')} = {short(times['memory'], 's')} "
+        f"(XLA, which counts on-chip memory too: {short(figures.analysis['bytes accessed'], 'B')})",
+        f"  sent      {short(put_in, 'B')} put in ({kinds}), {short(over_links, 'B')} over links "
+        f"= {short(times['links'], 's')}",
+        f"  a step    at least {short(step, 's')}, bound by {max(times, key=times.get)}: "
+        f"{times['arithmetic'] / step:.0%} of peak; {short(for_each, 's')} of a device for each clip",
     ]
     if figures.name == "training step":
-        lines.append(f"  the slice {clips:.1f} clips/s; {CLIPS / clips / 86400:.2f} days for {CLIPS:,} clips")
+        days = CLIPS / per_second / 86400
+        lines.append(f"  the slice {per_second:.1f} clips/s, {days:.2f} days for an epoch of {CLIPS:,} clips")
     else:
-        lines.append(f"  the slice {clips / config.samples.steps:.2f} videos/s of {config.samples.steps} steps")
+        lines.append(f"  the slice {per_second / config.samples.steps:.2f} videos/s of {config.samples.steps} steps")
     return "\n".join(lines)
+
+
+def short(value: float, unit: str) -> str:
+    """Returns a number in a readable size: `short(12.7e9, "B")` is "12.7 GB"."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1), ("m", 1e-3), ("µ", 1e-6)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
 
 
 def suggestions(figures: Figures, chip: Chip, config: ConfigDict) -> list[str]:
@@ -332,8 +354,8 @@ def suggestions(figures: Figures, chip: Chip, config: ConfigDict) -> list[str]:
     frozen, each = figures.arguments["frozen"], figures.clips // figures.devices
     found = []
     if figures.name == "training step" and config.remat != "full":
-        names = [name for name in REMAT if name != config.remat][: None if config.remat == "none" else 1]
-        found.append(f"--config.remat={' or '.join(names)} recomputes activations in the backward pass")
+        less = "products" if config.remat == "none" else "full"
+        found.append(f"--config.remat={less} makes activations again in the backward pass")
     if config.frozen == "replicated" and figures.devices > 1 and frozen > 0.1 * chip.memory:
         shares = math.gcd(8, figures.devices)
         found.append(
@@ -341,14 +363,12 @@ def suggestions(figures: Figures, chip: Chip, config: ConfigDict) -> list[str]:
             f"{frozen / 1e9:.2f} GB of frozen weights on each device, for gathering them in every step"
         )
     if figures.name == "training step" and each > 1:
-        found.append(f"--config.accumulate={each // config.accumulate} works through the batch one clip at a time")
+        if config.accumulate < each:
+            found.append(f"--config.accumulate={each} works through the batch one clip at a time")
         found.append(f"--config.batch={figures.devices} is one clip on each device")
     elif figures.name == "training step":
         found.append("a smaller --config.data.height and width, or fewer --config.data.frames")
     return [f"    try {line}" for line in found]
-
-
-REMAT = ("dots_saveable", "full")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""The planner against what is known of a step: its arguments, its arithmetic, what it sends; what it says otherwise."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from i2v_jax import commands, hlo, parallel, plan
+from i2v_jax.errors import InputError
+from i2v_jax.training import setup
+from i2v_jax.weights import tree
+
+ROOT = Path(__file__).resolve().parents[1]
+TOPOLOGY = "v5e:2x2"
+
+
+def tiny(**changes):
+    config = commands.load_config(ROOT / "configs" / "train" / "tiny.py")
+    with config.unlocked():
+        config.update(dict(dtype="bfloat16", attention="xla") | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def slice_():
+    return plan.slice_of(TOPOLOGY)
+
+
+def program(function, *arrays, devices):
+    """A program of arrays given as (shape, whether cut over the devices)."""
+    mesh = parallel.make_mesh({"data": -1}, devices)
+    given = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P("data") if cut else P()))
+        for shape, cut in arrays
+    ]
+    return plan.Program("training step", 8, mesh, jax.jit(function), tuple(given), dict(frozen=given))
+
+
+def test_a_tiny_training_step(slice_, tmp_path, measured):
+    chip, devices = slice_
+    config = tiny()
+    with jax.default_matmul_precision("default"):
+        figures = plan.measure(plan.training_program(config, devices, stored=True), TOPOLOGY, tmp_path)
+    configs = setup.networks(config, setup.arithmetic(config, devices[0]))
+    trained, frozen = tree.split(setup.abstract_weights({"unet": configs["unet"]}), config.train)
+    count = tree.count(trained)
+    assert figures.arguments["trained"] == 4 * count
+    assert 8 * count <= figures.arguments["optimizer"] <= 8 * count + 64
+    assert figures.arguments["frozen"] == 2 * tree.count(frozen)
+    # the compiler pads small arrays to whole tiles
+    known = sum(figures.arguments.values())
+    assert known <= figures.analysis["arguments"] <= 2 * known
+    assert figures.fits(chip)
+    measured("planned FLOPs against XLA's, elementwise apart", figures.flops / figures.analysis["flops"], 1.001)
+    assert figures.flops > 0.8 * figures.analysis["flops"]
+    measured("bytes sent in a step over the gradient's", sum(put for put, _ in figures.sent.values()) / 4 / count, 2)
+    text = plan.report(figures, chip, config)
+    assert "clips/s" in text and "DOES NOT FIT" not in text
+    (remembered,) = tmp_path.iterdir()
+    assert plan.Figures(**plan.json.loads(remembered.read_text())) == figures
+
+
+def test_a_sampling_step_is_traced(slice_):
+    """It is compiled by hand; what is compiled is the pipeline's own program."""
+    found = plan.sampling_program(tiny(), slice_[1])
+    with parallel.use_mesh(found.mesh):
+        state, finite = jax.eval_shape(found.function, *found.arguments)
+    assert state.latents.shape == (4, 8, 8, 8, 4) and finite.dtype == bool
+    assert {"frozen", "latents", "conditions"} == found.kinds.keys()
+
+
+def test_every_round_of_a_loop_counts(slice_):
+    """Products and sends in a loop; XLA's own analysis sees one round."""
+
+    def looping(w, x):
+        def body(x, _):
+            return jnp.tanh(x @ w), jnp.sum(x)
+
+        return jax.lax.scan(body, x, None, length=10)
+
+    found = program(looping, ((512, 512), False), ((2048, 512), True), devices=slice_[1])
+    figures = plan.measure(found, TOPOLOGY)
+    assert figures.flops == pytest.approx(10 * 2 * 512 * 512 * 512)
+    assert figures.analysis["flops"] < figures.flops / 5
+    assert figures.sent["all-reduce"][0] >= 4  # the sums, together or one by one
+    assert figures.bytes >= 2 * 512 * 512 * 2
+
+
+def test_sends_are_told_by_kind(slice_):
+    def gathering(w, x):
+        return jax.lax.with_sharding_constraint(x, P()) @ w
+
+    found = program(gathering, ((128, 128), False), ((4096, 128), True), devices=slice_[1])
+    with parallel.use_mesh(found.mesh):
+        figures = plan.measure(found, TOPOLOGY)
+    share = 1024 * 128 * 2
+    assert figures.sent == {"all-gather": [share, 3 * share]}
+    assert figures.times(slice_[0])["links"] == pytest.approx(3 * share / 200e9)
+
+
+@pytest.mark.parametrize(
+    "attributes, size",
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add", 4),
+        ("replica_groups=[2,8]<=[16], use_global_device_ids=true", 8),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x=1", 4),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, x=1", 8),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+    ],
+)
+def test_group_sizes(attributes, size):
+    assert hlo.group_size(attributes) == size
+
+
+def test_padding_and_on_chip_memory():
+    assert hlo.size("f32[16,8,100]{2,1,0:T(8,128)}") == 16 * 8 * 100 * 4
+    assert hlo.traffic("f32[16,8,100]{2,1,0:T(8,128)}") == 16 * 8 * 128 * 4
+    assert hlo.traffic("bf16[128,3]{0,1:T(4,128)(2,1)}") == 128 * 4 * 2
+    assert hlo.traffic("(f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)})") == 8 * 128 * 4
+    assert hlo.traffic("pred[]") == 1
+
+
+def test_what_does_not_fit_says_what_would(slice_):
+    chip, devices = slice_
+
+    def large(w, x):
+        return jnp.tanh(x @ x.T) @ jnp.tanh(x @ x.T).T @ w
+
+    found = program(large, ((1 << 17, 8), False), ((1 << 17, 64), True), devices=devices)
+    figures = plan.measure(found, TOPOLOGY)
+    assert not figures.fits(chip) and figures.flops is None and figures.temporaries > chip.memory
+    text = plan.report(figures, chip, tiny(batch=8))
+    for advice in ("DOES NOT FIT", "--config.remat=products", "--config.accumulate=2", "--config.batch=4"):
+        assert advice in text
+    large = dataclasses.replace(figures, arguments={"frozen": 5e9}, clips=4)
+    text = plan.report(large, chip, tiny(batch=4, remat="full"))
+    assert "--config.frozen=fsdp --config.mesh.fsdp=4" in text and "remat" not in text
+    assert "height" in text
+
+
+@pytest.mark.parametrize(
+    "topology, message",
+    [
+        ("", "known chips: v4, v5e, v5p, v6e"),
+        ("v5ee:4x4", "Did you mean 'v5e'"),
+        ("v5e", "wanted 2 sides, such as v5e:4x4"),
+        ("v5p:4x4", "wanted 3 sides, such as v5p:4x4x4"),
+        ("v5e:3x7", "A slice is for instance v5e:4x4"),
+    ],
+)
+def test_topologies_that_there_are_not(topology, message):
+    with pytest.raises(InputError, match=message):
+        plan.slice_of(topology)
+
+
+def test_settings_that_cannot_be(slice_):
+    with pytest.raises(InputError, match="batch=6 does not divide.*--config.batch=4"):
+        plan.training_program(tiny(batch=6), slice_[1])
+    unknown = tiny()
+    unknown.weights.base = "someone/else"
+    with pytest.raises(InputError, match="weights.base='someone/else' is not on this machine"):
+        plan.training_program(unknown, slice_[1])
+    with pytest.raises(InputError, match="--batches='all'"):
+        plan.main(["--topology", TOPOLOGY, "--batches=all", f"--config={ROOT / 'configs/train/tiny.py'}"])
+
+
+def test_a_chip_of_two_devices_is_two_halves():
+    whole, (half, devices) = plan.CHIPS["v4"], plan.slice_of("v4:2x2x1")
+    assert len(devices) == 8 and half.flops == whole.flops / 2 and half.links == whole.links / 2
