@@ -18,6 +18,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises with what was wrong and where help is."""
+        if message.startswith("unrecognized arguments"):
+            message += ". Options stand before or after SOURCE and OUTPUT, not between them"
         raise InputError(f"{message}{'' if message.endswith(('?', '.')) else '.'} `{self.prog} --help` shows how.")
 
 

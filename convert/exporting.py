@@ -19,7 +19,7 @@ from i2v_jax.weights.formats import TABLES, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
-from i2v_jax.weights.lora import export_lora
+from i2v_jax.weights.lora import PEFT_METADATA, export_lora
 from i2v_jax.weights.msgpack import save_msgpack
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.translate import export_tensors, position_tables
@@ -153,6 +153,8 @@ def _write_file(
     tensors = exported(checkpoint, to)
     if suffix == ".safetensors":
         save_tensors(path, tensors, tensors.metadata, progress)
+    elif PEFT_METADATA in tensors.metadata:
+        raise InputError(f"{to} keeps alphas in the metadata of .safetensors, and {suffix} has none. Write the former.")
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
     else:

@@ -345,6 +345,7 @@ def test_lora_kept_apart(files, tmp_path):
     assert contents(tmp_path / "peft.safetensors") == contents(files / "peft.safetensors")
     for lora in load_lora(tmp_path / "peft.safetensors").values():  # whose names have no place for alpha
         assert {float(it) for path, it in lora.parameters.items() if path.endswith("alpha")} == {2.0}
+    refused("export", ours, tmp_path / "peft.bin", "--to", "peft", words=["alphas", ".safetensors"])
     assert convert("export", ours, tmp_path / "base.safetensors", "--to", "sd") == 0
     assert not any("lora" in name for name in raw(tmp_path / "base.safetensors"))
 
@@ -879,6 +880,7 @@ def test_wrong_command_lines(files, tmp_path):
     refused("import", files / "base", out, "--config", f"unt={config}", words=["'unt'", "Did you mean 'unet'"])
     for scale in ("much", "nan", "inf"):
         refused("import", files / "base", out, "--lora", f"x.safetensors={scale}", words=[scale, "FILE=SCALE"])
+    refused("import", files / "base", files / "motion.ckpt", "--only", ".*", out, words=["not between"])
     refused("imprt", files / "base", out, words=["imprt", "--help"])
     refused(words=["--help"])
     assert not list(tmp_path.iterdir())
