@@ -22,6 +22,7 @@ from i2v_jax.data.decode import CAUSES, BadClip, read_bytes
 from i2v_jax.data.sources import SPLIT, Source, open_source
 from i2v_jax.errors import InputError
 
+LEFT_OUT = "left out"  # Beam's namespace for the counters of these
 SHARE = 256  # clips that are one element to Beam
 
 
@@ -57,7 +58,7 @@ class Clips(tfds.core.GeneratorBasedBuilder):
         import apache_beam
 
         def count(cause):
-            apache_beam.metrics.Metrics.counter("left out", *cause).inc()
+            apache_beam.metrics.Metrics.counter(LEFT_OUT, *cause).inc()
 
         starts = range(0, len(source), SHARE)
         return (
@@ -65,6 +66,12 @@ class Clips(tfds.core.GeneratorBasedBuilder):
             | apache_beam.Reshuffle()
             | apache_beam.FlatMap(lambda i: records(source, range(i, min(i + SHARE, len(source))), count))
         )
+
+    def _process_pipeline_result(self, pipeline_result):
+        """Adds up what Beam's workers have counted."""
+        for counter in pipeline_result.metrics().query()["counters"]:
+            if counter.key.metric.namespace == LEFT_OUT:
+                self.left_out[counter.key.metric.name] += counter.committed
 
 
 def records(

@@ -1,0 +1,88 @@
+"""A training step on stored latents, prompt states and image tokens, against one that runs the encoders on videos.
+
+    python -m benchmarks.stored_clips [--config configs/train/sd15_stage1.py] [--batch 1] [--steps 5] [--count]
+
+Prints what both steps compute, counted on the plain program, and (without `--count`) seconds of each on this machine's
+first device, with random weights of the config's networks; steps of both kinds take turns.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2v_jax import commands, parallel
+from i2v_jax.training import setup
+from i2v_jax.weights import tree
+
+
+def prepare(config, how, mesh, stored: bool):
+    """Returns the step, and shapes of state, frozen weights and batch."""
+    configs = setup.networks(config, how)
+    text = configs["text_encoder"]
+    empty = np.zeros((text.max_positions, text.width), np.float32) if stored else np.zeros(text.max_positions, np.int32)
+    _, optimizer, step = setup.make(config, configs, jnp.asarray(empty))
+    trained, frozen = tree.split(setup.abstract_weights(configs), config.train)
+    state = setup.abstract_state(config, trained, optimizer, mesh)
+    batch = setup.abstract_batch(config, configs, mesh, stored=stored)
+    return step, state, setup.abstract_frozen(config, frozen, mesh), batch
+
+
+def teraflops(config, how, mesh, stored: bool) -> float:
+    """What a step computes, loops counted in full: plain attention and convolutions, all frames encoded at once."""
+    plain = config.copy_and_resolve_references()
+    plain.objective.vae_slice = 0
+    how = how._replace(attention="xla", convolution="xla")
+    step, *arguments = prepare(plain, how, mesh, stored)
+    return jax.jit(step).lower(*arguments, jax.random.key(0)).cost_analysis()["flops"] / 1e12
+
+
+def random(shapes):
+    """Arrays like these: small random numbers, zeros where they are whole."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        numbers = 0.02 * rng.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(numbers, leaf.dtype)  # of whole numbers, zeros
+
+    return jax.tree.map(draw, shapes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/train/sd15_stage1.py")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--count", action="store_true", help="only count")
+    arguments = parser.parse_args()
+    config = commands.load_config(arguments.config)
+    config.batch = arguments.batch
+    mesh = parallel.make_mesh({}, jax.devices()[:1])
+    how = setup.arithmetic(config, jax.devices()[0])
+    counted = [teraflops(config, how, mesh, stored) for stored in (False, True)]
+    print(f"a step computes {counted[0]:.3f} TFLOP on videos, {counted[1]:.3f} on stored clips: "
+          f"{counted[0] / counted[1]:.2f} times less")  # fmt: skip
+    if arguments.count:
+        return
+    steps, seconds = [], ([], [])
+    for stored in (False, True):
+        step, *shapes = prepare(config, how, mesh, stored)
+        steps.append((jax.jit(step, donate_argnums=0), random(shapes)))
+    for _ in range(arguments.steps + 1):
+        for kind, (step, (state, frozen, batch)) in enumerate(steps):
+            begin = time.perf_counter()
+            state, metrics = step(state, frozen, batch, jax.random.key(0))
+            jax.block_until_ready((state, metrics))
+            seconds[kind].append(time.perf_counter() - begin)
+            steps[kind] = step, (state, frozen, batch)
+    ratios = [videos / stored for videos, stored in zip(*(times[1:] for times in seconds))]
+    videos, stored = (statistics.median(times[1:]) for times in seconds)
+    print(f"{jax.devices()[0].device_kind}: {videos:.3f} s on videos, {stored:.3f} s on stored clips: "
+          f"{statistics.median(ratios):.2f} times faster")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
