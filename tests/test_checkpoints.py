@@ -20,6 +20,7 @@ from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.step import init_state
 from i2v_jax.weights.files import open_tensors
 from tests import processes
+from tests.helpers import relative_error
 
 MESHES = ({"data": 1}, {"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}, {"fsdp": 8})
 ABOUT = dict(frozen={"unet": dict(sha256="0", parameters=1, dtype="float32")}, seed=3, config={"steps": 5})
@@ -272,3 +273,18 @@ def test_sigterm_saves_and_the_next_start_goes_on(unbroken, tmp_path):
     output = processes.finish(processes.start(toy(tmp_path, 12)))
     assert f"begins at {last}" in output
     assert processes.results(tmp_path)["unet.up"].tobytes() == unbroken(12)["unet.up"].tobytes()
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_and_one_process_goes_on(unbroken, measured, tmp_path):
+    coordinator = f"localhost:{processes.free_port()}"
+    mesh = json.dumps({"data": 2, "fsdp": 4})
+    both = [processes.start(toy(tmp_path, 1000, mesh, coordinator, 2, i), devices=4) for i in range(2)]
+    assert processes.wait_for(both[0], "step 3")
+    both[1].send_signal(signal.SIGTERM)
+    last = [int(processes.finish(process, EXIT_CODE).split("step ")[-1].split()[0]) for process in both]
+    assert last[0] == last[1] == steps_in(tmp_path / "checkpoints")[-1]
+    steps = last[0] + 5
+    processes.finish(processes.start(toy(tmp_path, steps, json.dumps({"data": 4, "fsdp": 2})), devices=8))
+    ours, theirs = processes.results(tmp_path), unbroken(steps)
+    for path in ("unet.up", "unet.down"):
+        measured(f"resumed on other processes and mesh: {path}", relative_error(ours[path], theirs[path]), 1e-5)

@@ -1,0 +1,58 @@
+"""Runs of `train.py` on the bundled small model and a few small clips."""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+from tensorboardX.proto import event_pb2
+
+from tests import clips
+from tests.processes import ROOT
+
+
+def write_clips(folder, count) -> Path:
+    """Writes videos of 8 frames of 32x32 with captions into a folder, and returns it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        tint = np.random.default_rng(number).integers(-60, 60, (1, clips.SIZE, clips.SIZE, 3))
+        frames = np.clip(clips.numbered(8) + tint, 0, 255).astype(np.uint8)
+        (folder / f"{number}.mp4").write_bytes(clips.encode(frames))
+        (folder / f"{number}.txt").write_text(f"thing number {number} moves")
+    return folder
+
+
+def train(source, folder, **changes) -> list[str]:
+    """The command of a run: arguments of Python. Keys of `changes` have __ for dots."""
+    settings = dict(
+        data__source=source,
+        data__frames=4,
+        data__height=clips.SIZE,
+        data__width=clips.SIZE,
+        samples__every_steps=0,
+        checkpoints__every_steps=1,
+        compilation_cache=ROOT / ".cache" / "jax",
+        folder=folder,
+    )
+    flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in (settings | changes).items()]
+    return ["train.py", "--config=configs/train/tiny.py", *flags]
+
+
+def trained(folder) -> dict[str, np.ndarray]:
+    """The weights that a run has left."""
+    return load_file(Path(folder) / "trained.safetensors")
+
+
+def losses(folder) -> dict[int, float]:
+    """The curve of the loss that a run has drawn: step -> value."""
+    curve = {}
+    for file in sorted((Path(folder) / "curves").iterdir()):
+        content = file.read_bytes()
+        while content:  # TFRecord: length, its checksum, the record, its checksum
+            size = int.from_bytes(content[:8], "little")
+            event = event_pb2.Event.FromString(content[12 : 12 + size])
+            for value in event.summary.value:
+                if value.tag == "training/loss":
+                    curve[event.step] = value.simple_value
+            content = content[16 + size :]
+    return curve
