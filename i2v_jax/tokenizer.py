@@ -74,7 +74,11 @@ class ClipTokenizer:
                 saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
                 vocabulary, pairs = saved["vocab"], saved["merges"]
             else:
-                raise InputError(f"No tokenizer in {folder}: vocab.json with merges.txt, or tokenizer.json, is wanted.")
+                raise InputError(
+                    f"No tokenizer in {folder}: vocab.json with merges.txt, or tokenizer.json, is wanted. Weights in one "
+                    "file have none beside them: name a folder or hub id by weights.tokenizer, such as "
+                    "openai/clip-vit-large-patch14."
+                )
             merges = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in pairs]
             config = _json(folder / "tokenizer_config.json") | _json(folder / "special_tokens_map.json")
             pad_token = config.get("pad_token", END)

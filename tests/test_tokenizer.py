@@ -124,7 +124,7 @@ def test_bad_prompts_and_folders_are_input_errors(tmp_path, vocabulary):
     tokenizer = ClipTokenizer(*vocabulary)
     with pytest.raises(InputError, match="text, None"):
         tokenizer.encode([None])
-    with pytest.raises(InputError, match="No tokenizer in"):
+    with pytest.raises(InputError, match="No tokenizer in.*weights.tokenizer"):
         ClipTokenizer.from_folder(tmp_path)
     for name, content, message in (
         ("vocab.json", '{"a": 0', "cannot be read"),
