@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import av
@@ -228,16 +232,18 @@ class Toys:
 
 
 class ToyReader:
-    """Gives what was drawn for each number; some are bad, and one kills the process that reads it."""
+    """Gives what was drawn for each number; some are bad, one kills the process that reads it, one never ends."""
 
-    def __init__(self, bad=(), deadly=None):
-        self.bad, self.deadly = bad, deadly
+    def __init__(self, bad=(), kills=None, hangs=None):
+        self.bad, self.kills, self.hangs = bad, kills, hangs
 
     def __call__(self, clip, rng):
         if int(clip.id) in self.bad:
             raise BadClip("frozen")
-        if clip.id == self.deadly:
+        if clip.id == self.kills:
             os.abort()
+        if clip.id == self.hangs:
+            time.sleep(1000)
         return {"drawn": rng.integers(1 << 30)}
 
 
@@ -348,11 +354,43 @@ def test_workers_change_nothing(folder, in_process, workers):
         assert all((batch[name] == wanted[name]).all() for name in wanted)
 
 
-def test_clip_that_kills_its_worker_is_found():
-    some = Loader(Toys(9), ToyReader(deadly="4"), 2, seed=5, workers=1, buffer=1)
-    assert take(some, 4) == take(toys(9, 2, bad={4}), 4)
-    assert some.report()["bad"].keys() == {"kills the decoder"}
+def test_clips_that_kill_their_worker_are_found():
+    first, second = take(toys(9, 1), 2)
+    some = Loader(Toys(9), ToyReader(kills=first[0], hangs=second[0]), 1, seed=5, workers=1, buffer=1, seconds=1)
+    assert take(some, 3) == take(toys(9, 1), 5)[2:]
+    assert some.report()["bad"] == {"kills the decoder": 2}
     some.close()
+
+
+def test_workers_end_with_their_parent_and_not_before(folder):
+    """SIGTERM goes to all processes of a job, SIGKILL only to one."""
+    code = f"""
+import multiprocessing, os, signal, sys
+from i2v_jax.data import loader
+if __name__ == "__main__":
+    some = loader.make({CONFIG | dict(source=str(folder), workers=1)}, 1, seed=0)
+    next(some)
+    [worker] = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(20):
+        next(some)
+    print(worker.pid, worker.is_alive(), flush=True)
+    sys.stdin.read()
+"""
+    script = folder.parent / "parent.py"
+    script.write_text(code)
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+    ) as parent:
+        worker, alive = parent.stdout.readline().split()
+        assert alive == b"True"
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{int(worker)}"):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker outlived its parent")
 
 
 # Errors.

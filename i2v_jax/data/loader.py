@@ -8,10 +8,13 @@ hosts.
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +32,6 @@ from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 
-SECONDS = 120  # a worker that decodes one clip for longer hangs
 DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
 JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer
 
@@ -125,6 +127,11 @@ class Order:
         return position // self.clips, int(self.shuffled[position])
 
 
+def name_of(clip: Clip | Mapping[str, Any]) -> str:
+    """A clip's id, of any source."""
+    return clip["id"] if isinstance(clip, Mapping) else clip.id
+
+
 def bad_item(name: str, bad: BadClip) -> dict[str, str]:
     """What stands in a bad clip's place."""
     return {"id": name, "cause": bad.cause, "detail": bad.detail}
@@ -143,9 +150,9 @@ class _Items:
         av.logging.set_level(av.logging.PANIC)  # what matters is told by its cause
         epoch, number = self.order.clip(self.order.position(count))
         clip = self.source[number]
-        name = clip["id"] if isinstance(clip, Mapping) else clip.id
+        name = name_of(clip)
         try:
-            with _limited(SECONDS):
+            with _limited_time():
                 return {"id": name} | self.reader(clip, np.random.default_rng((self.order.seed, epoch, number)))
         except BadClip as bad:
             return bad_item(name, bad)
@@ -153,17 +160,33 @@ class _Items:
             return bad_item(name, BadClip("damaged", repr(error)))
 
 
+_seconds_per_clip = 0.0  # of a worker; elsewhere 0: no limit
+
+
+def _begin_worker(seconds: float, *_: int) -> None:
+    """Makes a process a worker, which lives until its parent ends it or is gone."""
+    global _seconds_per_clip
+    _seconds_per_clip = seconds
+    for sent_to_all in (signal.SIGINT, signal.SIGTERM):  # the parent may still want batches
+        signal.signal(sent_to_all, signal.SIG_IGN)
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 @contextlib.contextmanager
-def _limited(seconds: int):
-    """Ends this process, where it is a worker, if what is done within takes longer: nothing less stops a decoder."""
-    in_worker = multiprocessing.parent_process() is not None
-    if in_worker:
-        signal.alarm(seconds)
+def _limited_time():
+    """Ends a worker if what is done within takes too long: nothing less stops a decoder."""
+    if _seconds_per_clip:
+        signal.setitimer(signal.ITIMER_REAL, _seconds_per_clip)
     try:
         yield
     finally:
-        if in_worker:
-            signal.alarm(0)
+        if _seconds_per_clip:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Loader:
@@ -182,6 +205,7 @@ class Loader:
         judges its own clips, as soon as the count is certain.
       bad_list: file to which each bad clip's id, cause and detail are appended, once, as lines of JSON; "{host}" in it
         is replaced by the host's number. "": none.
+      seconds: a worker that decodes one clip for longer is taken to hang; the clip is bad.
 
     Raises:
       InputError: a value out of range; by `next`, more bad clips than `max_bad`.
@@ -201,6 +225,7 @@ class Loader:
         buffer: int = 2,
         max_bad: float = 1.0,
         bad_list: str = "",
+        seconds: float = 120,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -214,7 +239,7 @@ class Loader:
         if not 0 <= host < hosts:
             raise InputError(f"host={host} of {hosts}: wanted 0 to {hosts - 1}.")
         self.source, self.reader, self.tokenize = source, reader, tokenize
-        self.workers, self.buffer, self.max_bad = workers, buffer, max_bad
+        self.workers, self.buffer, self.max_bad, self.seconds = workers, buffer, max_bad, seconds
         self.order = Order(len(source), seed, batch_size, host, hosts)
         self.taken, self.good, self.bad = 0, 0, Counter()
         self.bad_list = Path(bad_list.format(host=host)).expanduser() if bad_list else None
@@ -330,7 +355,7 @@ class Loader:
             if DIED not in str(error) or self._deaths == 3:  # in a row: not for the clips
                 raise
             _, number = self.order.clip(self.order.position(self.taken))
-            return bad_item(self.source[number].id, BadClip("kills the decoder", str(error)))
+            return bad_item(name_of(self.source[number]), BadClip("kills the decoder", str(error)))
         finally:
             items.close()
 
@@ -343,7 +368,8 @@ class Loader:
         if workers := min(self.workers, count):
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain looks at flags, which programs without absl.app never parse
-            items = items.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=self.buffer))
+            options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=self.buffer)
+            items = items.mp_prefetch(options, functools.partial(_begin_worker, self.seconds))
         return iter(items)
 
     def _note(self, item: Mapping[str, str]) -> None:
