@@ -75,8 +75,8 @@ class ClipTokenizer:
                 vocabulary, pairs = saved["vocab"], saved["merges"]
             else:
                 raise InputError(
-                    f"No tokenizer in {folder}: vocab.json with merges.txt, or tokenizer.json, is wanted. Weights in one "
-                    "file have none beside them: name a folder or hub id by weights.tokenizer, such as "
+                    f"No tokenizer in {folder}: vocab.json with merges.txt, or tokenizer.json, is wanted. Weights in "
+                    "one file have none beside them: name a folder or hub id by weights.tokenizer, such as "
                     "openai/clip-vit-large-patch14."
                 )
             merges = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in pairs]
