@@ -123,8 +123,8 @@ def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> AnyCo
 def _linear_fields(shapes):
     embed_dim, out = _sizes(shapes, "proj/kernel", 2)
     (cross_attention_dim,) = _sizes(shapes, "norm/scale", 1)
-    if shapes["norm/bias"] != shapes["norm/scale"] or out % cross_attention_dim:
-        given = ", ".join(f"{path!r} {list(shapes[path])}" for path in ("norm/scale", "norm/bias", "proj/kernel"))
+    if shapes["norm/bias"] != shapes["norm/scale"] or shapes["proj/bias"] != (out,) or out % cross_attention_dim:
+        given = ", ".join(f"{path!r} {list(shape)}" for path, shape in shapes.items())
         raise InputError(f"Shapes that do not fit together: {given}.")
     return dict(embed_dim=embed_dim, num_tokens=out // cross_attention_dim, cross_attention_dim=cross_attention_dim)
 

@@ -31,6 +31,7 @@ _LAST_AXIS_IS_WIDTH = re.compile(
     r"(?:resnet(?:_\d+)?/)?conv[12]/(?:kernel|bias)"
     r"|(?:attention|motion)/(?:norm/scale|blocks_\d+/attn[12]/(?:\w+/)?to_(?:q|k|v|out)/kernel)"
 )
+_CLIP_NORM = r"layers_\d+/layer_norm\d/(?:scale|bias)"  # there are many, so that one odd tensor is then what is wrong
 _BRANCH = re.compile(rf".*/attention/blocks_\d+/attn[12]/(?:{'|'.join(BRANCHES)})/.*")
 
 
@@ -125,6 +126,7 @@ def _vae(shapes: Shapes, known: Mapping[str, Any]) -> VAEConfig:
 
 def _clip_text(shapes: Shapes, known: Mapping[str, Any]) -> CLIPTextConfig:
     vocabulary, width = _shape(shapes, "token_embedding/embedding", 2)
+    width = _size(shapes, _CLIP_NORM, 0, 1) or width
     return CLIPTextConfig(
         **_clip_fields(shapes, width, "text_projection"),
         num_heads=width // 64 if width % 64 == 0 else 1,
@@ -136,6 +138,7 @@ def _clip_text(shapes: Shapes, known: Mapping[str, Any]) -> CLIPTextConfig:
 
 def _clip_vision(shapes: Shapes, known: Mapping[str, Any]) -> CLIPVisionConfig:
     patch, _, _, width = _shape(shapes, "patch_embedding/kernel", 4)
+    width = _size(shapes, _CLIP_NORM, 0, 1) or width
     positions = _shape(shapes, "position_embedding/embedding", 2)[0]
     grid = math.isqrt(positions - 1)
     if not grid or grid**2 + 1 != positions:
@@ -154,7 +157,7 @@ def _clip_fields(shapes: Shapes, width: int, projection: str) -> dict[str, Any]:
     layers = {int(match[1]): path for path in shapes if (match := re.match(r"layers_(\d+)/", path))}
     return dict(
         width=width,
-        mlp_width=_shape(shapes, "layers_0/mlp/fc1/kernel", 2)[1],
+        mlp_width=_size(shapes, r"layers_\d+/mlp/fc1/bias", 0, 1) or _shape(shapes, "layers_0/mlp/fc1/kernel", 2)[1],
         num_layers=_count(layers),
         projection_dim=_size(shapes, f"{projection}/kernel", 1, 2),
     )

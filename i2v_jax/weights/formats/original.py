@@ -226,6 +226,7 @@ VAE_TRAINING = [
 
 
 def _vae_rows(up_levels: set[int]) -> list[Row]:
+    up_levels = {level for i, level in enumerate(sorted(up_levels)) if i == level}  # after a gap there is none
     coarsest = max(up_levels, default=0)
     rows = [
         *under("encoder.", "encoder/", VAE_HALF),
