@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from i2v_jax import commands, media, parallel
 from i2v_jax.data import loader as clips
+from i2v_jax.data import stored
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.pipeline import Component, Models, Pipeline, Settings
@@ -54,9 +55,13 @@ def main() -> None:
     )
     assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
     configs = {name: it.config for name, it in assembled.items()}
-    _, optimizer, step = setup.make(config, configs, tokenizer.encode("")[0])
+    on_stored = stored.is_stored(config.data.source)
+    empty_prompt = stored.empty_prompt(config.data.source) if on_stored else tokenizer.encode("")[0]
+    _, optimizer, step = setup.make(config, configs, empty_prompt)
     say(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}")
     trained, frozen = setup.load_weights(assembled, config.train, config, mesh)
+    if on_stored:
+        stored.check_frozen(trained)
     say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
 
     # Clips.

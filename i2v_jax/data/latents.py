@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from i2v_jax import commands, parallel
@@ -35,7 +34,6 @@ from i2v_jax.training import setup
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "train" / "sd15_stage1.py"
 PART = 1024  # clips in a file
-ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
 
 
 class Encoders:
@@ -143,8 +141,9 @@ def main() -> None:
     mesh = parallel.make_mesh({"data": -1}, jax.local_devices())  # each host works on its own
 
     assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
-    assembled = {name: it for name, it in assembled.items() if name in ENCODERS}
-    check_frozen(config, {f"{name}/{path}" for name, it in assembled.items() for path in it.parameters.entries})
+    assembled = {name: it for name, it in assembled.items() if name in stored.ENCODERS}
+    paths = {f"{name}/{path}" for name, it in assembled.items() for path in it.parameters.entries}
+    stored.check_frozen(path for path in sorted(paths) if any(re.fullmatch(it, path) for it in config.train))
     configs = {name: it.config for name, it in assembled.items()}
     weights = {name: it.load(parallel.place(mesh))[1] for name, it in assembled.items()}
     encoders = Encoders(configs, weights, config.objective.vae_slice)
@@ -175,15 +174,6 @@ def main() -> None:
             store(loader, lambda batch: encoders(parallel.put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
     loader.close()
     print(f"stored in {output}", *(f"bad: {n} {cause}" for cause, n in loader.report()["bad"].items()), sep="\n")
-
-
-def check_frozen(config: ConfigDict, paths: set[str]) -> None:
-    """Raises InputError where an encoder's weights are to be trained: what it makes of a clip changes then."""
-    for pattern in config.train:
-        if trained := [path for path in sorted(paths) if re.fullmatch(pattern, path)]:
-            raise InputError(
-                f"train={pattern!r} trains {trained[0]!r}: what a trained encoder makes of a clip cannot be stored."
-            )
 
 
 def encode_captions(tokenizer: ClipTokenizer, captions: list[str]) -> Int32[np.ndarray, "b t"]:

@@ -351,9 +351,14 @@ class Loader:
             self._deaths = 0
             return item
         except RuntimeError as error:
-            self._deaths += 1
-            if DIED not in str(error) or self._deaths == 3:  # in a row: not for the clips
+            if DIED not in str(error):
                 raise
+            self._deaths += 1
+            if self._deaths == 3:
+                raise InputError(
+                    f"Three workers in a row died, each on another clip ({error}). Where memory has run out, set fewer "
+                    "data.workers or a smaller data.buffer."
+                ) from error
             _, number = self.order.clip(self.order.position(self.taken))
             return bad_item(name_of(self.source[number]), BadClip("kills the decoder", str(error)))
         finally:

@@ -7,7 +7,7 @@ model has them, `image_tokens` [n d]; and the clip's `id`, UTF-8. `stored.json` 
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from i2v_jax.data.decode import Cut
 from i2v_jax.errors import InputError
 
 ABOUT, EMPTY_PROMPT = "stored.json", "empty_prompt.safetensors"
+ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
 PROGRESS = "progress-{host:05d}.json"
 
@@ -104,6 +105,16 @@ def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
     """Returns the states of the empty prompt, as the clips in a folder were stored."""
     content = (Path(path).expanduser() / EMPTY_PROMPT).read_bytes()
     return safetensors.numpy.load(content)["text"].astype(np.float32)
+
+
+def check_frozen(trained: Iterable[str]) -> None:
+    """Raises InputError where one of the paths to train is an encoder's: what that makes of a clip changes then."""
+    for path in trained:
+        if path.startswith(tuple(f"{name}/" for name in ENCODERS)):
+            raise InputError(
+                f"{path!r} is to be trained, and what a trained encoder makes of a clip cannot be stored. Train on "
+                "videos, or narrow `train`."
+            )
 
 
 def narrow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
