@@ -36,7 +36,7 @@ Outputs = dict[str, list[np.ndarray]]
 """Name -> arrays, in PyTorch's order of axes."""
 
 
-def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, converted: Checkpoint) -> bool:
+def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, converted: Checkpoint) -> bool | None:
     """Prints how far our networks with the converted weights are from PyTorch's with the source's.
 
     Args:
@@ -45,7 +45,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
         source, converted: the two, opened. Components that only one of them holds are passed over.
 
     Returns:
-        Whether every error is within its bar.
+        Whether every error is within its bar; None where nothing could be run.
 
     Raises:
         InputError: PyTorch or diffusers is not installed.
@@ -78,7 +78,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
         print(table(("component", "output", "relative error", "bar", "", "PyTorch weights by"), rows))
     for note in notes or ([] if rows else ["There is nothing to run that both hold."]):
         print(note)
-    return all(row[4] == "ok" for row in rows)
+    return all(row[4] == "ok" for row in rows) if rows else None
 
 
 def _config_notes(component: str, theirs: Any, ours: Any) -> list[str]:
