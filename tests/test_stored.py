@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from tests.helpers import relative_error
 
 CUT = dict(frames=4, stride=1, height=32, width=32)
 CONFIG = dict(source="", videos=None, **CUT, workers=0, buffer=2, max_bad=0.5, bad_list="")
+TINY = Path(__file__).parents[1] / "configs" / "train" / "tiny.py"
 ABOUT = dict(cut=CUT, image_tokens=True, hosts=1)
 
 CONFIGS = dict(
@@ -178,3 +182,35 @@ def test_errors(tmp_path):
     stored.Writer(other, 0, ABOUT | dict(image_tokens=False)).write([("1", encode({"video": np.ones(3)}))], {}, True)
     with pytest.raises(InputError, match="holds none"):
         loader.make(CONFIG | dict(source=str(other)), 2, **make)
+
+
+def test_command(tmp_path):
+    for i in range(3):
+        (tmp_path / f"clip{i}.mp4").write_bytes(clips.encode(clips.noise(4, seed=i)))
+        (tmp_path / f"clip{i}.txt").write_text("a clip")
+    small = {"frames": 2, "stride": 1, "height": 16, "width": 16}
+    flags = [f"--config.data.{key}={value}" for key, value in (small | dict(source=tmp_path)).items()]
+    command = [sys.executable, "-m", "i2v_jax.data.latents", f"--output={tmp_path / 'stored'}", "--epochs=2"]
+    run = subprocess.run([*command, f"--config={TINY}", *flags], capture_output=True, text=True, cwd=TINY.parents[2])
+    assert run.returncode == 0, run.stderr
+    batch, ids = next(loader.make(CONFIG | small | dict(source=str(tmp_path / "stored")), 6, seed=0, image_size=1))
+    assert sorted(ids) == sorted(2 * [f"clip{i}" for i in range(3)])
+    assert batch["latents"].shape == (6, 2, 2, 2, 4) and batch["text"].shape[:2] == (6, 77)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "Wanted: --output=FOLDER"),
+        (["--output=x", "--epochs=0"], "--epochs of 1 or more"),
+        (["--output=x", "--config.data.source={stored}"], "holds stored clips already"),
+        (["--output=x", "--config.train=('vae/.*',)"], "'vae/.*' is to be trained"),
+        (["--output=x", "--confg=y"], "Unknown flag --confg"),
+    ],
+)
+def test_commands_that_make_no_sense(tmp_path, monkeypatch, flags, message):
+    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    monkeypatch.setattr(sys, "argv", ["latents", f"--config={TINY}", *(flag.format(stored=tmp_path) for flag in flags)])
+    monkeypatch.setattr(latents.jax.config, "update", lambda *_: None)  # the tests' own cache stays
+    with pytest.raises(InputError, match=message):
+        latents.main()
