@@ -108,18 +108,20 @@ def test_middle_of_the_picture_antialiased(shape, size, measured):
     measured(f"clip {shape} to {size} against Pillow, mean of the range", error, 1e-2)
 
 
-def test_turned_video_is_upright():
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_turned_video_is_upright(degrees):
     frames = clips.numbered(4, 32, 48)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=24)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        stream.set_display_rotation(90)  # counter-clockwise
+        stream.set_display_rotation(degrees)  # counter-clockwise
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    clip = read_clip(buffer.getvalue(), Cut(4, 1, 48, 32), np.random.default_rng(0))
-    assert np.abs(clip.astype(int) - np.rot90(frames, 1, (1, 2))).mean() < 8
+    upright = np.rot90(frames, degrees // 90, (1, 2))
+    clip = read_clip(buffer.getvalue(), Cut(4, 1, *upright.shape[1:3]), np.random.default_rng(0))
+    assert np.abs(clip.astype(int) - upright).mean() < 8
 
 
 def test_colours_of_hd_are_bt709():
@@ -146,6 +148,31 @@ def test_damaged_videos_are_told_by_cause(cause):
     with pytest.raises(BadClip) as caught:
         read_clip(clips.DAMAGES[cause](), Cut(4, 2, 16, 16), np.random.default_rng(0))
     assert caught.value.cause == cause
+
+
+def test_file_that_ends_between_two_frames():
+    video = clips.encode(clips.noise(8), container={"moov_size": "4096"})
+    with av.open(io.BytesIO(video)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    with pytest.raises(BadClip, match="frames missing.*5 packets, 8"):
+        read_clip(video[: starts[5]], Cut(4, 1, 16, 16), np.random.default_rng(0))
+
+
+def test_damage_is_not_painted_over():
+    """Changed bytes of H.264 pictures are seen, but for the few that make another valid stream."""
+    cut, rng = Cut(4, 2, 16, 16), np.random.default_rng(0)
+    original = clips.encode(clips.noise(8).repeat(4, 1).repeat(4, 2))
+    whole, start = read_clip(original, cut, np.random.default_rng(0)), original.index(b"mdat") + 100
+    wrong = 0
+    for _ in range(60):
+        video = bytearray(original)
+        for place in rng.integers(start, len(video) - 2000, 3):
+            video[place] ^= int(rng.integers(1, 256))
+        try:
+            wrong += (read_clip(bytes(video), cut, np.random.default_rng(0)) != whole).any()
+        except BadClip as bad:
+            assert bad.cause in ("damaged", "frames missing")
+    assert wrong <= 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -391,6 +418,15 @@ if __name__ == "__main__":
             return
         time.sleep(0.1)
     pytest.fail("the worker outlived its parent")
+
+
+def test_bad_clips_are_listed_once(tmp_path):
+    file = tmp_path / "lists" / "bad{host}.jsonl"
+    for _ in range(2):  # a run, and another one after it
+        take(toys(9, 2, bad={2, 7}, bad_list=str(file)), 8)
+    entries = [json.loads(line) for line in (tmp_path / "lists" / "bad0.jsonl").read_text().splitlines()]
+    assert sorted(entry["id"] for entry in entries) == ["2", "7"]
+    assert all(entry["cause"] == "frozen" for entry in entries)
 
 
 # Errors.
