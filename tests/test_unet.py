@@ -281,7 +281,7 @@ def test_adapter_has_the_published_number_of_parameters(preset, layout, wanted):
     assert sum(size for path, size in sizes.items() if "/first_frame/" in path) == wanted
 
 
-@pytest.mark.parametrize("remat", ["full", "dots_saveable"])
+@pytest.mark.parametrize("remat", ["full", "products", "dots_saveable"])
 def test_remat_changes_no_gradient(remat):
     config = dataclasses.replace(unet.TINY, motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2))
     shapes = unflatten(unet_shapes(config))
