@@ -242,7 +242,7 @@ class Loader:
         self.workers, self.buffer, self.max_bad, self.seconds = workers, buffer, max_bad, seconds
         self.order = Order(len(source), seed, batch_size, host, hosts)
         self.taken, self.good, self.bad = 0, 0, Counter()
-        self.bad_list = Path(bad_list.format(host=host)).expanduser() if bad_list else None
+        self.bad_list = Path(bad_list.replace("{host}", str(host))).expanduser() if bad_list else None
         self.listed = self._read_bad_list()
         self._items, self._suspects, self._deaths = None, 0, 0
 
@@ -323,6 +323,7 @@ class Loader:
 
     def close(self) -> None:
         """Ends the worker processes; the next batch starts them again."""
+        self._suspects = 0
         if self._items is not None:
             self._items.close()
             self._items = None
@@ -356,8 +357,8 @@ class Loader:
             self._deaths += 1
             if self._deaths == 3:
                 raise InputError(
-                    f"Three workers in a row died, each on another clip ({error}). Where memory has run out, set fewer "
-                    "data.workers or a smaller data.buffer."
+                    f"Three workers in a row died, each on another clip ({error}). If memory or /dev/shm is full, set "
+                    "fewer data.workers or a smaller data.buffer."
                 ) from error
             _, number = self.order.clip(self.order.position(self.taken))
             return bad_item(name_of(self.source[number]), BadClip("kills the decoder", str(error)))
@@ -398,7 +399,11 @@ class Loader:
     def _read_bad_list(self) -> set[str]:
         if not (self.bad_list and self.bad_list.exists()):
             return set()
-        return {json.loads(line)["id"] for line in self.bad_list.read_text(encoding="utf-8").splitlines()}
+        listed = set()
+        for line in self.bad_list.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # a line that was cut off
+                listed.add(json.loads(line)["id"])
+        return listed
 
 
 def unused(states: Sequence[Mapping[str, Any]]) -> tuple[list[int], int]:
