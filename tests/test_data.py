@@ -108,6 +108,15 @@ def test_middle_of_the_picture_antialiased(shape, size, measured):
     measured(f"clip {shape} to {size} against Pillow, mean of the range", error, 1e-2)
 
 
+@pytest.mark.parametrize("keys", ["5", "250"])
+def test_what_was_edited_away_stays_away(keys):
+    """A file may hold frames before the start that it tells players; with key frames among them or not."""
+    video = clips.encode(clips.numbered(30), times=range(-10, 20), g=keys)
+    for seed in range(10):
+        chosen = choose_frames(20, Cut(4, 2, 16, 16), np.random.default_rng(seed))
+        assert numbers_of(read_clip(video, Cut(4, 2, 16, 16), np.random.default_rng(seed))) == [10 + i for i in chosen]
+
+
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_turned_video_is_upright(degrees):
     frames = clips.numbered(4, 32, 48)

@@ -164,8 +164,9 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
         packets = [packet for packet in container.demux(stream) if packet.size]
     except av.FFmpegError as error:
         raise BadClip("damaged", str(error)) from None
-    if any(packet.is_corrupt for packet in packets) or len(packets) < stream.frames:
-        raise BadClip("frames missing", f"{len(packets)} packets, {stream.frames} are announced")
+    announced = len(stream.index_entries)  # `stream.frames` counts those, too, that an edit list leaves out
+    if any(packet.is_corrupt for packet in packets) or len(packets) < announced:
+        raise BadClip("frames missing", f"{len(packets)} packets, {announced} are announced")
     return packets
 
 
