@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
+from orbax.checkpoint import multihost
 
 from i2v_jax import commands, media, parallel
 from i2v_jax.data import loader as clips
@@ -107,6 +108,8 @@ def main() -> None:
             batch = parallel.put_batch(batch, mesh)
             if number == first + 1:
                 run = run.lower(state, frozen, batch, key).compile()
+                everyone = set(range(jax.process_count()))
+                multihost.sync_global_processes("compiled", processes=everyone)  # collectives on CPUs wait just 30 s
                 monitor.flops = (run.cost_analysis() or {}).get("flops")
             state, metrics = run(state, frozen, batch, key)
             monitor.step(number, metrics, ids, waited, learning_rate=float(rate(number - 1)))
