@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills [KILLS] [SEED]
 
-A quarter of the kills fall into the start of the program, the others a moment after a step, while a checkpoint is
+A seventh of the kills fall into the start of the program, the others a moment after a step, while a checkpoint is
 written. Takes about ten seconds a kill on two free cores.
 """
 
@@ -20,13 +20,13 @@ def main(kills=25, seed=0):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         source = train_runs.write_clips(folder / "clips", 10)
-        steps = 6 * kills
+        steps = 8 * kills
         unbroken, broken = (train_runs.train(source, folder / name, steps=steps) for name in ("unbroken", "broken"))
         began = time.perf_counter()
         processes.finish(processes.start(unbroken))
         print(f"unbroken: {steps} steps in {time.perf_counter() - began:.0f} s", flush=True)
         counts = processes.kill_at_random(
-            broken, kills, "training:", np.random.default_rng(seed), most=3, startup=20.0, step=0.4
+            broken, kills, "training:", np.random.default_rng(seed), most=6, startup=20.0, step=0.4
         )
         output = processes.finish(processes.start(broken))
         (begin,) = [line for line in output.splitlines() if line.startswith("going on")]

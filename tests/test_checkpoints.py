@@ -191,6 +191,13 @@ def test_other_trained_weights_are_refused(tmp_path):
         checkpoints.restore(state._replace(trained=wider), ABOUT)
 
 
+def test_a_run_may_go_on_with_another_rate_and_clipping(tmp_path):
+    write(tmp_path, [1])
+    state, other = state_on({}), Optimizer(learning_rate=1.0, schedule="cosine", clip_norm=1.0).make(20)
+    wanted = state._replace(optimizer=other.init(state.trained))
+    same(Checkpoints(tmp_path).restore(wanted, ABOUT)[0].optimizer, state_on({}, 1).optimizer)
+
+
 def test_a_fingerprint_is_the_same_on_any_mesh_and_of_nothing_else():
     rng = np.random.default_rng(0)
     arrays = {f"unet/{i}": rng.normal(size=(256, 512)).astype("f4") for i in range(5)} | {"vae/x": np.ones(3, "f4")}

@@ -67,4 +67,6 @@ class Optimizer:
     def make(self, steps: int) -> optax.GradientTransformation:
         """Returns the optimizer of a run of `steps`."""
         adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.epsilon, weight_decay=self.weight_decay)
-        return adamw if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+        # with or without clipping the state is built alike, so that a run can go on with it
+        clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
+        return optax.chain(clip, adamw)
