@@ -120,7 +120,7 @@ def main() -> None:
                 report = loader.report()
                 monitor.counts(number, {"good": report["good"], **report["bad"]})
                 positions = parallel.gather_json(loader.state())
-                checkpoints.save(number, state, positions, about, metric=float(metrics.loss))
+                checkpoints.save(number, state, positions, about, metric=monitor.mean_loss())
                 monitor.last_good = f"step {number} in {checkpoints.folder}"
                 monitor.resume()
             if stopping:

@@ -72,6 +72,7 @@ class Monitor:
         )
         self.pending: tuple[int, Metrics, Sequence[str]] | None = None
         self.last_good = "none"
+        self.losses: list[float] = []
         self._restart()
 
     def _restart(self) -> None:
@@ -119,6 +120,11 @@ class Monitor:
         self._check()
         self.paused = time.perf_counter()
 
+    def mean_loss(self) -> float:
+        """Returns the mean loss of the steps since it was last asked for; after `pause`, so that none is left out."""
+        losses, self.losses = self.losses, []
+        return sum(losses) / len(losses)
+
     def resume(self) -> None:
         """Ends what `pause` began."""
         self.began += time.perf_counter() - self.paused
@@ -134,13 +140,15 @@ class Monitor:
         if self.pending is None:
             return
         (step, metrics, ids), self.pending = self.pending, None
-        if not math.isfinite(float(metrics.loss)):
+        loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+        self.losses.append(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             self.bar.close()
             shown = ", ".join(ids[:8]) + (f", and {len(ids) - 8} more" if ids[8:] else "")
             raise InputError(
-                f"The loss of step {step} is {float(metrics.loss)}. Its clips on this host: {shown}. Last good "
-                f"checkpoint: {self.last_good}; the run goes on from there when it is started again. Lower the "
-                "learning rate, set optimizer.clip_norm, or use dtype=float32."
+                f"The loss of step {step} is {loss}, its gradient's norm {norm}. Clips on this host: {shown}. "
+                f"Last good checkpoint: {self.last_good}; the run goes on from there when it is started again. Lower "
+                "the learning rate, set optimizer.clip_norm, or use dtype=float32."
             )
 
     def _show(self, step: int, metrics: Metrics, scalars: Mapping[str, float]) -> None:
