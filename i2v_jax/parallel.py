@@ -115,6 +115,8 @@ def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process has onto the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index], order="C"))
 
 
