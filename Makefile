@@ -9,7 +9,7 @@ sample: .venv/.installed
 
 test: .venv/.installed-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
