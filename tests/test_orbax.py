@@ -1,7 +1,9 @@
 """Orbax checkpoints: orbax restores what was written; a damaged folder is an InputError; little is held at once."""
 
 import json
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import diffusers
@@ -202,3 +204,18 @@ def test_a_listing_that_says_something_else_is_refused(change, folder):
     (folder / "_METADATA").write_text(json.dumps(listing))
     with pytest.raises(InputError, match="model"):
         read_all(folder)
+
+
+def test_nothing_is_left_or_comes_back_when_the_disk_is_full(tmp_path):
+    """TensorStore writes many arrays at once; when one cannot be written, the others are still under way."""
+    arrays = {f"a{i}": np.random.default_rng(i).random((40 + i, 300), np.float32) for i in range(120)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in range(60_000, 110_000, 5_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(InputError, match="Cannot write .*: File too large"):
+                save_own_orbax(tmp_path / "model", {"unet": arrays})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    time.sleep(0.2)
+    assert not list(tmp_path.iterdir())

@@ -83,6 +83,7 @@ class _EntryHandler(ocp.type_handlers.NumpyHandler):
     def __init__(self, progress: Callable[[int], object]):
         super().__init__(deepcopy_host_arrays=False)
         self.progress = progress
+        self.failure: Exception | None = None
 
     async def serialize(self, values: Sequence[Entry], infos: Sequence, args: Sequence | None = None) -> list:
         arrays = contents((info.name, entry) for entry, info in zip(values, infos))
@@ -90,8 +91,17 @@ class _EntryHandler(ocp.type_handlers.NumpyHandler):
             part = [next(arrays).view(values[i].dtype).reshape(values[i].shape) for i in batch]
             for future in await super().serialize(part, [infos[i] for i in batch], args and [args[i] for i in batch]):
                 future.result()
+            if self.failure:
+                raise self.failure
             self.progress(sum(array.nbytes for array in part))
         return []
+
+    async def _open_and_write(self, *arguments) -> None:
+        """As orbax does, but a failure waits for the arrays beside it: none is still being written once it is told."""
+        try:
+            await super()._open_and_write(*arguments)
+        except (OSError, ValueError) as error:
+            self.failure = self.failure or error
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[int]]:
