@@ -93,7 +93,8 @@ class Reader:
         """
         if not clip.caption:
             raise BadClip("no caption")
-        item = {"caption": clip.caption, "video": read_clip(clip.video, self.cut, rng)}
+        video = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
+        item = {"caption": clip.caption, "video": video}
         if self.image_size:
             item["pixels"] = clip_pixels(item["video"][0], self.image_size)
         return item

@@ -1,28 +1,38 @@
-"""Where clips come from: a folder of mp4 and txt files, a CSV beside a folder of videos, a prepared dataset.
+"""Where clips come from: a folder of mp4 and txt files, a CSV beside a folder of videos, a prepared dataset, the small
+world.
 
 A source has a length and gives clips by number, in an order that depends on names alone. A copy of it in another
 process opens its files anew.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from jaxtyping import UInt8
+
+from i2v_jax.data.decode import Cut
 from i2v_jax.data.stored import Stored, is_stored
 from i2v_jax.errors import InputError
 
 VIDEO, CAPTION = ".mp4", ".txt"
 PREPARED = "dataset_info.json"  # what every folder prepared by tensorflow-datasets holds
 SPLIT = "train"
+SMALL_WORLD = "small_world:"
 
 
 class Clip(NamedTuple):
-    """A video with its caption, as the source has it: neither need be usable."""
+    """A video with its caption, as the source has it: neither need be usable.
+
+    Attributes:
+      video: a file, a file's bytes, or what makes the frames of a cut as `data.decode.read_clip` reads them.
+    """
 
     id: str
     caption: str
-    video: Path | bytes
+    video: Path | bytes | Callable[[Cut, np.random.Generator], UInt8[np.ndarray, "f h w 3"]]
 
 
 class Source(Protocol):
@@ -37,13 +47,17 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
     """Opens a source.
 
     Args:
-      path: a folder of `NAME.mp4` with `NAME.txt`; a CSV file, see `Table`; or a folder prepared by `data.builder` or
-        stored by `data.latents`.
+      path: a folder of `NAME.mp4` with `NAME.txt`; a CSV file, see `Table`; a folder prepared by `data.builder` or
+        stored by `data.latents`; or "small_world:SPLIT", see `data.small_world`.
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
       InputError: nothing there, or nothing in it that is a clip.
     """
+    if str(path).startswith(SMALL_WORLD):
+        from i2v_jax.data.small_world import SmallWorld  # which is a source of this module's clips
+
+        return SmallWorld(str(path).removeprefix(SMALL_WORLD))
     path = Path(path).expanduser().absolute()
     if path.is_file():
         return Table(path, Path(videos).expanduser().absolute() if videos else path.parent)
