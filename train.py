@@ -27,7 +27,8 @@ from i2v_jax.tokenizer import ClipTokenizer
 from i2v_jax.training import setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
-from i2v_jax.training.monitor import Monitor
+from i2v_jax.training.lock import lock
+from i2v_jax.training.monitor import Monitor, flops
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
 from i2v_jax.weights.save import save_own
@@ -49,6 +50,7 @@ def main() -> None:
     is_first = jax.process_index() == 0
     say = print if is_first else lambda *_: None
     folder = Path(config.folder).expanduser()
+    _lock = lock(folder)  # until this ends
 
     # Networks and weights, split into trained and frozen.
     tokenizer = ClipTokenizer.from_pretrained(
@@ -60,9 +62,12 @@ def main() -> None:
     empty_prompt = stored.empty_prompt(config.data.source) if on_stored else tokenizer.encode("")[0]
     _, optimizer, step = setup.make(config, configs, empty_prompt)
     say(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}")
-    trained, frozen = setup.load_weights(assembled, config.train, config, mesh)
+    chosen = setup.trained_paths(assembled, config.train)
     if on_stored:
-        stored.check_frozen(trained)
+        stored.check_frozen(sorted(chosen))
+        if not config.samples.every_steps:  # then nothing is left to encode
+            assembled = {"unet": assembled["unet"]}
+    trained, frozen = setup.load_weights(assembled, chosen, config, mesh)
     say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
 
     # Clips.
@@ -78,16 +83,19 @@ def main() -> None:
 
     # The state: the last checkpoint's, or new.
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoints.keep, best=config.checkpoints.best)
-    about = dict(config=json.loads(config.to_json_best_effort()), frozen=fingerprint(frozen), seed=config.seed)
+    used = {path: leaf for path, leaf in frozen.items() if path.startswith("unet/") or not on_stored}
+    about = dict(config=json.loads(config.to_json_best_effort()), frozen=fingerprint(used), seed=config.seed)
     abstract = setup.abstract_state(config, unflatten(trained), optimizer, mesh)
     if checkpoints.latest() is None:
         state = setup.new_state(trained, optimizer, config, abstract)
         say(f"a new run in {folder}")
     else:
-        state, positions, _ = checkpoints.restore(abstract, about)
+        state, positions, before = checkpoints.restore(abstract, about)
         loader.restore(positions)
         say(f"going on in {folder} from step {int(state.step)}")
-    del trained
+        for line in setup.changes(before["config"], about["config"]):
+            say(f"going on with {line}")
+    del trained, used
 
     # The loop.
     key = parallel.put(np.asarray(jax.random.key_data(jax.random.key(config.seed))), parallel.replicated(mesh))
@@ -110,7 +118,7 @@ def main() -> None:
                 run = run.lower(state, frozen, batch, key).compile()
                 everyone = set(range(jax.process_count()))
                 multihost.sync_global_processes("compiled", processes=everyone)  # collectives on CPUs wait just 30 s
-                monitor.flops = (run.cost_analysis() or {}).get("flops")
+                monitor.flops = flops(run)
             state, metrics = run(state, frozen, batch, key)
             monitor.step(number, metrics, ids, waited, learning_rate=float(rate(number - 1)))
 

@@ -127,9 +127,15 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def on_this_host(tree: Any, mesh: Mesh) -> Any:
-    """Returns arrays of the mesh whole on one device of this process; every process must call it."""
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda array: array.addressable_data(0), whole)
+    """Returns arrays of the mesh whole on one device of this process; every process must call it.
+
+    What lies whole there already is not copied, and is gone when the array that it is of is donated.
+    """
+    arrays, structure = jax.tree.flatten(tree)
+    cut = [array for array in arrays if not array.is_fully_replicated]
+    whole = iter(jax.jit(lambda cut: cut, out_shardings=replicated(mesh))(cut))
+    arrays = [array if array.is_fully_replicated else next(whole) for array in arrays]
+    return jax.tree.unflatten(structure, [array.addressable_data(0) for array in arrays])
 
 
 def gather_json(value: Any) -> list[Any]:

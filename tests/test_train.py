@@ -1,9 +1,14 @@
 """Training runs: the same on any devices and in any number of processes, stopped or not; what is frozen stays so."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import re
 import signal
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +18,23 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from i2v_jax import commands, parallel
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
+from i2v_jax.errors import InputError
 from i2v_jax.models.unet import SD15
 from i2v_jax.training import setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
+from i2v_jax.training.lock import lock
+from i2v_jax.training.monitor import Monitor, flops
+from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
-from i2v_jax.training.step import init_state, make_step
+from i2v_jax.training.step import Metrics, init_state, make_step
 from i2v_jax.weights import tree
+from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
 from tests import processes, train_runs
+from tests.test_stored import CONFIGS, random_weights
 
 BATCH = 8
 LAYOUTS = (
@@ -40,9 +52,10 @@ class Run:
         config.update_from_flattened_dict(dict(batch=BATCH) | changes)
         count = int(np.prod(list(shape.values())))
         self.mesh = parallel.make_mesh(shape, jax.devices()[:count])
-        assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
-        configs = {name: it.config for name, it in assembled.items()}
-        self.trained, self.frozen = setup.load_weights(assembled, config.train, config, self.mesh)
+        self.assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
+        configs = {name: it.config for name, it in self.assembled.items()}
+        chosen = setup.trained_paths(self.assembled, config.train)
+        self.trained, self.frozen = setup.load_weights(self.assembled, chosen, config, self.mesh)
         self.loss, self.optimizer, step = setup.make(config, configs, np.zeros((77, 32), np.float32))
         abstract = setup.abstract_state(config, tree.unflatten(self.trained), self.optimizer, self.mesh)
         self.state = setup.new_state(self.trained, self.optimizer, config, abstract)
@@ -165,18 +178,40 @@ def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
     measured("losses of 20 steps, 2 processes x 4 devices", np.abs(two / one - 1).max(), 1e-5)
 
 
+def workers_of(process) -> set[int]:
+    """The processes below a run."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return set(map(int, children))
+
+
+def all_end(pids, seconds=10) -> bool:
+    """Whether processes, which may be no children of this one, end in time."""
+    until = time.monotonic() + seconds
+    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return not alive
+
+
 def test_a_run_that_is_killed_and_stopped_ends_as_an_unbroken_one(clips, unbroken, tmp_path):
+    """With worker processes, which neither a stop, sent to them too, nor a kill leaves behind."""
+
     def begin():
-        return processes.start(command(clips, tmp_path))
+        return processes.start(command(clips, tmp_path, data__workers=2), start_new_session=True)
 
     process = begin()
     assert processes.wait_for(process, "training:", 4)
+    workers = workers_of(process)
     process.kill()
     process.communicate()
+    assert len(workers) >= 2 and all_end(workers)
     process = begin()
     assert processes.wait_for(process, "training:", 3)
-    process.send_signal(signal.SIGTERM)
+    workers = workers_of(process)
+    os.killpg(process.pid, signal.SIGTERM)
     (last,) = re.findall(r"stopped by a signal after step (\d+);", processes.finish(process, EXIT_CODE))
+    assert len(workers) >= 2 and all_end(workers)
     assert f"from step {last}\n" in processes.finish(begin())
     ours, theirs = train_runs.trained(tmp_path), train_runs.trained(unbroken)
     assert ours.keys() == theirs.keys()
@@ -192,3 +227,186 @@ def test_a_resume_on_other_base_weights_is_refused(clips, unbroken, tmp_path):
     message = processes.finish(processes.start(changed), 2)
     assert "was trained on other frozen weights" in message and "unet: sha256" in message
     assert "Traceback" not in message
+
+
+def test_what_is_not_finite_stops_a_run_that_then_goes_on_from_before(tmp_path):
+    """On stored clips, for which no encoder is loaded. The first step's rate is 0, so that its checkpoint is good."""
+    source = train_runs.write_stored(tmp_path / "stored", 12)
+    settings = dict(steps=3, batch=BATCH, train="unet/conv_out/bias", convolution="xla")
+    too_fast = dict(optimizer__learning_rate=1e30, optimizer__warmup_steps=1)
+    run = processes.start(train_runs.train(source, tmp_path / "run", **settings, **too_fast))
+    message = processes.finish(run, 2)
+    assert re.search(r"error: The loss of step 2 is .*update's inf. Clips on this host: \d+, ", message)
+    assert f"Last good checkpoint: step 1 in {tmp_path / 'run'}" in message and "Traceback" not in message
+    assert not (tmp_path / "run" / "trained.safetensors").exists()
+    output = processes.finish(processes.start(train_runs.train(source, tmp_path / "run", **settings)))
+    assert f"going on in {tmp_path / 'run'} from step 1\n" in output
+    assert "going on with optimizer.learning_rate 1e+30 -> 0.001\n" in output
+    assert output.count("going on with") == 2
+    assert all(np.isfinite(array).all() for array in train_runs.trained(tmp_path / "run").values())
+    config = commands.load_config("configs/train/tiny.py")
+    unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
+    count = sum(entry.size for entry in unet.parameters.entries.values())
+    assert f"4 parameters are trained, {count - 4:,} are frozen" in output
+
+
+@pytest.mark.parametrize("which", ["loss", "gradient_norm", "update_norm"])
+def test_whatever_is_not_finite_is_told_with_the_clips(which, tmp_path):
+    finite = Metrics(*map(jnp.asarray, (0.5, [0.5], 1.0, 1.0)))
+    monitor = Monitor(tmp_path, first_step=0, steps=9, every=9, clips=1)
+    monitor.last_good = "step 3 in here"
+    monitor.step(4, finite, ["one"], 0.0)
+    monitor.step(5, finite._replace(**{which: jnp.asarray(jnp.nan)}), ["two"], 0.0)
+    with pytest.raises(InputError, match="step 5 .*nan.* two. Last good checkpoint: step 3 in here"):
+        monitor.pause()
+
+
+@pytest.mark.parametrize("shape", [{"data": 1}, {"data": 8}], ids=json.dumps)
+def test_operations_are_counted_of_each_device_and_in_every_round_of_a_loop(shape):
+    def function(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=10)[0]
+
+    count = int(np.prod(list(shape.values())))
+    mesh = parallel.make_mesh(shape, jax.devices()[:count])
+    x = jax.ShapeDtypeStruct((64, 512), jnp.float32, sharding=parallel.batch_sharding(mesh))
+    w = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=parallel.replicated(mesh))
+    assert flops(jax.jit(function).lower(x, w).compile()) == 10 * 2 * 64 * 512 * 512 / count
+
+
+def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_path):
+    held = lock(tmp_path)
+    distributed = dict(
+        distributed__mode="flags",
+        distributed__coordinator=f"localhost:{processes.free_port()}",
+        distributed__processes=2,
+    )
+    for process in [processes.start(command(clips, tmp_path, distributed__process=i, **distributed)) for i in range(2)]:
+        message = processes.finish(process, 2)
+        assert f"Another run is at work in {tmp_path} (process {os.getpid()} on " in message
+        assert "Traceback" not in message and "loading" not in message
+    held.close()
+    lock(tmp_path).close()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write to the run's folder"):
+        lock(tmp_path / "file")
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(tmp_path), lock(tmp_path):
+        pass
+
+
+def test_what_a_resume_changes_is_told():
+    before = json.loads(commands.load_config("configs/train/tiny.py").to_json_best_effort())
+    now = json.loads(commands.load_config("configs/train/tiny.py").to_json_best_effort())
+    assert setup.changes(before, now) == []
+    now["folder"], now["mesh"]["fsdp"], now["log"]["every_steps"], now["data"]["workers"] = "other", 2, 7, 3
+    assert setup.changes(before, now) == []
+    now["optimizer"]["learning_rate"], now["data"]["source"], now["optimizer"]["clip_norm"] = 3e-4, "other", 1.0
+    now["frozenness"] = 1  # unlike `frozen`, not known to change nothing
+    assert setup.changes(before, now) == [
+        "optimizer.learning_rate 0.001 -> 0.0003",
+        "optimizer.clip_norm None -> 1.0",
+        "data.source data/clips -> other",
+        "frozenness None -> 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "patterns, words",
+    [
+        ((), "`train` names no weights"),
+        (("unet/.*/first_frames/.*",), "'unet/.*/first_frames/.*' matches no parameter. Did you mean 'first_frame'"),
+        (("unet/conv_out/bais",), "Did you mean 'unet/conv_out/bias'"),
+        (("unet/conv_out/.*", "motion/.*"), "'motion/.*' matches no parameter. It matches a part of 'unet/.*/motion/"),
+        (("unet/(",), "not a regular expression"),
+    ],
+)
+def test_patterns_that_train_nothing(patterns, words, on_one_device):
+    with pytest.raises(InputError, match=words):
+        setup.trained_paths(on_one_device[0].assembled, patterns)
+
+
+NOT_IN_THE_LOSS = (
+    r"vae/(decoder|post_quant_conv)/.*",
+    r"image_encoder/(layers_1|post_layernorm|visual_projection)/.*",  # its last hidden states but one are used
+)
+
+
+def matching(patterns, paths):
+    return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)}
+
+
+@pytest.fixture
+def quick_to_compile():
+    """Programs run once; optimizing them would take longest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("patterns", [(".*",), ("text_encoder/.*", r"unet/.*/motion/.*")])
+def test_what_patterns_name_is_trained_and_nothing_else(patterns, quick_to_compile):
+    """One step on videos, of the smallest networks."""
+    weights = random_weights()
+    before = tree.flatten(weights)
+    trained, frozen = tree.split(weights, patterns)
+    rng, size = np.random.default_rng(0), CONFIGS["image_encoder"].image_size
+    batch = dict(
+        video=rng.integers(0, 256, (2, 2, 16, 16, 3)).astype(np.uint8),
+        tokens=rng.integers(0, 50, (2, 77)).astype(np.int32),
+        pixels=rng.normal(size=(2, size, size, 3)).astype(np.float32),
+    )
+    loss = Loss(CONFIGS, ANIMATEDIFF_SD15, Objective(), np.zeros(77, np.int32))
+    optimizer = Optimizer().make(1)
+    state, frozen = init_state(trained, optimizer), tree.flatten(frozen)
+    assert state.trained.keys() == matching(patterns, before) and not frozen.keys() & state.trained.keys()
+    state, metrics = jax.jit(make_step(loss, optimizer))(state, frozen, batch, jax.random.key(0))
+    assert np.isfinite(metrics.loss)
+    same = {path for path, leaf in state.trained.items() if np.array_equal(leaf, before[path])}
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in frozen.items())
+    assert same == matching(NOT_IN_THE_LOSS, state.trained)
+
+
+def test_what_is_trained_can_be_loaded(unbroken, on_one_device, tmp_path):
+    """The file that a run leaves, as an adapter; one of motion modules, in place of those that it came from."""
+
+    def load(**sources):
+        config = commands.load_config("configs/train/tiny.py").copy_and_resolve_references()
+        config.update_from_flattened_dict({f"weights.{part}": str(source) for part, source in sources.items()})
+        unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
+        return unet.config, {f"unet/{path}": entry.read() for path, entry in unet.parameters.entries.items()}
+
+    config, plain = load()
+    trained = train_runs.trained(unbroken)
+    loaded_config, loaded = load(adapter=unbroken / "trained.safetensors")
+    assert loaded_config == config and trained.keys() == matching([r"unet/.*/first_frame/.*"], plain)
+    assert all(np.array_equal(leaf, trained.get(path, plain[path])) for path, leaf in loaded.items())
+
+    chosen = matching([r"unet/.*/(motion|first_frame)/.*"], plain)
+    changed = {path: leaf + np.float32(1) for path, leaf in plain.items() if path in chosen}
+    file = tmp_path / "trained.safetensors"
+    save_own(file, tree.unflatten(changed), {"unet": config})
+    loaded_config, loaded = load(motion=file, adapter=file)
+    assert loaded_config == config and config.motion.max_positions
+    assert all(np.array_equal(leaf, changed.get(path, plain[path])) for path, leaf in loaded.items())
+
+
+def test_no_second_copy_of_what_lies_whole_on_a_device_already():
+    mesh = parallel.make_mesh({"data": 4, "fsdp": 2})
+    array = np.arange(1 << 17, dtype=np.float32)
+    arrays = {
+        "whole": parallel.put(array, parallel.replicated(mesh)),
+        "cut": parallel.put(array, parallel.parameter_sharding(mesh, array.shape)),
+    }
+    here = parallel.on_this_host(arrays, mesh)
+    assert not arrays["cut"].is_fully_replicated
+    for name, leaf in here.items():
+        np.testing.assert_array_equal(leaf, array)
+        assert leaf.devices() == {mesh.devices.flat[0]}
+        held = [it.data.unsafe_buffer_pointer() for it in arrays[name].addressable_shards]
+        assert (leaf.unsafe_buffer_pointer() in held) == (name == "whole")

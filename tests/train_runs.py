@@ -6,6 +6,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from tensorboardX.proto import event_pb2
 
+from i2v_jax.data import stored
 from tests import clips
 from tests.processes import ROOT
 
@@ -20,6 +21,21 @@ def write_clips(folder, count) -> Path:
         (folder / f"{number}.mp4").write_bytes(clips.encode(frames))
         (folder / f"{number}.txt").write_text(f"thing number {number} moves")
     return folder
+
+
+def write_stored(folder, count) -> Path:
+    """Writes clips of 4 frames of 32x32, stored as random latents, prompts and image tokens, into a folder."""
+    rng = np.random.default_rng(0)
+    shapes = dict(mean=(4, 4, 4, 4), std=(4, 4, 4, 4), text=(77, 32), image_tokens=(16, 32))
+    cut = dict(frames=4, stride=1, height=clips.SIZE, width=clips.SIZE)
+    writer = stored.Writer(Path(folder), 0, dict(cut=cut, image_tokens=True, hosts=1))
+    writer.write_empty_prompt(np.zeros((77, 32), np.float32))
+    records = [
+        (str(number), {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()})
+        for number in range(count)
+    ]
+    writer.write(records, {}, True)
+    return Path(folder)
 
 
 def train(source, folder, **changes) -> list[str]:

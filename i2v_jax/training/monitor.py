@@ -1,5 +1,6 @@
 """What a run shows: curves for TensorBoard, a bar in the terminal, and a stop when the loss is no longer finite."""
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from i2v_jax import hlo
 from i2v_jax.errors import InputError
 from i2v_jax.media import encode_gif
 from i2v_jax.training.step import Metrics
@@ -37,6 +39,18 @@ def peak_flops(device: jax.Device) -> float | None:
     """Returns the bf16 FLOP/s that a device can reach, None where this is not known."""
     kinds = sorted((kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)), key=len)
     return PEAK_FLOPS[kinds[-1]] if kinds else None
+
+
+def flops(program: jax.stages.Compiled) -> float | None:
+    """Returns how many operations a program does on each device, None where nothing tells.
+
+    XLA's own count takes one round of each loop; that of the program's text, none of what GPU libraries do. Neither
+    takes too many, so it is the larger one.
+    """
+    counts = [(program.cost_analysis() or {}).get("flops")]
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # text of an unknown form
+        counts.append(hlo.cost(program.as_text()).flops)
+    return max(filter(None, counts), default=None)
 
 
 class Monitor:
@@ -89,7 +103,7 @@ class Monitor:
           scalars: further curves, such as the learning rate.
 
         Raises:
-          InputError: the loss of the step before this one is not finite.
+          InputError: the loss, the gradient or the update of the step before this one is not finite.
         """
         self._check()
         self.pending = (step, metrics, ids)
@@ -140,15 +154,15 @@ class Monitor:
         if self.pending is None:
             return
         (step, metrics, ids), self.pending = self.pending, None
-        loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+        loss, gradient, update = map(float, (metrics.loss, metrics.gradient_norm, metrics.update_norm))
         self.losses.append(loss)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(gradient) and math.isfinite(update)):
             self.bar.close()
             shown = ", ".join(ids[:8]) + (f", and {len(ids) - 8} more" if ids[8:] else "")
             raise InputError(
-                f"The loss of step {step} is {loss}, its gradient's norm {norm}. Clips on this host: {shown}. "
-                f"Last good checkpoint: {self.last_good}; the run goes on from there when it is started again. Lower "
-                "the learning rate, set optimizer.clip_norm, or use dtype=float32."
+                f"The loss of step {step} is {loss}, its gradient's norm {gradient}, its update's {update}. "
+                f"Clips on this host: {shown}. Last good checkpoint: {self.last_good}; the run goes on from there when "
+                "it is started again. Lower the learning rate, set optimizer.clip_norm, or use dtype=float32."
             )
 
     def _show(self, step: int, metrics: Metrics, scalars: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ weights that the shipped configs name.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -180,30 +180,41 @@ def frozen_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, shape: tuple[in
     return parallel.replicated(mesh) if config.frozen == "replicated" else parallel.parameter_sharding(mesh, shape)
 
 
-def load_weights(
-    assembled: Mapping[str, load.Assembled], patterns: Sequence[str], config: ConfigDict, mesh: jax.sharding.Mesh
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Reads all weights onto the mesh, one by one.
+def trained_paths(assembled: Mapping[str, load.Assembled], patterns: Sequence[str]) -> set[str]:
+    """Returns the paths `component/...` of all the weights to train.
 
     Args:
       assembled: component -> what was found.
       patterns: of the paths to train.
+
+    Raises:
+      InputError: there is no pattern, or one that matches nothing.
+    """
+    if not patterns:
+        raise InputError("`train` names no weights; wanted one pattern or more, such as 'unet/.*/first_frame/.*'.")
+    whole = {name: tree.unflatten(it.parameters.entries) for name, it in assembled.items()}
+    return set(tree.flatten(tree.select(whole, patterns)))
+
+
+def load_weights(
+    assembled: Mapping[str, load.Assembled], trained: Container[str], config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Reads weights onto the mesh, one by one.
+
+    Args:
+      assembled: component -> what was found, of the components to load.
+      trained: from `trained_paths`.
       config: of the run.
       mesh: where to.
 
     Returns:
       (trained, frozen) by path: trained weights in float32 as their files hold them, frozen ones in the run's dtype.
-
-    Raises:
-      InputError: a pattern matches nothing.
     """
-    whole = {name: tree.unflatten(it.parameters.entries) for name, it in assembled.items()}
-    sides = tuple(tree.flatten(side) for side in tree.split(whole, patterns))
     loaded: tuple[dict, dict] = ({}, {})
     for name, it in assembled.items():
         for path, entry in it.parameters.entries.items():
             path = f"{name}/{path}"
-            is_trained = path in sides[0]
+            is_trained = path in trained
             array = np.asarray(entry.read(), np.float32 if is_trained else it.config.param_dtype)
             sharding = (
                 parallel.parameter_sharding(mesh, array.shape)
@@ -292,3 +303,26 @@ def image_tokens(configs: Mapping[str, Any]) -> int:
 def abstract_weights(configs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {component: nested shapes} of networks' weights."""
     return {component: tree.unflatten(SHAPES[component](config)) for component, config in configs.items()}
+
+
+SILENT = (
+    *("folder", "mesh", "rules", "frozen", "distributed", "compilation_cache", "checkpoints", "log", "samples"),
+    *("accumulate", "attention", "convolution", "remat", "objective/vae_slice"),
+    *("data/workers", "data/buffer", "data/bad_list", "data/max_bad"),
+)
+"""Keys of a config, or groups of them, that change where and how a run computes, but not what, rounding apart."""
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each key that changes what a run comes to: which, from which value to which.
+
+    Args:
+      before, now: configs, as JSON holds them.
+    """
+    before, now = tree.flatten(before), tree.flatten(now)
+    keys = [
+        key
+        for key in dict.fromkeys((*now, *before))
+        if before.get(key) != now.get(key) and not any(f"{key}/".startswith(f"{it}/") for it in SILENT)
+    ]
+    return [f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in keys]

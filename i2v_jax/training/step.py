@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int, Key
 
 from i2v_jax.errors import InputError
@@ -63,6 +64,9 @@ def make_step(
         the whole batch.
       average_decay: of the running average; None where none is kept.
 
+    Weights that the loss never looks at, such as the VAE's decoder, stay as they are: as in PyTorch, which knows no
+    gradient of them, they do not decay.
+
     The step's own arguments: `frozen`, the other weights by path, in any dtype; `batch`, see `objective.Batch`; `key`,
     the run's one key, from which each step draws by its number.
 
@@ -92,6 +96,8 @@ def make_step(
             gradient, (values, each) = jax.lax.scan(add, zeros, parts)
             value, each = jnp.mean(values), each.swapaxes(0, 1).reshape(-1)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+        counts = _reached(lambda trained: loss(unflatten(frozen | trained), batch, draws)[0], state.trained)
+        updates = {path: leaf if counts[path] else jnp.zeros_like(leaf) for path, leaf in updates.items()}
         trained = optax.apply_updates(state.trained, updates)
         average = state.average
         if average is not None:
@@ -100,6 +106,13 @@ def make_step(
         return State(state.step + 1, trained, optimizer_state, average), metrics
 
     return step
+
+
+def _reached(function: Callable[[Flat], Array], flat: Flat) -> dict[str, bool]:
+    """Which leaves a function's value depends on."""
+    jaxpr = jax.make_jaxpr(function)(flat).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True])
+    return jax.tree.unflatten(jax.tree.structure(flat), used)
 
 
 def _parts(x: Array, count: int) -> Array:

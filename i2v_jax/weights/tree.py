@@ -54,10 +54,19 @@ def mask(tree: Tree, patterns: Iterable[str]) -> dict[str, Any]:
         except re.error as error:
             raise InputError(f"{pattern!r} is not a regular expression: {error}.") from error
         if not matched:
-            hint = nearest(pattern, flat) or f" Paths look like {next(iter(flat), None)!r}."
-            raise InputError(f"The pattern {pattern!r} matches no parameter.{hint}")
+            raise InputError(f"The pattern {pattern!r} matches no parameter.{_near(pattern, list(flat))}")
         chosen |= matched
     return unflatten({path: path in chosen for path in flat})
+
+
+def _near(pattern: str, paths: list[str]) -> str:
+    """What may have been meant by a pattern that matches none of the paths."""
+    if partly := next((path for path in paths if re.search(pattern, path)), None):
+        return f" It matches a part of {partly!r}; patterns are of whole paths."
+    names = {name for path in paths for name in path.split("/")}
+    unknown = [name for name in pattern.split("/") if re.fullmatch(r"\w+", name) and name not in names]
+    hints = filter(None, [nearest(pattern, paths), *(nearest(name, names) for name in unknown)])
+    return next(hints, f" Paths look like {next(iter(paths), None)!r}.")
 
 
 def split(tree: Tree, patterns: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
