@@ -6,7 +6,8 @@ writes clips as NAME.mp4 with NAME.txt, and a contact sheet of them with their o
 
 A clip follows from its split and number alone. Its first frame says nothing about the motions; its caption says nothing
 but colours, shapes and motions. The splits share colours, shapes and motions; but no texture, no photograph and no pair
-of a colour and a shape is in both. The photographs come with scikit-image, and are CC0 or in the public domain.
+of a colour and a shape is in both. The photographs come with scikit-image, which says that they are CC0, in the public
+domain, or (coins) without known copyright restrictions.
 
 Places are (x to the right, y down). In a scene the picture's middle is the origin and its side is 1, so that a scene is
 the same at any size. Everything moves by affine maps, 3x3 matrices: the flow is a product of them, not an estimate.
@@ -238,9 +239,9 @@ class Scene:
         background, *objects = self._maps(times, size)
         image = self._background(size)
         if CAMERA in (motion.of for motion in self.motions):
-            video = _sample(image, WORLD, background, size)
+            video = _view(image, WORLD, background, size)
         else:
-            video = _sample(image, WORLD, background[:1], size).repeat(len(times), 0)
+            video = _view(image, WORLD, background[:1], size).repeat(len(times), 0)
         for number, (it, maps) in enumerate(zip(self.objects, objects)):
             scale = np.sqrt(np.linalg.det(maps))[:, None, None]  # pixels of a radius
             share = np.clip(0.5 - scale * _sample(_distance(it.shape), LOCAL, maps, size, np.inf), 0, 1)
@@ -396,6 +397,16 @@ def _sample(image: Image.Image, side: float, maps: Maps, size: int, outside: flo
     return frames
 
 
+def _view(image: Image.Image, side: float, maps: Maps, size: int) -> Float32[np.ndarray, "f h w 3"]:
+    """Does what `_sample` does for maps that do not turn; a pixel is a mean over all that it covers."""
+    texels = _affine((image.width / 2, image.height / 2), 0, image.width / side) @ np.linalg.inv(maps)
+    frames = np.empty((len(maps), size, size, 3), np.float32)
+    for frame, to_texels in zip(frames, texels):
+        box = (to_texels @ [[0, size], [0, size], [1, 1]])[:2].T.flat  # left, top, right, bottom
+        frame[:] = image.resize((size, size), Image.Resampling.BICUBIC, tuple(box))
+    return frames
+
+
 def _grid(size: int, side: float, angle: float = 0) -> Float[np.ndarray, "2 h w"]:
     """x and y of the texels of a square, turned."""
     x, y = ((np.mgrid[:size, :size] + 0.5) / size - 0.5)[::-1] * side
@@ -416,7 +427,8 @@ def _texture(name: str, size: int, rng: np.random.Generator) -> Float[np.ndarray
     x, y = _grid(size, LOCAL, rng.uniform(0, 2 * math.pi)) * 2 * math.pi / rng.uniform(0.7, 1.0)
     x += rng.uniform(0, 2 * math.pi)
     if name in ("gravel", "brick"):
-        return np.asarray(_crop(name, size, rng, (0.3, 0.5)), np.float32) / 255
+        grains = _crop(name, size // 2, rng, (0.3, 0.5)).resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(grains, np.float32) / 255
     noise = _noise(size, rng, (4, 8, 16))
     pattern = {
         "stripes": np.sin(x),
