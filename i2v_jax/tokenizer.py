@@ -127,6 +127,11 @@ class ClipTokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def encode_captions(self, captions: Sequence[str]) -> Int32[np.ndarray, "captions length"]:
+        """Returns what `encode` does, for captions of clips: the ends of long ones are cut, without a word for each."""
+        with warnings.catch_warnings(action="ignore"):
+            return self.encode(captions, truncate=True)
+
     def cut_words(self, prompt: str) -> str:
         """Returns the end of the prompt that is too much for one row, from the first word cut on; "" when all fits."""
         if not isinstance(prompt, str):

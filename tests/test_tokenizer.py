@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -118,6 +119,8 @@ def test_a_long_prompt_names_the_cut_words():
     with pytest.warns(UserWarning, match="'dog'"):
         ids = tokenizer.encode(prompt + "dog", truncate=True)
     np.testing.assert_array_equal(ids, tokenizer.encode(prompt))
+    with warnings.catch_warnings(action="error"):
+        np.testing.assert_array_equal(tokenizer.encode_captions([prompt + "dog", "dog"])[:1], ids)
 
 
 def test_bad_prompts_and_folders_are_input_errors(tmp_path, vocabulary):

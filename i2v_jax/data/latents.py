@@ -8,10 +8,8 @@ each; every host stores its share. A pass that was cut off goes on where it was.
 """
 
 import argparse
-import functools
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,8 +153,15 @@ def main() -> None:
     data = dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl"))
     batch = -(-config.batch // hosts // mesh.size) * mesh.size
     image_size = configs["image_encoder"].image_size if "image_encoder" in configs else None
-    tokenize = functools.partial(encode_captions, tokenizer)
-    loader = clips.make(data, batch, seed=config.seed, host=host, hosts=hosts, tokenize=tokenize, image_size=image_size)
+    loader = clips.make(
+        data,
+        batch,
+        seed=config.seed,
+        host=host,
+        hosts=hosts,
+        tokenize=tokenizer.encode_captions,
+        image_size=image_size,
+    )
     about = dict(
         cut={name: config.data[name] for name in ("frames", "stride", "height", "width")},
         clips=loader.order.clips,
@@ -174,13 +179,6 @@ def main() -> None:
             store(loader, lambda batch: encoders(parallel.put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
     loader.close()
     print(f"stored in {output}", *(f"bad: {n} {cause}" for cause, n in loader.report()["bad"].items()), sep="\n")
-
-
-def encode_captions(tokenizer: ClipTokenizer, captions: list[str]) -> Int32[np.ndarray, "b t"]:
-    """Captions as ids; the ends of long ones are cut, without a word for each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tokenizer.encode(captions, truncate=True)
 
 
 if __name__ == "__main__":
