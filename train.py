@@ -6,14 +6,12 @@ Started again with the same folder, a run goes on from its last checkpoint. The 
 import json
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int32
 from ml_collections import ConfigDict
 from orbax.checkpoint import multihost
 
@@ -77,7 +75,7 @@ def main() -> None:
         seed=config.seed,
         host=jax.process_index(),
         hosts=jax.process_count(),
-        tokenize=lambda captions: encode(tokenizer, captions),
+        tokenize=tokenizer.encode_captions,
         image_size=configs["image_encoder"].image_size if "image_encoder" in configs else None,
     )
 
@@ -172,13 +170,6 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if samples.every_steps:
         for picture in samples.pictures:
             media.load_picture(picture)
-
-
-def encode(tokenizer: ClipTokenizer, captions: list[str]) -> Int32[np.ndarray, "b t"]:
-    """Captions as ids; the ends of long ones are cut, without a word for each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tokenizer.encode(captions, truncate=True)
 
 
 class Sampler:
