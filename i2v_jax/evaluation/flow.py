@@ -1,0 +1,111 @@
+"""Optical flow behind one interface, and where it can be trusted.
+
+What is at (x, y) in a frame is at (x, y) + flow[y, x] in the next one. The paper takes RAFT's flow; here it is that of
+dense inverse search by default, or the true one where that is known.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from skimage.color import rgb2gray
+from skimage.registration import optical_flow_ilk, optical_flow_tvl1
+
+from i2v_jax.errors import InputError, nearest
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Video = UInt8[np.ndarray, "f h w 3"]
+Flow = Float32[np.ndarray, "h w 2"]  # (right, down) in pixels
+Flows = Float32[np.ndarray, "f-1 h w 2"]
+Estimator = Callable[[Picture, Picture], Flow]
+
+SMALL = 256  # pixels; pictures with a shorter side are small
+
+
+def dis(frame: Picture, following: Picture) -> Flow:
+    """Dense inverse search (Kroeger et al. 2016) down to the finest scale, by OpenCV.
+
+    It matches patches of 8 pixels, much of what is in a small picture, so these are doubled first.
+    """
+    size = frame.shape[1::-1]
+    scale = 2 if min(size) < SMALL else 1
+    pair = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (frame, following)]
+    if scale > 1:
+        pair = [cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for picture in pair]
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setFinestScale(0)  # the preset ends at half size, which costs thin and small things
+    return cv2.resize(search.calc(*pair, None), size, interpolation=cv2.INTER_AREA) / scale
+
+
+def tv_l1(frame: Picture, following: Picture) -> Flow:
+    """Total variation with an L1 norm (Zach et al. 2007), by scikit-image."""
+    return _right_down(optical_flow_tvl1(rgb2gray(frame), rgb2gray(following), attachment=60))
+
+
+def ilk(frame: Picture, following: Picture) -> Flow:
+    """Iterative Lucas-Kanade (Le Besnerais and Champagnat 2005), by scikit-image."""
+    return _right_down(optical_flow_ilk(rgb2gray(frame), rgb2gray(following), radius=5))
+
+
+def _right_down(rows_columns: Float[np.ndarray, "2 h w"]) -> Flow:
+    return np.moveaxis(rows_columns[::-1], 0, -1).astype(np.float32)
+
+
+ESTIMATORS: dict[str, Estimator] = {"dis": dis, "tv_l1": tv_l1, "ilk": ilk}
+
+
+def estimator(name: str) -> Estimator:
+    """Returns an estimator by its name in `ESTIMATORS`.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    if name not in ESTIMATORS:
+        raise InputError(f"No optical flow {name!r}; known: {', '.join(ESTIMATORS)}.{nearest(name, ESTIMATORS)}")
+    return ESTIMATORS[name]
+
+
+def forward(video: Video, estimate: Estimator = dis) -> Flows:
+    """Estimates the flow from each frame to the next."""
+    return np.stack([estimate(frame, following) for frame, following in zip(video[:-1], video[1:])])
+
+
+def backward(video: Video, estimate: Estimator = dis) -> Flows:
+    """Estimates the flow from each frame but the first to the one before it."""
+    return forward(video[::-1], estimate)[::-1]
+
+
+def warp(image: Float[np.ndarray, "h w c"], flow: Flow) -> Float32[np.ndarray, "h w c"]:
+    """Fetches what each pixel moves to: bilinear, from the nearest pixel where that is outside of the picture."""
+    x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in image.shape[1::-1]))
+    places = x + flow[..., 0], y + flow[..., 1]
+    return cv2.remap(np.float32(image), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:
+    """Whether the next frame shows what a pixel shows, as far as two flows can tell.
+
+    Not so where the flow leaves the picture, nor where the flow back does not undo it: |a + b|^2 > 0.01 (|a|^2 + |b|^2)
+    + 0.5, the rule of Sundaram et al. 2010 with EvalCrafter's numbers, those of Ruder et al. 2016. (EvalCrafter takes
+    the nearest pixel for one outside, which makes every pan an error.)
+
+    Args:
+      ahead: from each frame to the next, pixels.
+      back: from each next frame to the one before.
+    """
+    height, width = ahead.shape[1:3]
+    end = ahead + np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+    inside = ((end >= 0) & (end <= (width - 1, height - 1))).all(-1)
+    returned = np.stack([warp(b, a) for a, b in zip(ahead, back)])
+    return inside & (_square(ahead + returned) <= 0.01 * (_square(ahead) + _square(returned)) + 0.5)
+
+
+def edges(flows: Flows) -> Bool[np.ndarray, "f-1 h w"]:
+    """Where motions meet, and no flow can be trusted: |grad a|^2 > 0.01 |a|^2 + 0.002, of the same sources."""
+    steepness = sum(_square(np.diff(flows, axis=axis, append=flows.take([-1], axis))) for axis in (1, 2))
+    return steepness > 0.01 * _square(flows) + 0.002
+
+
+def _square(flow: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
+    return (flow**2).sum(-1)

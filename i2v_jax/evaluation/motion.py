@@ -1,0 +1,133 @@
+"""Which way things move in a video, read from its optical flow: of the camera and of each object of the first frame.
+
+A flow is fitted by a similarity, v(z) = shift + rate z with places z = x + iy; the rate's real part is growth, its
+imaginary part turns clockwise. Objects are followed from where they are in the first frame.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Complex
+
+from i2v_jax.data.small_world import CAMERA, CAMERA_MOTIONS, MOTIONS, Effect, Motion
+from i2v_jax.evaluation.flow import Flows
+
+STILL = "stands still"
+LEAST = 1 / 64  # sides of the picture: what moves less over a whole video stands still
+
+
+class Movement(NamedTuple):
+    """How a thing has moved by the end of a video.
+
+    Attributes:
+      right, down: of its middle, in sides of the picture.
+      clockwise, growth: in radians, and the logarithm of a factor; both times the thing's radius (root mean square),
+        so that they are in sides of the picture too.
+    """
+
+    right: float
+    down: float
+    clockwise: float
+    growth: float
+
+
+def movements(flows: Flows, regions: Bool[np.ndarray, "o h w"]) -> list[Movement]:
+    """Measures the movements of objects and of the camera.
+
+    Args:
+      flows: from each frame to the next, pixels.
+      regions: where each object is seen in the first frame; later ones are in front.
+
+    Returns:
+      For each object, its own movement: what is left without the camera's. Last the background's, which is the
+      camera's, about the picture's middle (so `CAMERA` = -1 is its index).
+    """
+    height, width = flows.shape[1:3]
+    side = min(height, width)
+    y, x = np.mgrid[:height, :width] - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
+    places = x + 1j * y
+    middles = np.array([places[region].mean() if region.any() else 0 for region in regions])
+    whole = np.ones((height, width), bool)
+    radii = [_radius(places[region]) if region.any() else 0 for region in (*regions, whole)]
+    scale, shift = np.ones(len(regions), complex), np.zeros(len(regions), complex)  # where objects have got to
+    moved, turned = np.zeros(len(regions) + 1, complex), np.zeros(len(regions) + 1, complex)
+    for flow in flows[..., 0] + 1j * flows[..., 1]:
+        masks = [_carried(region, places, a, b) for region, a, b in zip(regions, scale, shift)]
+        free = ~np.any(masks, 0) if masks else whole
+        offset, rate = _fit(places, flow, free)
+        moved[CAMERA] += offset
+        turned[CAMERA] += np.log(1 + rate)
+        camera = offset + rate * places
+        for i, mask in enumerate(masks):
+            own = mask & ~np.any(masks[i + 1 :], 0) if masks[i + 1 :] else mask
+            own_offset, own_rate = _fit(places, flow - camera, own)
+            middle = scale[i] * middles[i] + shift[i]
+            moved[i] += own_offset + own_rate * middle
+            turned[i] += np.log(1 + own_rate)
+            step = offset + own_offset, 1 + rate + own_rate
+            scale[i], shift[i] = step[1] * scale[i], step[1] * shift[i] + step[0]
+    return [
+        Movement(m.real / side, m.imag / side, t.imag * r / side, t.real * r / side)
+        for m, t, r in zip(moved, turned, radii)
+    ]
+
+
+def name(movement: Movement, names: Mapping[str, Effect]) -> str:
+    """Returns which of some motions a movement is most like, or `STILL`.
+
+    That is the one whose effect, as a direction in the space of movements, the movement goes along the farthest.
+    """
+    along = {name: np.dot(movement, effect) / np.linalg.norm(effect) for name, effect in names.items()}
+    best = max(along, key=along.get)
+    return best if along[best] >= LEAST else STILL
+
+
+def direction_accuracy(flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]) -> float:
+    """Share of the motions told by a caption that a video shows; 0 to 1.
+
+    Args:
+      flows: from each frame to the next, pixels.
+      regions: where each object is seen in the first frame.
+      motions: of the caption.
+    """
+    seen = movements(flows, regions)
+    return float(np.mean([name(seen[it.of], _names(it.of)) == it.name for it in motions]))
+
+
+def _names(of: int) -> dict[str, Effect]:
+    return CAMERA_MOTIONS if of == CAMERA else MOTIONS
+
+
+def _radius(places: Complex[np.ndarray, "n"]) -> float:
+    return float(np.sqrt(np.mean(np.abs(places - places.mean()) ** 2)))
+
+
+def _carried(
+    region: Bool[np.ndarray, "h w"], places: Complex[np.ndarray, "h w"], scale: complex, shift: complex
+) -> Bool[np.ndarray, "h w"]:
+    """Moves a region by z -> scale z + shift."""
+    height, width = region.shape
+    source = (places - shift) / scale
+    row = np.round(source.imag + (height - 1) / 2).astype(int)
+    column = np.round(source.real + (width - 1) / 2).astype(int)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return inside & region[np.where(inside, row, 0), np.where(inside, column, 0)]
+
+
+def _fit(
+    places: Complex[np.ndarray, "h w"], flow: Complex[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]
+) -> tuple[complex, complex]:
+    """Fits offset + rate z by reweighted least squares, which outliers do not pull (Geman and McClure's weights)."""
+    z, v = places[region], flow[region]
+    if len(z) < 3:
+        return 0j, 0j
+    weights = np.ones(len(z))
+    for _ in range(8):
+        total = weights.sum()
+        middle, mean = (weights * z).sum() / total, (weights * v).sum() / total
+        rate = (weights * (z - middle).conj() * (v - mean)).sum() / (weights * np.abs(z - middle) ** 2).sum()
+        offset = mean - rate * middle
+        error = np.abs(v - offset - rate * z)
+        weights = 1 / (1 + (error / max(0.05, 1.5 * np.median(error))) ** 2) ** 2
+    return offset, rate

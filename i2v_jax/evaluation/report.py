@@ -1,0 +1,215 @@
+"""From measurements to what people read: means with intervals, tables as in the paper, plots, videos in a grid."""
+
+import io
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from i2v_jax.evaluation.flow import Video
+from i2v_jax.media import fit_picture
+
+
+class Metric(NamedTuple):
+    """How a metric is shown: title, unit, which is better ("higher" or "lower"), digits after the point."""
+
+    title: str
+    unit: str
+    better: str
+    digits: int
+
+
+METRICS = {
+    "clip_temp": Metric("CLIPTemp", "cosine similarity", "higher", 4),
+    "flow_score": Metric("FlowScore", "pixels per frame", "higher", 4),
+    "warping_error": Metric("WarpingError", "thousandths", "lower", 3),
+    "first_frame_psnr": Metric("PSNR of frame 1", "dB", "higher", 2),
+    "psnr": Metric("PSNR", "dB", "higher", 2),
+    "ssim": Metric("SSIM", "1", "higher", 3),
+    "direction": Metric("Direction accuracy", "share of motions", "higher", 3),
+    "background_drift": Metric("Background drift", "of 255", "lower", 2),
+}
+ARROWS = {"higher": " ↑", "lower": " ↓"}
+BEST = {"higher": max, "lower": min}
+
+
+class Run(NamedTuple):
+    """What was measured of one model or setting.
+
+    Attributes:
+      labels: what tells it from the others, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
+        table's first columns.
+      clips: metric -> one number per clip; NaN where it has no meaning.
+    """
+
+    labels: Mapping[str, Any]
+    clips: Mapping[str, Sequence[float]]
+
+
+class Summary(NamedTuple):
+    """A mean over clips, the 95 % interval it lies in, and how many clips there are."""
+
+    mean: float
+    low: float
+    high: float
+    clips: int
+
+
+def summarise(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Summary:
+    """Returns mean and 95 % confidence interval by the bootstrap over clips (percentiles; Efron 1979).
+
+    Runs over the same clips are resampled alike when the seed is the same.
+
+    Args:
+      values: one per clip; NaNs are left out.
+      seed, resamples: of the bootstrap.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Summary(math.nan, math.nan, math.nan, 0)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
+    return Summary(float(values.mean()), float(low), float(high), len(values))
+
+
+def as_json(runs: Sequence[Run], about: Mapping[str, Any], seed: int = 0) -> bytes:
+    """Returns a JSON file with every clip's values and their summaries; NaN becomes null.
+
+    Args:
+      about: what else to keep, such as config, versions, hashes of weights.
+      seed: of the bootstrap.
+    """
+    used = [metric for metric in METRICS if any(metric in run.clips for run in runs)]
+    content = dict(
+        metrics={metric: METRICS[metric]._asdict() for metric in used},
+        runs=[
+            dict(
+                labels=dict(run.labels),
+                summary={metric: summarise(values, seed)._asdict() for metric, values in run.clips.items()},
+                clips={metric: np.asarray(values, float).tolist() for metric, values in run.clips.items()},
+            )
+            for run in runs
+        ],
+        **about,
+    )
+    return (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_markdown(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> str:
+    """Returns a table in the layout of the paper's Tables 1 to 3: a row for each run, its labels, then the metrics.
+
+    A cell is the mean with its 95 % interval; the best mean of a column is bold.
+    """
+    heads = [*runs[0].labels, *(METRICS[metric].title + ARROWS[METRICS[metric].better] for metric in metrics)]
+    rows = [[str(label) for label in run.labels.values()] for run in runs]
+    for metric in metrics:
+        column = [summarise(run.clips[metric], seed) for run in runs]
+        means = [round(it.mean, METRICS[metric].digits) for it in column if it.clips]
+        best = BEST[METRICS[metric].better](means) if means else None
+        for row, it in zip(rows, column):
+            row.append(_cell(it, METRICS[metric].digits, best))
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _cell(it: Summary, digits: int, best: float | None) -> str:
+    if not it.clips:
+        return "–"
+    mean, low, high = (f"{value:.{digits}f}" for value in it[:3])
+    return f"{f'**{mean}**' if float(mean) == best else mean} [{low}, {high}]"
+
+
+def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
+    """Returns a PNG with a bar chart of each metric over the runs, with 95 % intervals."""
+    names = [", ".join(str(label) for label in run.labels.values()) for run in runs]
+    figure, panels = _panels(metrics, 1.2 + 0.35 * len(runs))
+    for i, (panel, metric) in enumerate(zip(panels, metrics)):
+        means, errors = _means_errors(runs, metric, seed)
+        panel.barh(range(len(runs)), means, xerr=errors, capsize=3, color=[f"C{k}" for k in range(len(runs))])
+        panel.set_yticks(range(len(runs)), names if i == 0 else [""] * len(runs))
+        panel.invert_yaxis()
+        panel.set_xlabel(_axis(metric))
+    return _png(figure)
+
+
+def lines(runs: Sequence[Run], over: str, metrics: Sequence[str], seed: int = 0) -> bytes:
+    """Returns a PNG with a line of each metric over a number among the runs' labels, with 95 % intervals."""
+    runs = sorted(runs, key=lambda run: run.labels[over])
+    figure, panels = _panels(metrics, 3)
+    for panel, metric in zip(panels, metrics):
+        means, errors = _means_errors(runs, metric, seed)
+        panel.errorbar([run.labels[over] for run in runs], means, errors, marker="o", capsize=3)
+        panel.set_xlabel(over)
+        panel.set_ylabel(_axis(metric))
+    return _png(figure)
+
+
+def _panels(metrics: Sequence[str], height: float):
+    figure = Figure(figsize=(1 + 3 * len(metrics), height), layout="constrained")
+    return figure, figure.subplots(1, len(metrics), squeeze=False)[0]
+
+
+def _means_errors(runs: Sequence[Run], metric: str, seed: int):
+    summaries = [summarise(run.clips[metric], seed) for run in runs]
+    return [it.mean for it in summaries], np.transpose([(it.mean - it.low, it.high - it.mean) for it in summaries])
+
+
+def _axis(metric: str) -> str:
+    it = METRICS[metric]
+    return f"{it.title}{ARROWS[it.better]} ({it.unit})"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def side_by_side(
+    rows: Sequence[Sequence[Video]], columns: Sequence[str], captions: Sequence[str], tile: int = 128, gap: int = 4
+) -> UInt8[np.ndarray, "f H W 3"]:
+    """Lays videos out in a grid, with a title over each column and a caption over each row.
+
+    Args:
+      rows: videos of any sizes; each is scaled to `tile` pixels square. One that ends earlier, such as a picture as a
+        video of one frame, stays at its last frame.
+      columns: titles; `captions`: one per row. What does not fit is cut off.
+      tile, gap: pixels.
+
+    Returns:
+      Frames with even sides, as H.264 wants them.
+    """
+    font, line = ImageFont.load_default(12), 16
+    letters = max(1, int(tile / font.getlength("n")))
+    titles = [textwrap.wrap(title, letters) for title in columns]
+    top = line * max(map(len, titles), default=0) + gap
+    step = line + tile + gap
+    height, width = top + len(rows) * step, gap + len(columns) * (tile + gap)
+    sheet = Image.new("RGB", (width + width % 2, height + height % 2), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((gap + column * (tile + gap), gap), "\n".join(title), "black", font)
+    for row, caption in enumerate(captions):
+        draw.text((gap, top + row * step), caption, "black", font)
+    frames = np.repeat(np.asarray(sheet)[None], max(len(video) for row in rows for video in row), 0)
+    for i, row in enumerate(rows):
+        for j, video in enumerate(row):
+            scaled = np.stack([fit_picture(frame, tile, tile, "stretch") for frame in video])
+            y, x = top + i * step + line, gap + j * (tile + gap)
+            frames[:, y : y + tile, x : x + tile] = scaled[np.minimum(np.arange(len(frames)), len(video) - 1)]
+    return frames
