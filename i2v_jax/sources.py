@@ -14,6 +14,23 @@ from i2v_jax.errors import InputError, nearest
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
 
 
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")  # of one slash where a Path was made of it
+
+
+def on_disk(path: str | Path) -> Path:
+    """Returns the absolute path of a file or folder on this machine, be it there or not; `~` means the home folder.
+
+    Raises:
+        InputError: an address such as gs://bucket/folder is given, where nothing is read or written.
+    """
+    if ADDRESS.match(str(path)):
+        raise InputError(
+            f"{str(path)!r} is an address, and a path on this machine is wanted. Mount the bucket as a folder (gcsfuse "
+            "BUCKET FOLDER), and give the path there."
+        )
+    return Path(path).expanduser().absolute()
+
+
 def local(source: str | Path) -> Path | None:
     """Returns the file or folder of a source, `~` meaning the home folder; None when there is none here."""
     path = Path(os.path.expanduser(source))

@@ -448,6 +448,13 @@ def test_too_many_bad_clips_stop_the_run():
     assert len(take(toys(20, 2, bad=range(4), max_bad=0.2), 40)) == 80
 
 
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_no_good_clip_at_all_stops_the_run(hosts):
+    with pytest.raises(InputError, match="none of the latest 9 different ones is good:\n  [0-9]+ frozen: all frames"):
+        next(toys(9, 2, bad=range(9), max_bad=1.0, host=0, hosts=hosts))
+    assert take(toys(9, 2, bad=range(8), max_bad=1.0, host=0, hosts=hosts), 5)  # one is enough
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -455,6 +462,8 @@ def test_too_many_bad_clips_stop_the_run():
         (dict(workers=-1), "data.workers=-1"),
         (dict(max_bad=2.0), "data.max_bad=2.0"),
         (dict(source="/nowhere"), "No data at '/nowhere'"),
+        (dict(source="gs://bucket/clips"), "'gs://bucket/clips' is an address.*gcsfuse"),
+        (dict(bad_list="gs://bucket/bad.jsonl"), "'gs://bucket/bad.jsonl' is an address"),
     ],
 )
 def test_config_out_of_range(folder, change, message):
@@ -489,6 +498,8 @@ def test_table_in_the_layout_of_webvid(tmp_path):
 def test_table_with_paths(tmp_path):
     source = open_source(write_table(tmp_path, "path,caption\nsub/a.webm, a \n"))
     assert source[0] == Clip("sub/a.webm", "a", tmp_path / "sub" / "a.webm")
+    with pytest.raises(InputError, match="'gs://bucket/videos' is an address"):
+        open_source(tmp_path / "clips.csv", "gs://bucket/videos")
 
 
 @pytest.mark.parametrize(
@@ -528,3 +539,21 @@ def test_prepared_dataset_is_its_source(folder, tmp_path, capsys):
     some.close()
     with pytest.raises(InputError, match="prepared already"):
         builder.prepare(str(folder), tmp_path)
+    for above in (tmp_path, made.data_path.parent):
+        with pytest.raises(InputError, match=f"holds no .mp4 files. Prepared ones are in {made.data_dir}"):
+            open_source(above)
+
+
+def test_any_name_can_be_prepared(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(VIDEO)
+    table = write_table(tmp_path, "path,caption\na.mp4,a\n")  # clips.csv, in a dataset called clips
+    assert len(open_source(builder.prepare(table, tmp_path / "prepared").data_dir)) == 1
+
+
+@pytest.mark.parametrize("change", [dict(source="gs://b/clips"), dict(videos="gs://b/videos"), dict(output="gs://b")])
+def test_addresses_are_not_prepared(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    given = dict(source=write_table(tmp_path, "path,caption\na.mp4,a\n"), output="prepared") | change
+    with pytest.raises(InputError, match=f"{[*change.values()][0]!r} is an address"):
+        builder.prepare(**given)
+    assert os.listdir() == ["clips.csv"]

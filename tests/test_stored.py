@@ -204,6 +204,7 @@ def test_command(tmp_path):
         ([], "Wanted: --output=FOLDER"),
         (["--output=x", "--epochs=0"], "--epochs of 1 or more"),
         (["--output=x", "--config.data.source={stored}"], "holds stored clips already"),
+        (["--output=gs://bucket/x"], "'gs://bucket/x' is an address"),
         (["--output=x", "--config.train=('vae/.*',)"], "'vae/.*' is to be trained"),
         (["--output=x", "--confg=y"], "Unknown flag --confg"),
     ],

@@ -21,6 +21,7 @@ from i2v_jax import commands
 from i2v_jax.data.decode import CAUSES, BadClip, read_bytes
 from i2v_jax.data.sources import SPLIT, Source, open_source
 from i2v_jax.errors import InputError
+from i2v_jax.sources import on_disk
 
 LEFT_OUT = "left out"  # Beam's namespace for the counters of these
 SHARE = 256  # clips that are one element to Beam
@@ -39,7 +40,6 @@ class Clips(tfds.core.GeneratorBasedBuilder):
     """Encoded videos with captions."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [ClipsConfig(name="clips")]
 
     def _info(self) -> tfds.core.DatasetInfo:
         text, video = tfds.features.Text(), tfds.features.Tensor(shape=(), dtype=np.object_)  # bytes
@@ -102,7 +102,7 @@ def prepare(source: str, output: str | Path, videos: str | None = None, beam: Ma
     Raises:
       InputError: a source that cannot be opened or is prepared already, or Beam is asked for and not installed.
     """
-    source = Path(source).expanduser().absolute()
+    source, output = on_disk(source), on_disk(output)
     open_source(source, videos)  # raises before anything is written
     config = ClipsConfig(name=re.sub(r"\W", "_", source.stem), source=str(source), videos=videos, beam=beam is not None)
     builder = Clips(config=config, data_dir=output, file_format="array_record")

@@ -27,6 +27,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
 from i2v_jax.models.image_projection import projection_of
 from i2v_jax.models.vae import AutoencoderKL
+from i2v_jax.sources import on_disk
 from i2v_jax.tokenizer import ClipTokenizer
 from i2v_jax.training import setup
 
@@ -131,6 +132,7 @@ def main() -> None:
     config = commands.read_config(DEFAULT, [sys.argv[0], *rest], usage=__doc__)
     if not arguments.output or arguments.epochs < 1:
         raise InputError("Wanted: --output=FOLDER for what is stored, and --epochs of 1 or more.")
+    output = on_disk(arguments.output)
     if stored.is_stored(config.data.source):
         raise InputError(f"data.source={config.data.source!r} holds stored clips already; wanted one of videos.")
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
@@ -149,7 +151,6 @@ def main() -> None:
         config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
     )
 
-    output = Path(arguments.output).expanduser()
     data = dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl"))
     batch = -(-config.batch // hosts // mesh.size) * mesh.size
     image_size = configs["image_encoder"].image_size if "image_encoder" in configs else None

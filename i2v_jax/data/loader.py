@@ -17,7 +17,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import av
@@ -31,6 +30,7 @@ from i2v_jax.data.sources import Clip, Source, open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
+from i2v_jax.sources import on_disk
 
 DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
 JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer
@@ -209,7 +209,7 @@ class Loader:
       seconds: a worker that decodes one clip for longer is taken to hang; the clip is bad.
 
     Raises:
-      InputError: a value out of range; by `next`, more bad clips than `max_bad`.
+      InputError: a value out of range; by `next`, more bad clips than `max_bad`, or no others.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class Loader:
         self.workers, self.buffer, self.max_bad, self.seconds = workers, buffer, max_bad, seconds
         self.order = Order(len(source), seed, batch_size, host, hosts)
         self.taken, self.good, self.bad = 0, 0, Counter()
-        self.bad_list = Path(bad_list.replace("{host}", str(host))).expanduser() if bad_list else None
+        self.bad_list = on_disk(bad_list.replace("{host}", str(host))) if bad_list else None
         self.listed = self._read_bad_list()
         self._items, self._suspects, self._deaths = None, 0, 0
 
@@ -256,16 +256,18 @@ class Loader:
 
     def next_batch(self) -> tuple[dict[str, np.ndarray], list[str], list[int]]:
         """Returns the next batch, its clips' ids, and their positions in the endless row."""
-        items, positions = [], []
+        items, positions, bad_in_a_row = [], [], set()
         while len(items) < self.order.batch_size:
-            item = self._next_item()
+            item, position = self._next_item(), self.order.position(self.taken)
             self.taken += 1
             if "cause" in item:
-                self._note(item)
+                bad_in_a_row.add(self.order.clip(position)[1])
+                self._note(item, len(bad_in_a_row))
             else:
                 self.good += 1
                 items.append(item)
-                positions.append(self.order.position(self.taken - 1))
+                positions.append(position)
+                bad_in_a_row.clear()
         batch = {name: np.stack([item[name] for item in items]) for name in items[0] if name not in ("id", "caption")}
         if "caption" in items[0] and self.tokenize:
             batch["tokens"] = self.tokenize([item["caption"] for item in items])
@@ -379,7 +381,7 @@ class Loader:
             items = items.mp_prefetch(options, functools.partial(_begin_worker, self.seconds))
         return iter(items)
 
-    def _note(self, item: Mapping[str, str]) -> None:
+    def _note(self, item: Mapping[str, str], in_a_row: int) -> None:
         self.bad[item["cause"]] += 1
         if self.bad_list and item["id"] not in self.listed:
             self.listed.add(item["id"])
@@ -388,13 +390,16 @@ class Loader:
                 file.write(json.dumps({name: item[name] for name in ("id", "cause", "detail")}) + "\n")
         count = sum(self.bad.values())
         judged_on = min(-(-self.order.clips // self.order.hosts), JUDGED_ON)
-        if count > self.max_bad * judged_on * -(-(count + self.good) // judged_on):
+        too_many = count > self.max_bad * judged_on * -(-(count + self.good) // judged_on)
+        if too_many or in_a_row == min(self.order.clips, JUDGED_ON):
+            share = f"more than the share data.max_bad={self.max_bad}"
+            what = share if too_many else f"and none of the latest {in_a_row} different ones is good"
             causes = [f"  {number} {cause}: {CAUSES[cause]}" for cause, number in self.bad.most_common()]
             raise InputError(
-                f"{count} of {count + self.good} clips read are bad, more than the share data.max_bad={self.max_bad}:\n"
+                f"{count} of {count + self.good} clips read are bad, {what}:\n"
                 + "\n".join(causes)
-                + f"\nThe last one is {item['id']!r} ({item['detail'] or item['cause']}). Mend or remove such clips, "
-                "or raise data.max_bad."
+                + f"\nThe last one is {item['id']!r} ({item['detail'] or item['cause']}). Mend or remove such clips"
+                + (", or raise data.max_bad." if too_many else ".")
             )
 
     def _read_bad_list(self) -> set[str]:

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from i2v_jax.data.decode import Cut
 from i2v_jax.data.stored import Stored, is_stored
 from i2v_jax.errors import InputError
+from i2v_jax.sources import on_disk
 
 VIDEO, CAPTION = ".mp4", ".txt"
 PREPARED = "dataset_info.json"  # what every folder prepared by tensorflow-datasets holds
@@ -52,15 +53,15 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
-      InputError: nothing there, or nothing in it that is a clip.
+      InputError: nothing there, or nothing in it that is a clip, or an address in place of a path.
     """
     if str(path).startswith(SMALL_WORLD):
         from i2v_jax.data.small_world import SmallWorld  # which is a source of this module's clips
 
         return SmallWorld(str(path).removeprefix(SMALL_WORLD))
-    path = Path(path).expanduser().absolute()
+    path = on_disk(path)
     if path.is_file():
-        return Table(path, Path(videos).expanduser().absolute() if videos else path.parent)
+        return Table(path, on_disk(videos) if videos else path.parent)
     if not path.is_dir():
         raise InputError(
             f"No data at {str(path)!r}: wanted a folder of mp4 and txt files, a CSV, or a prepared folder."
@@ -77,7 +78,9 @@ class Folder:
         self.path = path
         self.names = sorted({file.stem for file in path.iterdir() if file.suffix in (VIDEO, CAPTION)})
         if not self.names:
-            raise InputError(f"{str(path)!r} holds no {VIDEO} files. Give the folder that they are in.")
+            inside = sorted(str(file.parent) for depth in (1, 2, 3) for file in path.glob("*/" * depth + PREPARED))
+            hint = f"Prepared ones are in {', '.join(inside)}." if inside else "Give the folder that they are in."
+            raise InputError(f"{str(path)!r} holds no {VIDEO} files. {hint}")
 
     def __reduce__(self):
         return Folder, (self.path,)

@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from i2v_jax.data.decode import Cut
 from i2v_jax.errors import InputError
+from i2v_jax.sources import on_disk
 
 ABOUT, EMPTY_PROMPT = "stored.json", "empty_prompt.safetensors"
 ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
@@ -98,12 +99,12 @@ class StoredReader:
 
 def is_stored(path: str | Path) -> bool:
     """Whether a folder holds stored clips."""
-    return (Path(path).expanduser() / ABOUT).is_file()
+    return (on_disk(path) / ABOUT).is_file()
 
 
 def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
     """Returns the states of the empty prompt, as the clips in a folder were stored."""
-    content = (Path(path).expanduser() / EMPTY_PROMPT).read_bytes()
+    content = (on_disk(path) / EMPTY_PROMPT).read_bytes()
     return safetensors.numpy.load(content)["text"].astype(np.float32)
 
 
