@@ -58,6 +58,11 @@ def test_estimates_a_shift(name, right, down):
     np.testing.assert_allclose(np.median(back, (0, 1, 2)), (-right, -down), atol=0.05)
 
 
+def test_flow_back_is_that_of_each_pair():
+    video = sliding(1, 0, 4)[[0, 1, 3]]
+    np.testing.assert_allclose(np.median(flow.backward(video), (1, 2)), [(-1, 0), (-2, 0)], atol=0.05)
+
+
 def test_estimates_large_pictures_as_small_ones():
     small = sliding(1.5, -1)
     large = np.tile(small, (1, 6, 6, 1))
@@ -151,12 +156,28 @@ def test_warping_error_by_the_estimator_against_the_true_flow(world, measured):
     )
 
 
-def test_psnr_and_ssim_are_scikit_images():
+def ssim_of_wang(a: np.ndarray, b: np.ndarray) -> float:
+    """Eq. 13 of Wang et al. 2004, over windows of 11x11 pixels that lie within the picture."""
+    a, b = np.float64(a), np.float64(b)
+
+    def mean(image):
+        return ndimage.gaussian_filter(image, (1.5, 1.5, 0), radius=(5, 5, 0))[5:-5, 5:-5]
+
+    variances, covariance = mean(a * a) - mean(a) ** 2 + mean(b * b) - mean(b) ** 2, mean(a * b) - mean(a) * mean(b)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    numerator = (2 * mean(a) * mean(b) + c1) * (2 * covariance + c2)
+    return float(np.mean(numerator / ((mean(a) ** 2 + mean(b) ** 2 + c1) * (variances + c2))))
+
+
+def test_psnr_and_ssim():
     video = sliding(1, 1)
     noisy = np.clip(video + np.random.default_rng(1).normal(0, 12, video.shape), 0, 255).astype(np.uint8)
     wanted = np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(video, noisy)])
     assert metrics.psnr(noisy, video) == pytest.approx(wanted)
     assert metrics.psnr(video, video) == pytest.approx(58.92, abs=0.01)
+    assert metrics.ssim(noisy, video) == pytest.approx(
+        np.mean([ssim_of_wang(a, b) for a, b in zip(noisy, video)]), abs=1e-6
+    )
     assert metrics.ssim(video, video) == 1 > metrics.ssim(noisy, video) > metrics.ssim(video[::-1], video)
 
 
@@ -292,16 +313,18 @@ def test_plots_are_pictures_that_change_with_the_values():
 
 
 def test_videos_side_by_side_are_where_they_belong():
-    red, blue = (np.full((n, 10, 10, 3), colour, np.uint8) for n, colour in ((1, (255, 0, 0)), (4, (0, 0, 255))))
+    red, blue = (np.full((n, 10, 10, 3), colour, np.uint8) for n, colour in ((2, (255, 0, 0)), (4, (0, 0, 255))))
+    red[0] = 255
     blue[-1] = 255
     sheet = report.side_by_side(
         [[red, blue], [blue, red]], ["input", "a long title that takes two lines"], ["one", "two"], 64
     )
     assert len(sheet) == 4 and not sheet.shape[1] % 2 and not sheet.shape[2] % 2
-    for frame in (0, 3):
+    assert not (sheet[0] == (255, 0, 0)).all(-1).any()
+    for frame in (2, 3):
         found = [np.argwhere((sheet[frame] == (255, 0, 0)).all(-1))]
         assert len(found[0]) == 2 * 64 * 64
-    left, right = (sheet[0][:, half] for half in (np.s_[: sheet.shape[2] // 2], np.s_[sheet.shape[2] // 2 :]))
+    left, right = (sheet[1][:, half] for half in (np.s_[: sheet.shape[2] // 2], np.s_[sheet.shape[2] // 2 :]))
     assert (
         np.argwhere((left == (255, 0, 0)).all(-1))[:, 0].max() < np.argwhere((right == (255, 0, 0)).all(-1))[:, 0].min()
     )
