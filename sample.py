@@ -152,7 +152,8 @@ def load_tokenizer(weights: ConfigDict) -> ClipTokenizer:
 def load_models(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: ClipTokenizer) -> Models:
     print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
     return Models.load(
-        **{part: source or None for part, source in config.weights.items()} | dict(tokenizer=tokenizer),
+        **{part: source or None for part, source in config.weights.items()}
+        | dict(tokenizer=tokenizer, trained=tuple(config.weights.trained)),
         schedule=NoiseSchedule(**config.noise_schedule),
         dtype=jnp.dtype(config.dtype),
         attention=config.attention,
@@ -166,6 +167,7 @@ def sources(weights: ConfigDict) -> list[tuple[str, str]]:
     named = [(weights[part] or (weights.base if part in BASE_PARTS else ""), folder) for part, folder in PART_FOLDERS]
     if not weights.image_adapter:  # then nothing looks at the picture's tokens
         named = [(source, folder) for source, folder in named if folder != "image_encoder"]
+    named += [(source, "") for source in weights.trained]
     return [(source, folder) for source, folder in named if source]
 
 

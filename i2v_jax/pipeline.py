@@ -128,6 +128,7 @@ class Models:
         vae: str | None = None,
         text_encoder: str | None = None,
         tokenizer: str | ClipTokenizer | None = None,
+        trained: Sequence[str] = (),
         schedule: NoiseSchedule = ANIMATEDIFF_SD15,
         dtype: Any = jnp.float32,
         attention: str = "auto",
@@ -144,6 +145,7 @@ class Models:
           image_adapter: an IP-Adapter: image projection and the UNet's image-token weights.
           image_encoder: the CLIP vision encoder that the image adapter was trained with.
           unet, vae, text_encoder, tokenizer: in place of the base's; the tokenizer may be one already loaded.
+          trained: files that `train.py` wrote; their weights replace those of the same paths, in all networks.
           schedule: noise schedule that the motion modules were trained with.
           dtype: of weights and activations; float32 or bfloat16.
           attention, convolution: implementations for UNet and VAE, see `models.kernels`.
@@ -154,10 +156,13 @@ class Models:
           InputError: something cannot be loaded; says what.
         """
         mesh = mesh or parallel.make_mesh({"data": -1})
-        common = dict(dtype=dtype, place=parallel.place(mesh))
+        common = dict(dtype=dtype, trained=trained, place=parallel.place(mesh))
         kernels = choose(mesh.devices.flat[0], dtype, attention, convolution)
         if not isinstance(tokenizer, ClipTokenizer):
             tokenizer = ClipTokenizer.from_pretrained(tokenizer or base, "" if tokenizer else "tokenizer")
+        load.check_trained(
+            trained, ("unet", "vae", "text_encoder", *(("image_encoder", "image_proj") if image_adapter else ()))
+        )
         return cls(
             unet=Component(
                 *load.load_unet(

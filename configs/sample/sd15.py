@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
             vae=placeholder(str),
             text_encoder=placeholder(str),
             tokenizer=placeholder(str),
+            trained=(),  # files that train.py wrote: their weights replace those of the same paths, in every network
         )
     )
     config.noise_schedule = ConfigDict(

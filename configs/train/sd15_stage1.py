@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         dict(
             base="stable-diffusion-v1-5/stable-diffusion-v1-5",
             motion="guoyww/animatediff/mm_sd_v15.ckpt",
-            adapter="",  # an adapter to go on from; without one the branch starts as the paper says
+            adapter="",  # a published adapter to go on from; without one the branch starts as the paper says
             image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
             image_encoder="h94/IP-Adapter/models/image_encoder",
             # in place of the base's own:
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
             vae=placeholder(str),
             text_encoder=placeholder(str),
             tokenizer=placeholder(str),
+            trained=(),  # files of earlier runs: their weights replace those of the same paths, in every network
         )
     )
     config.branches = ("first_frame",)  # attention branches to add where no file holds them

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
-    config.weights.adapter = "runs/sd15_stage1/trained.safetensors"
+    config.weights.trained = ("runs/sd15_stage1/trained.safetensors",)
     config.remat = "products"  # activations of 512x512 clips do not fit a 16 GB chip otherwise
     config.data.height = 512
     config.data.width = 512

@@ -84,7 +84,8 @@ def assemble(config: ConfigDict, how: Arithmetic) -> dict[str, load.Assembled]:
       InputError: weights that are not there or do not fit; says which.
     """
     named = config.weights
-    dtypes, kernels = dict(dtype=how.dtype), dict(attention=how.attention, convolution=how.convolution)
+    dtypes = dict(dtype=how.dtype, trained=tuple(named.trained))
+    kernels = dict(attention=how.attention, convolution=how.convolution)
     found = dict(
         unet=load.assemble_unet(
             named.unet or named.base,
@@ -102,6 +103,7 @@ def assemble(config: ConfigDict, how: Arithmetic) -> dict[str, load.Assembled]:
     if named.image_adapter:
         found["image_encoder"] = load.assemble_image_encoder(named.image_encoder, **dtypes)
         found["image_proj"] = load.assemble_image_projection(named.image_adapter, **dtypes)
+    load.check_trained(named.trained, found)
     return found
 
 
@@ -112,7 +114,9 @@ def networks(config: ConfigDict, how: Arithmetic) -> dict[str, Any]:
       InputError: weights that are neither here nor known.
     """
     sources = {
-        name: source for name, source in config.weights.items() if source and name not in ("adapter", "tokenizer")
+        name: source
+        for name, source in config.weights.items()
+        if source and name not in ("adapter", "tokenizer", "trained")
     }
     if all(map(local, sources.values())):
         return {component: it.config for component, it in assemble(config, how).items()}

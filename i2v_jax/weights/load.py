@@ -116,6 +116,7 @@ def assemble_unet(
     motion: Source | None = None,
     adapter: Source | None = None,
     image_tokens: Source | None = None,
+    trained: Sequence[Source] = (),
     config: Mapping[str, Any] | None = None,
     motion_config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
@@ -132,6 +133,8 @@ def assemble_unet(
         adapter: first-frame branch. Where its `to_q` is missing it is the layer's own; a branch that
             `self_attention_branches` asks for and no file holds starts untrained, its output zero.
         image_tokens: keys and values for image tokens: an IP-Adapter, or a merged UNet.
+        trained: files that `train.py` wrote. Each of their weights replaces the one of the same path, of whatever part;
+            the last file counts.
         config: the base's diffusers config; by default what lies beside the base's weights. The keys of the published
             code (`motion_module_kwargs`, `use_inflated_groupnorm`) are understood too.
         motion_config: fields of `MotionConfig` to set by hand.
@@ -152,6 +155,9 @@ def assemble_unet(
         if source is not None and not any(_part(path) == part for path in providers[part].parameters):
             raise InputError(f"{providers[part].parameters.source} holds no {PARTS[part]}. Give another file, or none.")
     pool = _pool(providers)
+    for imported in _replaced(pool, trained, "unet"):
+        if "motion" in parts_of(imported) and "motion" not in parts_of(providers["motion"]):
+            providers["motion"] = imported
     settings = config or whole.parameters.config or {}
     layout = motion_layout(providers["motion"], settings, motion_config or {})
     held = {(match["side"], match["name"]) for path in pool if (match := BRANCH.fullmatch(path))}
@@ -237,12 +243,17 @@ def load_vae(source: Source, *, place: Place = to_device, **options: Any) -> tup
 
 
 def assemble_vae(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+    source: Source,
+    *,
+    trained: Sequence[Source] = (),
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    **overrides: Any,
 ) -> Assembled:
     """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`."""
     imported = _import(source, "vae")
     vae = _replace(_config(VAEConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("VAE", vae, vae_shapes, imported)
+    return _assembled_whole("VAE", vae, vae_shapes, imported, trained, "vae")
 
 
 def load_text_encoder(
@@ -251,8 +262,7 @@ def load_text_encoder(
     """Loads a CLIP text encoder, with its projection where the file has one; the vision half of a CLIPModel is left.
 
     Args:
-        source: as for `load_unet`.
-        place: as for `load_unet`.
+        source, place: as for `load_unet`.
         options: `folder`, where it lies in a pipeline's folder (`text_encoder_2` is SDXL's second); those of
             `assemble_unet`.
     """
@@ -263,6 +273,7 @@ def assemble_text_encoder(
     source: Source,
     *,
     folder: str = "text_encoder",
+    trained: Sequence[Source] = (),
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     **overrides: Any,
@@ -271,7 +282,7 @@ def assemble_text_encoder(
     imported = _import(source, "text_encoder", folder=folder)
     derived = _projection(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
-    return _assembled_whole("CLIP text encoder", clip, text_encoder_shapes, imported)
+    return _assembled_whole("CLIP text encoder", clip, text_encoder_shapes, imported, trained, folder)
 
 
 def load_image_encoder(
@@ -285,13 +296,18 @@ def load_image_encoder(
 
 
 def assemble_image_encoder(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+    source: Source,
+    *,
+    trained: Sequence[Source] = (),
+    config: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    **overrides: Any,
 ) -> Assembled:
     """Finds and checks a CLIP vision encoder's tensors; see `load_image_encoder` and `assemble_unet`."""
     imported = _import(source, "image_encoder")
     derived = _projection(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = _replace(_config(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
-    return _assembled_whole("CLIP vision encoder", clip, image_encoder_shapes, imported)
+    return _assembled_whole("CLIP vision encoder", clip, image_encoder_shapes, imported, trained, "image_encoder")
 
 
 def load_image_projection(
@@ -309,7 +325,12 @@ def load_image_projection(
 
 
 def assemble_image_projection(
-    source: Source, *, head_dim: int = 64, dtype: Any = jnp.float32, **overrides: Any
+    source: Source,
+    *,
+    trained: Sequence[Source] = (),
+    head_dim: int = 64,
+    dtype: Any = jnp.float32,
+    **overrides: Any,
 ) -> Assembled:
     """Finds and checks an image projection's tensors; see `load_image_projection`."""
     imported = _import(source, "image_proj")
@@ -319,7 +340,7 @@ def assemble_image_projection(
     except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
         raise InputError(f"{imported.parameters.source}: {_in_their_names(error, [imported])}") from error
     projection = _replace(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("image projection", projection, image_projection_shapes, imported)
+    return _assembled_whole("image projection", projection, image_projection_shapes, imported, trained, "image_proj")
 
 
 def _projection(imported: Imported, name: str) -> dict[str, int]:
@@ -347,6 +368,30 @@ def _pool(providers: Mapping[str, Imported]) -> dict[str, tuple[Entry, Imported]
         for path, entry in imported.parameters.entries.items()
         if _part(path) == part
     }
+
+
+def check_trained(trained: Sequence[Source], components: Iterable[str]) -> None:
+    """Raises InputError where files of `train.py` hold a component that a model has not."""
+    components = list(components)
+    for source in trained:
+        for component in recognise(open_tensors(source)):
+            if component not in components:
+                raise InputError(
+                    f"{source} holds weights of the {component}, which this model has not: it has {', '.join(components)}."
+                )
+
+
+def _replaced(pool: dict[str, tuple[Entry, Imported]], trained: Sequence[Source], component: str) -> list[Imported]:
+    """Puts what files of `train.py` hold in the place of what is there; returns those that hold the component."""
+    found = []
+    for source in trained:
+        components = recognise(open_tensors(source))
+        if not all(isinstance(it.table, OwnTable) for it in components.values()):
+            raise InputError(f"{source} is no file that train.py wrote. Name other files by what they are of a model.")
+        if imported := components.get(component):
+            pool |= {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
+            found.append(imported)
+    return found
 
 
 def _buffers(providers: Mapping[str, Imported]) -> dict[str, Entry]:
@@ -521,10 +566,18 @@ def _expected(shapes: Callable[[Any], Shapes], config: Any, sources: Iterable[Im
         raise InputError(f"{where} is of no network known here: {str(error)[:300] or type(error).__name__}") from error
 
 
-def _assembled_whole(component: str, config: Any, shapes: Callable[[Any], Shapes], imported: Imported) -> Assembled:
+def _assembled_whole(
+    name: str,
+    config: Any,
+    shapes: Callable[[Any], Shapes],
+    imported: Imported,
+    trained: Sequence[Source] = (),
+    component: str = "",
+) -> Assembled:
     expected = _expected(shapes, config, [imported])
     pool = {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
-    return _assembled(component, config, expected, pool, lambda path: imported, imported.buffers.entries)
+    _replaced(pool, trained, component)
+    return _assembled(name, config, expected, pool, lambda path: imported, imported.buffers.entries)
 
 
 def _assembled(
@@ -573,7 +626,7 @@ def _assembled(
             f"{where} does not hold this {component}: {counts} tensors of {len(expected)}.\n  "
             + "\n  ".join(complaints)
         )
-    first = pool[next(iter(expected))][1].parameters
+    first = provider(next(iter(expected))).parameters
     return Assembled(
         config,
         first.holding({path: pool[path][0] for path in expected}),

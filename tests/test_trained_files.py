@@ -1,0 +1,92 @@
+"""Files that `train.py` writes, as sources of weights: each of their weights is the model's, in whatever network."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from i2v_jax import parallel
+from i2v_jax.errors import InputError
+from i2v_jax.pipeline import Models
+from i2v_jax.weights import tree
+from i2v_jax.weights.save import save_own
+
+SMALL = Path(__file__).resolve().parents[1] / "assets" / "small"
+PARTS = dict(
+    motion=SMALL / "motion.safetensors",
+    image_adapter=SMALL / "ip_adapter.safetensors",
+    image_encoder=SMALL / "image_encoder",
+)
+ADAPTER = SMALL / "i2v_adapter.safetensors"
+
+
+def load(**options):
+    one = parallel.make_mesh({}, jax.devices()[:1])
+    models = Models.load(SMALL, mesh=one, **PARTS | options)
+    named = dict(unet=models.unet, vae=models.vae, text_encoder=models.text_encoder, image_proj=models.image_projection)
+    return models, tree.flatten({name: it.parameters for name, it in named.items()})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(adapter=ADAPTER)
+
+
+def file_of(path, models, weights, patterns):
+    """What train.py would write of weights that training has doubled."""
+    trained, _ = tree.split(tree.unflatten(weights), patterns)
+    configs = dict(unet=models.unet.config, vae=models.vae.config, text_encoder=models.text_encoder.config)
+    save_own(path, jax.tree.map(lambda leaf: 2 * np.asarray(leaf), trained), configs)
+    return path
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ("unet/.*/first_frame/.*",),
+        ("unet/.*/motion/.*", "unet/.*/image_tokens/.*", "image_proj/.*"),
+        ("unet/.*", "text_encoder/.*"),
+        ("vae/decoder/.*",),
+        (".*",),
+    ],
+)
+def test_every_trained_weight_is_used_and_no_other_changes(patterns, model, tmp_path):
+    models, before = model
+    chosen = tree.flatten(tree.select(tree.unflatten(before), patterns))
+    _, now = load(adapter=ADAPTER, trained=[file_of(tmp_path / "trained.safetensors", models, before, patterns)])
+    assert now.keys() == before.keys() and chosen
+    for path, leaf in before.items():
+        assert np.array_equal(now[path], (2 if path in chosen else 1) * np.asarray(leaf)), path
+
+
+def test_a_trained_branch_and_trained_motion_modules_need_no_other_file(model, tmp_path):
+    models, before = model
+    file = file_of(tmp_path / "trained.safetensors", models, before, ("unet/.*/first_frame/.*", "unet/.*/motion/.*"))
+    loaded, now = load(motion=None, trained=[file])
+    assert loaded.unet.config.motion == models.unet.config.motion
+    assert loaded.unet.config.self_attention_branches == ("first_frame",)
+    assert all(np.array_equal(now[path], 2 * np.asarray(before[path])) for path in now if "/motion/" in path)
+
+
+def test_the_last_file_counts(model, tmp_path):
+    models, before = model
+    first = file_of(tmp_path / "a.safetensors", models, before, ("vae/.*",))
+    last = file_of(tmp_path / "b.safetensors", models, {p: 2 * x for p, x in before.items()}, ("vae/encoder/.*",))
+    _, now = load(trained=[first, last])
+    for path, leaf in before.items():
+        if path.startswith("vae/"):
+            assert np.array_equal(now[path], (4 if path.startswith("vae/encoder/") else 2) * np.asarray(leaf)), path
+
+
+def test_what_does_not_fit_is_refused(model, tmp_path):
+    models, before = model
+    image = file_of(tmp_path / "image.safetensors", models, before, ("image_proj/.*",))
+    with pytest.raises(InputError, match="weights of the image_proj, which this model has not"):
+        load(image_adapter=None, trained=[image])
+    with pytest.raises(InputError, match="is no file that train.py wrote"):
+        load(trained=[PARTS["motion"]])
+    other = {"unet": {"conv_in": {"kernel": np.zeros((3, 3, 4, 8), np.float32), "other": np.zeros(3, np.float32)}}}
+    save_own(tmp_path / "other.safetensors", other, {})
+    with pytest.raises(InputError, match="1 unexpected, 1 misshapen"):
+        load(trained=[tmp_path / "other.safetensors"])
