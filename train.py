@@ -80,7 +80,8 @@ def main() -> None:
     )
 
     # The state: the last checkpoint's, or new.
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoints.keep, best=config.checkpoints.best)
+    keep, best = config.checkpoints.keep, config.checkpoints.best
+    checkpoints = Checkpoints(folder / "checkpoints", keep=keep, best=best, configs=configs)
     used = {path: leaf for path, leaf in frozen.items() if path.startswith("unet/") or not on_stored}
     about = dict(config=json.loads(config.to_json_best_effort()), frozen=fingerprint(used), seed=config.seed)
     abstract = setup.abstract_state(config, unflatten(trained), optimizer, mesh)

@@ -180,8 +180,8 @@ def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
 
 def workers_of(process) -> set[int]:
     """The processes below a run."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return set(map(int, children))
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return {int(pid) for thread in threads for pid in thread.read_text().split()}
 
 
 def all_end(pids, seconds=10) -> bool:
@@ -372,8 +372,8 @@ def test_what_patterns_name_is_trained_and_nothing_else(patterns, quick_to_compi
     assert same == matching(NOT_IN_THE_LOSS, state.trained)
 
 
-def test_what_is_trained_can_be_loaded(unbroken, on_one_device, tmp_path):
-    """The file that a run leaves, as an adapter; one of motion modules, in place of those that it came from."""
+def test_what_is_trained_can_be_loaded(unbroken, tmp_path):
+    """The file that a run leaves, and its checkpoint, as an adapter; others of motion modules, in these's place."""
 
     def load(**sources):
         config = commands.load_config("configs/train/tiny.py").copy_and_resolve_references()
@@ -383,17 +383,22 @@ def test_what_is_trained_can_be_loaded(unbroken, on_one_device, tmp_path):
 
     config, plain = load()
     trained = train_runs.trained(unbroken)
-    loaded_config, loaded = load(adapter=unbroken / "trained.safetensors")
-    assert loaded_config == config and trained.keys() == matching([r"unet/.*/first_frame/.*"], plain)
-    assert all(np.array_equal(leaf, trained.get(path, plain[path])) for path, leaf in loaded.items())
+    assert trained.keys() == matching([r"unet/.*/first_frame/.*"], plain)
+    for source in ("trained.safetensors", "checkpoints/20/trained"):
+        loaded_config, loaded = load(adapter=unbroken / source)
+        assert loaded_config == config
+        assert all(np.array_equal(leaf, trained.get(path, plain[path])) for path, leaf in loaded.items())
 
     chosen = matching([r"unet/.*/(motion|first_frame)/.*"], plain)
     changed = {path: leaf + np.float32(1) for path, leaf in plain.items() if path in chosen}
-    file = tmp_path / "trained.safetensors"
-    save_own(file, tree.unflatten(changed), {"unet": config})
-    loaded_config, loaded = load(motion=file, adapter=file)
-    assert loaded_config == config and config.motion.max_positions
-    assert all(np.array_equal(leaf, changed.get(path, plain[path])) for path, leaf in loaded.items())
+    save_own(tmp_path / "trained.safetensors", tree.unflatten(changed), {"unet": config})
+    checkpoints = Checkpoints(tmp_path / "checkpoints", configs={"unet": config})
+    checkpoints.save(1, init_state(tree.unflatten(changed), Optimizer().make(1)), [], {})
+    checkpoints.close()
+    for file in (tmp_path / "trained.safetensors", tmp_path / "checkpoints/1/trained"):
+        loaded_config, loaded = load(motion=file, adapter=file)
+        assert loaded_config == config and config.motion.max_positions
+        assert all(np.array_equal(leaf, changed.get(path, plain[path])) for path, leaf in loaded.items())
 
 
 def test_no_second_copy_of_what_lies_whole_on_a_device_already():

@@ -23,6 +23,7 @@ from jaxtyping import Array, UInt32
 from i2v_jax.errors import InputError
 from i2v_jax.training.fingerprint import differences
 from i2v_jax.training.step import Flat, State
+from i2v_jax.weights.save import own_metadata
 from i2v_jax.weights.tree import flatten, unflatten
 
 ABOUT = "about"
@@ -37,15 +38,24 @@ class Checkpoints:
         removed.
       keep: how many stay.
       best: the ones of lowest metric stay, and the latest; else the latest ones.
+      configs: component -> its network's config, kept beside the weights for whoever reads these alone.
 
     Raises:
       InputError: `keep` below 1, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | epath.PathLike, *, keep: int = 3, best: bool = False):
+    def __init__(
+        self,
+        folder: str | epath.PathLike,
+        *,
+        keep: int = 3,
+        best: bool = False,
+        configs: Mapping[str, Any] | None = None,
+    ):
         if keep < 1:
             raise InputError(f"checkpoints.keep={keep}: wanted 1 or more.")
         self.folder = epath.Path(folder).expanduser().resolve()
+        self.header = own_metadata(configs or {}, {})
         self.metrics: dict[int, float] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +123,7 @@ class Checkpoints:
             metric=self.metrics[step],
             arrays={name: [leaf.dtype.name, list(leaf.shape), int(sums[name])] for name, leaf in leaves.items()},
         )
-        saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+        saves = {name: ocp.args.PyTreeSave(tree, custom_metadata=self.header) for name, tree in items.items()}
         saves[ABOUT] = ocp.args.JsonSave(_seal(content))
         try:
             self.manager.save(step, args=ocp.args.Composite(**saves), force=True)
