@@ -540,7 +540,7 @@ def test_prepared_dataset_is_its_source(folder, tmp_path, capsys):
     with pytest.raises(InputError, match="prepared already"):
         builder.prepare(str(folder), tmp_path)
     for above in (tmp_path, made.data_path.parent):
-        with pytest.raises(InputError, match=f"holds no .mp4 files. Prepared ones are in {made.data_dir}"):
+        with pytest.raises(InputError, match=f"holds no .mp4 files. Give the prepared folder inside: {made.data_dir}"):
             open_source(above)
 
 
