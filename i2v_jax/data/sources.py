@@ -79,8 +79,8 @@ class Folder:
         self.names = sorted({file.stem for file in path.iterdir() if file.suffix in (VIDEO, CAPTION)})
         if not self.names:
             inside = sorted(str(file.parent) for depth in (1, 2, 3) for file in path.glob("*/" * depth + PREPARED))
-            hint = f"Give the prepared folder inside: {' or '.join(inside)}." if inside else "Give the folder that they are in."
-            raise InputError(f"{str(path)!r} holds no {VIDEO} files. {hint}")
+            hint = f"prepared folder inside: {' or '.join(inside)}" if inside else "folder that they are in"
+            raise InputError(f"{str(path)!r} holds no {VIDEO} files. Give the {hint}.")
 
     def __reduce__(self):
         return Folder, (self.path,)
