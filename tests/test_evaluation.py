@@ -293,6 +293,12 @@ def test_the_table_has_the_papers_layout():
     assert cells[0][4] == "–" and cells[1][4].startswith("**2.00**")
 
 
+def test_a_reference_does_not_compete():
+    better = report.Run({"t0": "true clips", "p": ""}, {"warping_error": [0.1, 0.1]})
+    *_, second, last = report.as_markdown(runs()[1:], ["warping_error"], reference=better).splitlines()
+    assert "**" in second and last == "| true clips |  | 0.100 [0.100, 0.100] |"
+
+
 def test_json_keeps_every_clip():
     content = json.loads(report.as_json(runs(), {"config": {"seed": 1}}))
     assert content["config"] == {"seed": 1} and content["metrics"]["warping_error"]["better"] == "lower"

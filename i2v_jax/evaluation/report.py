@@ -52,6 +52,11 @@ class Run(NamedTuple):
     clips: Mapping[str, Sequence[float]]
 
 
+def label(run: Run) -> str:
+    """Returns a run's labels in one line: a name as it is, numbers with what they are of."""
+    return ", ".join(it if isinstance(it, str) else f"{key}={it}" for key, it in run.labels.items() if it != "")
+
+
 class Summary(NamedTuple):
     """A mean over clips, the 95 % interval it lies in, and how many clips there are."""
 
@@ -110,19 +115,21 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_markdown(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> str:
+def as_markdown(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, reference: Run | None = None) -> str:
     """Returns a table in the layout of the paper's Tables 1 to 3: a row for each run, its labels, then the metrics.
 
-    A cell is the mean with its 95 % interval; the best mean of a column is bold.
+    A cell is the mean with its 95 % interval; the best mean of a column is bold. A reference, such as what is measured
+    on true clips, is a last row that does not compete.
     """
+    competing, runs = len(runs), [*runs, *([reference] if reference else [])]
     heads = [*runs[0].labels, *(METRICS[metric].title + ARROWS[METRICS[metric].better] for metric in metrics)]
-    rows = [[str(label) for label in run.labels.values()] for run in runs]
+    rows = [[str(it) for it in run.labels.values()] for run in runs]
     for metric in metrics:
         column = [summarise(run.clips[metric], seed) for run in runs]
-        means = [round(it.mean, METRICS[metric].digits) for it in column if it.clips]
+        means = [round(it.mean, METRICS[metric].digits) for it in column[:competing] if it.clips]
         best = BEST[METRICS[metric].better](means) if means else None
-        for row, it in zip(rows, column):
-            row.append(_cell(it, METRICS[metric].digits, best))
+        for i, (row, it) in enumerate(zip(rows, column)):
+            row.append(_cell(it, METRICS[metric].digits, best if i < competing else None))
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -136,7 +143,7 @@ def _cell(it: Summary, digits: int, best: float | None) -> str:
 
 def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
     """Returns a PNG with a bar chart of each metric over the runs, with 95 % intervals."""
-    names = [", ".join(str(label) for label in run.labels.values()) for run in runs]
+    names = [label(run) for run in runs]
     figure, panels = _panels(metrics, 1.2 + 0.35 * len(runs))
     for i, (panel, metric) in enumerate(zip(panels, metrics)):
         means, errors = _means_errors(runs, metric, seed)

@@ -1,0 +1,22 @@
+"""The paper's ablation of the Frame Similarity Prior (Table 2): `prior.py:t0` or `prior.py:p` sweeps one of the two."""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from i2v_jax.errors import InputError
+
+SWEEPS = {
+    "t0": tuple(f"t0={t0} p=1.0" for t0 in (1.0, 0.9, 0.8, 0.7, 0.6)),
+    "p": tuple(f"t0=1.0 p={p}" for p in (0.9, 0.7, 0.5, 0.3, 0.1)),
+}
+
+
+def get_config(sweep: str = "t0") -> ConfigDict:
+    if sweep not in SWEEPS:
+        raise InputError(f"prior.py:{sweep}: wanted one of {', '.join(SWEEPS)}.")
+    config = runpy.run_path(str(Path(__file__).parent / "default.py"))["get_config"]()
+    config.runs = SWEEPS[sweep]
+    config.name = f"prior_{sweep}"
+    return config

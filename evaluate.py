@@ -1,0 +1,186 @@
+"""Measures a model on clips whose motion is known: python evaluate.py --config configs/evaluate/default.py
+
+Samples the same clips with each of several settings. Writes a table in the paper's layout (md), every clip's values and
+the run's record (json), a plot (png) and the videos side by side (mp4).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import sample
+from i2v_jax import commands, jobs, media, parallel
+from i2v_jax.data import small_world
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.evaluation import flow, metrics, motion, report
+from i2v_jax.pipeline import Pipeline, Settings
+
+DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
+SUFFIXES = (".md", ".json", ".png", ".mp4")
+PAPERS = ("clip_temp", "flow_score", "warping_error")  # columns of its tables that are measured here
+OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "background_drift")
+
+
+def main() -> None:
+    config = commands.read_config(DEFAULT, usage=__doc__)
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    # Whatever can be wrong is found before anything costly begins.
+    jobs.check_seed(config.seed)
+    base = read_settings(config)
+    runs = [read_run(text, config.header, base) for text in config.runs]
+    for _, settings in runs:
+        settings.check_values(NoiseSchedule(**config.noise_schedule))
+    check(config, runs)
+    estimate = flow.estimator(config.flow)
+    sample.check_weights(config.weights)
+    sample.check_prediction_type(config)
+    mesh = parallel.make_mesh(config.mesh)
+    config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
+
+    clips = [small_world.make(i, config.split, config.frames, config.height) for i in range(config.clips)]
+    models = sample.load_models(config, mesh, sample.load_tokenizer(config.weights))
+    for _, settings in runs:
+        settings.check(models)
+    embed = metrics.clip_embedding(models.image_encoder) if models.image_encoder else None
+    pipeline = Pipeline(models, mesh)
+    size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
+
+    results, columns = [], []
+    for labels, settings in runs:
+        videos = []
+        for first in tqdm(range(0, len(clips), size), desc=" ".join(map(str, labels.values())), unit="batch"):
+            batch = clips[first : first + size]
+            videos += list(
+                pipeline(
+                    [clip.video[0] for clip in batch],
+                    [clip.caption for clip in batch],
+                    [(config.seed + first + i) % 2**32 for i in range(len(batch))],
+                    [config.negative_prompt] * len(batch),
+                    settings,
+                )
+            )
+        if config.match_colours:
+            videos = [media.match_colours(video) for video in videos]
+        results.append(report.Run(labels, measure(videos, clips, estimate, embed)))
+        columns.append(videos)
+    true = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): "true clips"}
+    reference = report.Run(true, measure([clip.video for clip in clips], clips, estimate, embed))
+    write(config, results, reference, columns, clips)
+
+
+def read_settings(config: ConfigDict) -> Settings:
+    """What holds for all runs that do not say otherwise."""
+    given = {name: config[name] for name in Settings.__dataclass_fields__ if name in config}
+    return Settings(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
+
+
+def read_run(text: str, header: str, base: Settings) -> tuple[dict[str, Any], Settings]:
+    """Reads "name: setting=value ..." as a run's labels and settings.
+
+    Raises:
+      InputError: an unknown setting, or a value of another type.
+    """
+    known = {field: kind for field, value in vars(base).items() if (kind := type(value)) in (int, float, str)}
+    name, colon, rest = text.rpartition(":")
+    changes = {}
+    for word in rest.split():
+        key, _, value = word.partition("=")
+        if key not in known:
+            raise InputError(f"runs: {text!r} sets {key!r}; known: {', '.join(known)}.{nearest(key, known)}")
+        try:
+            changes[key] = known[key](value)
+        except ValueError:
+            raise InputError(f"runs: {text!r} sets {key} to {value!r}, a number is wanted.") from None
+    if not (name if colon else changes):
+        raise InputError(f"runs: {text!r} has neither a name nor a setting; wanted 'name: setting=value ...'.")
+    return {header: name} if colon else changes, Settings(**(vars(base) | changes))
+
+
+def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> None:
+    """Raises InputError for what no model can be measured with."""
+    if not runs:
+        raise InputError("runs=(): wanted one or more.")
+    if len({tuple(labels) for labels, _ in runs}) > 1:
+        raise InputError("runs: either all have a name, or all set the same settings in the same order.")
+    for name in ("height", "width", "frames"):
+        if any(getattr(settings, name) != config[name] for _, settings in runs):
+            raise InputError(f"runs: {name} is the same for all; set --config.{name}.")
+    if config.height != config.width:
+        raise InputError(f"height={config.height}, width={config.width}: clips of the small world are square.")
+    for name, least in (("frames", 2), ("clips", 1), ("batch_per_device", 1), ("shown", 1)):
+        if config[name] < least:
+            raise InputError(f"{name}={config[name]}: wanted {least} or more.")
+    small_world.SmallWorld(config.split)
+    media.check_fps(config.fps)
+    media.check_folder(config.output)
+
+
+def measure(videos, clips, estimate: flow.Estimator, embed) -> Mapping[str, list[float]]:
+    """Measures each video against its clip; without `embed` there is no CLIPTemp."""
+    rows = []
+    for video, clip in zip(videos, clips):
+        picture = clip.video[0]
+        ahead, back = flow.forward(video, estimate), flow.backward(video, estimate)
+        moving = small_world.CAMERA in (it.of for it in clip.motions)
+        row = dict(
+            flow_score=metrics.flow_score(ahead),
+            warping_error=metrics.warping_error(video, ahead, flow.visible(ahead, back)),
+            first_frame_psnr=metrics.psnr(video[:1], picture[None]),
+            psnr=metrics.psnr(video[1:], clip.video[1:]),
+            ssim=metrics.ssim(video[1:], clip.video[1:]),
+            direction=motion.direction_accuracy(ahead, clip.masks[:, 0], clip.motions),
+            background_drift=metrics.background_drift(video, ~clip.masks.any((0, 1)) & (not moving), picture),
+        )
+        if embed:
+            seen = embed(np.concatenate([picture[None], video]))
+            row["clip_temp"] = metrics.clip_temp(seen[0], seen[1:])
+        rows.append(row)
+    return {metric: [row[metric] for row in rows] for metric in rows[0]}
+
+
+def write(config: ConfigDict, results: list[report.Run], reference: report.Run, columns, clips) -> None:
+    """All four files, or none."""
+    shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
+    everything, seed = [*results, reference], config.seed
+    tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
+    swept = [label for label in results[0].labels if len({run.labels[label] for run in results}) > 1]
+    numbers = len(swept) == 1 and all(isinstance(run.labels[swept[0]], int | float) for run in results)
+    several = [metric for table in shown for metric in table]
+    plot = report.lines(results, swept[0], several, seed) if numbers else report.bars(everything, several, seed)
+    count = min(config.shown, len(clips))
+    rows = [[clip.video[:1], clip.video, *(videos[i] for videos in columns)] for i, clip in enumerate(clips[:count])]
+    titles = ["input", "true clip", *(report.label(run) for run in results)]
+    video = report.side_by_side(rows, titles, [clip.caption for clip in clips[:count]])
+    about = dict(
+        config=json.loads(config.to_json()),
+        captions=[clip.caption for clip in clips],
+        versions=sample.versions(),
+        weights=sample.hashes(sample.weight_files(config.weights)),
+    )
+    note = (
+        f"{len(clips)} clips ({config.split}) of {config.frames} frames of {config.height}x{config.width}; means over "
+        f"clips with 95 % intervals (bootstrap); flow: {config.flow}; seed {config.seed}.\n\n"
+    )
+    contents = (
+        (note + tables).encode(),
+        report.as_json(everything, about, seed),
+        plot,
+        media.encode_video(video, config.fps),
+    )
+    stem = media.free_stem(config.output, config.name, SUFFIXES)
+    media.write_files({f"{stem}{suffix}": content for suffix, content in zip(SUFFIXES, contents)})
+    print(tables)
+    print(f"{stem}.md  .json  .png  .mp4")
+
+
+if __name__ == "__main__":
+    commands.run(main)
