@@ -1,9 +1,10 @@
 """A training step on stored latents, prompt states and image tokens, against one that runs the encoders on videos.
 
-    python -m benchmarks.stored_clips [--config configs/train/sd15_stage1.py] [--batch 1] [--steps 5] [--count]
+    python -m benchmarks.stored_clips [--config configs/train/sd15_stage1.py] [--timed configs/train/tiny.py]
+                                      [--batch 1] [--steps 10]
 
-Prints what both steps compute, counted on the plain program, and (without `--count`) seconds of each on this machine's
-first device, with random weights of the config's networks; steps of both kinds take turns.
+Prints what both steps of both configs compute, counted on the plain program; then seconds of both steps of the second
+on this machine's first device, with random weights of its networks, steps of both kinds taking turns.
 """
 
 import argparse
@@ -51,25 +52,27 @@ def random(shapes):
     return jax.tree.map(draw, shapes)
 
 
+def load(name: str, batch: int):
+    """Returns a config, and how to compute on this machine's first device."""
+    config = commands.load_config(name)
+    config.batch = batch
+    return config, setup.arithmetic(config, jax.devices()[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/train/sd15_stage1.py")
+    parser.add_argument("--timed", default="configs/train/tiny.py")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--count", action="store_true", help="only count")
+    parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
-    config = commands.load_config(arguments.config)
-    config.batch = arguments.batch
     mesh = parallel.make_mesh({}, jax.devices()[:1])
-    how = setup.arithmetic(config, jax.devices()[0])
-    counted = [teraflops(config, how, mesh, stored) for stored in (False, True)]
-    print(f"a step computes {counted[0]:.3f} TFLOP on videos, {counted[1]:.3f} on stored clips: "
-          f"{counted[0] / counted[1]:.2f} times less")  # fmt: skip
-    if arguments.count:
-        return
+    for name in dict.fromkeys((arguments.config, arguments.timed)):
+        videos, stored = (teraflops(*load(name, arguments.batch), mesh, stored) for stored in (False, True))
+        print(f"{name}: {videos:.4f} TFLOP on videos, {stored:.4f} on stored clips: {videos / stored:.2f} times less")
     steps, seconds = [], ([], [])
     for stored in (False, True):
-        step, *shapes = prepare(config, how, mesh, stored)
+        step, *shapes = prepare(*load(arguments.timed, arguments.batch), mesh, stored)
         steps.append((jax.jit(step, donate_argnums=0), random(shapes)))
     for _ in range(arguments.steps + 1):
         for kind, (step, (state, frozen, batch)) in enumerate(steps):
@@ -80,8 +83,10 @@ def main() -> None:
             steps[kind] = step, (state, frozen, batch)
     ratios = [videos / stored for videos, stored in zip(*(times[1:] for times in seconds))]
     videos, stored = (statistics.median(times[1:]) for times in seconds)
-    print(f"{jax.devices()[0].device_kind}: {videos:.3f} s on videos, {stored:.3f} s on stored clips: "
-          f"{statistics.median(ratios):.2f} times faster")  # fmt: skip
+    print(
+        f"{arguments.timed} on {jax.devices()[0].device_kind}: {videos:.3f} s on videos, {stored:.3f} on stored clips: "
+        f"{statistics.median(ratios):.2f} times faster"
+    )
 
 
 if __name__ == "__main__":
