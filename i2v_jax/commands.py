@@ -23,9 +23,10 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 OUT_OF_MEMORY = """\
 The devices have too little memory for this. Any of these helps:
   --config.dtype=bfloat16 halves weights and activations
-  a smaller --config.height, --config.width or --config.frames
-  --config.batch_per_device=1, --config.vae_slice=1
-  --config.mesh.frames=N spreads each video over N devices"""
+  a smaller height, width or number of frames
+  sampling: --config.batch_per_device=1, --config.vae_slice=1; --config.mesh.frames=N spreads each video over N devices
+  training: --config.remat=products, then full; --config.accumulate=N works through a batch in N parts;
+    --config.frozen=fsdp with --config.mesh.fsdp=N leaves each device a share of the frozen weights"""
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -39,8 +40,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             finally:
                 sys.stdout.flush()  # here, where it can be told that nobody reads it any more
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error), 2)
     except BrokenPipeError:  # what read the output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -48,11 +48,27 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if _is_out_of_memory(error):
+            _fail(f"{OUT_OF_MEMORY}\n({str(error).splitlines()[0]})", 2)
+        if not _is_one_of_several():
             raise
-        print(f"error: {OUT_OF_MEMORY}\n({str(error).splitlines()[0]})", file=sys.stderr)
-        sys.exit(2)
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}", 1)
     sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        from i2v_jax import together
+
+        together.leave(message, code)
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

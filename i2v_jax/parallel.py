@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from i2v_jax import together
 from i2v_jax.errors import InputError, nearest
 
 AXES = ("data", "fsdp", "frames")
@@ -184,6 +185,7 @@ def start(mode: str, coordinator: str | None = None, processes: int | None = Non
             return  # a device that only looked like a TPU
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"Cannot join the other processes ({options or mode}): {reason}") from error
+    together.watch()
 
 
 def _on_a_tpu_host() -> bool:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -176,6 +177,27 @@ def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
     one, two = (np.array(list(train_runs.losses(folder).values())) for folder in (unbroken, tmp_path))
     assert len(one) == len(two) == 20
     measured("losses of 20 steps, 2 processes x 4 devices", np.abs(two / one - 1).max(), 1e-5)
+
+
+def test_where_one_process_cannot_go_on_all_say_why_and_end(clips, tmp_path):
+    """The second one's clips are damaged; the first one waits for it in the first step."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(clips, damaged)
+    for video in damaged.glob("*.mp4"):
+        video.write_bytes(b"no video")
+    distributed = dict(
+        distributed__mode="flags",
+        distributed__coordinator=f"localhost:{processes.free_port()}",
+        distributed__processes=2,
+    )
+    both = [
+        processes.start(command(source, tmp_path / "run", distributed__process=i, **distributed), devices=4)
+        for i, source in enumerate((clips, damaged))
+    ]
+    first, second = (processes.finish(process, 2, seconds=240) for process in both)
+    assert "error: process 1 cannot go on. " in first
+    for output in (first, second):
+        assert "are bad, more than the share data.max_bad" in output and "Traceback" not in output
 
 
 def workers_of(process) -> set[int]:

@@ -377,7 +377,8 @@ def check_trained(trained: Sequence[Source], components: Iterable[str]) -> None:
         for component in recognise(open_tensors(source)):
             if component not in components:
                 raise InputError(
-                    f"{source} holds weights of the {component}, which this model has not: it has {', '.join(components)}."
+                    f"{source} holds weights of the {component}, which this model has not. It has: "
+                    f"{', '.join(components)}."
                 )
 
 
