@@ -3,6 +3,7 @@
 Started again with the same folder, a run goes on from its last checkpoint. The same command is run on every host.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -106,7 +107,8 @@ def main() -> None:
     )
     monitor.last_good = checkpoints.describe_latest()
     sampler = Sampler(config, configs, tokenizer, frozen, mesh) if config.samples.every_steps else None
-    with parallel.use_mesh(mesh, config.rules):
+    # whatever ends the loop, the checkpoint that is being written is finished
+    with parallel.use_mesh(mesh, config.rules), contextlib.closing(checkpoints):
         run = setup.jit_step(step, abstract, mesh)
         for number in range(first + 1, config.steps + 1):
             began = time.perf_counter()
@@ -138,7 +140,6 @@ def main() -> None:
                 monitor.resume()
     monitor.close()
     loader.close()
-    checkpoints.close()
     if stopping:
         say(f"stopped by a signal after step {number}; the same command goes on from there")
         sys.exit(EXIT_CODE)
