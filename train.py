@@ -22,12 +22,14 @@ from i2v_jax.data import stored
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.pipeline import Component, Models, Pipeline, Settings
+from i2v_jax.sources import on_disk
 from i2v_jax.tokenizer import ClipTokenizer
 from i2v_jax.training import setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
+from i2v_jax.training.flops import count_flops
 from i2v_jax.training.lock import lock
-from i2v_jax.training.monitor import Monitor, flops
+from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
 from i2v_jax.weights.save import save_own
@@ -48,26 +50,22 @@ def main() -> None:
     check(config, mesh)
     is_first = jax.process_index() == 0
     say = print if is_first else lambda *_: None
-    folder = Path(config.folder).expanduser()
+    folder = on_disk(config.folder)
     _lock = lock(folder)  # until this ends
 
-    # Networks and weights, split into trained and frozen.
+    # Networks, and what of them is trained.
     tokenizer = ClipTokenizer.from_pretrained(
         config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
     )
     assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
     configs = {name: it.config for name, it in assembled.items()}
+    setup.check_size(config, configs["vae"])
     on_stored = stored.is_stored(config.data.source)
     empty_prompt = stored.empty_prompt(config.data.source) if on_stored else tokenizer.encode("")[0]
     _, optimizer, step = setup.make(config, configs, empty_prompt)
-    say(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}")
     chosen = setup.trained_paths(assembled, config.train)
     if on_stored:
         stored.check_frozen(sorted(chosen))
-        if not config.samples.every_steps:  # then nothing is left to encode
-            assembled = {"unet": assembled["unet"]}
-    trained, frozen = setup.load_weights(assembled, chosen, config, mesh)
-    say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
 
     # Clips.
     loader = clips.make(
@@ -79,6 +77,13 @@ def main() -> None:
         tokenize=tokenizer.encode_captions,
         image_size=configs["image_encoder"].image_size if "image_encoder" in configs else None,
     )
+
+    # Weights, trained and frozen.
+    say(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}")
+    if on_stored and not config.samples.every_steps:  # then nothing is left to encode
+        assembled = {"unet": assembled["unet"]}
+    trained, frozen = setup.load_weights(assembled, chosen, config, mesh)
+    say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
 
     # The state: the last checkpoint's, or new.
     keep, best = config.checkpoints.keep, config.checkpoints.best
@@ -116,10 +121,13 @@ def main() -> None:
             waited = time.perf_counter() - began
             batch = parallel.put_batch(batch, mesh)
             if number == first + 1:
-                run = run.lower(state, frozen, batch, key).compile()
+                monitor.pause()
+                traced = run.trace(state, frozen, batch, key)
+                monitor.flops = count_flops(traced.jaxpr) / mesh.size
+                run = traced.lower().compile()
                 everyone = set(range(jax.process_count()))
                 multihost.sync_global_processes("compiled", processes=everyone)  # collectives on CPUs wait just 30 s
-                monitor.flops = flops(run)
+                monitor.resume()
             state, metrics = run(state, frozen, batch, key)
             monitor.step(number, metrics, ids, waited, learning_rate=float(rate(number - 1)))
 

@@ -26,7 +26,7 @@ from i2v_jax.training import setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.lock import lock
-from i2v_jax.training.monitor import Monitor, flops
+from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
@@ -281,18 +281,6 @@ def test_whatever_is_not_finite_is_told_with_the_clips(which, tmp_path):
     monitor.step(5, finite._replace(**{which: jnp.asarray(jnp.nan)}), ["two"], 0.0)
     with pytest.raises(InputError, match="step 5 .*nan.* two. Last good checkpoint: step 3 in here"):
         monitor.pause()
-
-
-@pytest.mark.parametrize("shape", [{"data": 1}, {"data": 8}], ids=json.dumps)
-def test_operations_are_counted_of_each_device_and_in_every_round_of_a_loop(shape):
-    def function(x, w):
-        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=10)[0]
-
-    count = int(np.prod(list(shape.values())))
-    mesh = parallel.make_mesh(shape, jax.devices()[:count])
-    x = jax.ShapeDtypeStruct((64, 512), jnp.float32, sharding=parallel.batch_sharding(mesh))
-    w = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=parallel.replicated(mesh))
-    assert flops(jax.jit(function).lower(x, w).compile()) == 10 * 2 * 64 * 512 * 512 / count
 
 
 def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_path):

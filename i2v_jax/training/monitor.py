@@ -1,9 +1,9 @@
 """What a run shows: curves for TensorBoard, a bar in the terminal, and a stop when the loss is no longer finite."""
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from i2v_jax import hlo
 from i2v_jax.errors import InputError
 from i2v_jax.media import encode_gif
 from i2v_jax.training.step import Metrics
@@ -30,27 +29,19 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
 }
 """Dense bf16 products of one device a second, by how its kind begins."""
+
+
+SHOWN = 8  # clips in a message
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """Returns the bf16 FLOP/s that a device can reach, None where this is not known."""
     kinds = sorted((kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)), key=len)
     return PEAK_FLOPS[kinds[-1]] if kinds else None
-
-
-def flops(program: jax.stages.Compiled) -> float | None:
-    """Returns how many operations a program does on each device, None where nothing tells.
-
-    XLA's own count takes one round of each loop; that of the program's text, none of what GPU libraries do. Neither
-    takes too many, so it is the larger one.
-    """
-    counts = [(program.cost_analysis() or {}).get("flops")]
-    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # text of an unknown form
-        counts.append(hlo.cost(program.as_text()).flops)
-    return max(filter(None, counts), default=None)
 
 
 class Monitor:
@@ -80,11 +71,14 @@ class Monitor:
         self.every, self.clips, self.flops = every, clips, flops
         self.peak = peak_flops(jax.local_devices()[0])
         self.is_first = jax.process_index() == 0
-        self.writer = SummaryWriter(str(folder)) if self.is_first else None
+        # what a killed run has written past its last checkpoint is not shown beside what comes now
+        self.writer = SummaryWriter(str(folder), purge_step=first_step + 1) if self.is_first else None
         self.bar = tqdm(
             total=steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True, disable=not self.is_first
         )
         self.pending: tuple[int, Metrics, Sequence[str]] | None = None
+        self.thread = ThreadPoolExecutor(1)
+        self.finished: Future[float] | None = None
         self.last_good = "none"
         self.losses: list[float] = []
         self._restart()
@@ -99,15 +93,17 @@ class Monitor:
           step: its number, from 1.
           metrics: what it gives; not waited for.
           ids: of its clips on this host.
-          waited: seconds that its batch was waited for.
+          waited: seconds that its batch was waited for; counted as far as the devices had nothing to do.
           scalars: further curves, such as the learning rate.
 
         Raises:
           InputError: the loss, the gradient or the update of the step before this one is not finite.
         """
+        if self.finished and self.finished.done():
+            self.waited += min(waited, time.perf_counter() - self.finished.result())
         self._check()
         self.pending = (step, metrics, ids)
-        self.waited += waited
+        self.finished = self.thread.submit(_time_of, metrics.loss)
         self.count += 1
         self.bar.update()
         if step % self.every == 0:
@@ -130,7 +126,7 @@ class Monitor:
                 self.writer.add_scalar(f"clips/{name}", count, step)
 
     def pause(self) -> None:
-        """Leaves what comes until `resume` out of the step time: samples, waiting for a checkpoint."""
+        """Leaves what comes until `resume` out of the step time: compiling, samples, waiting for a checkpoint."""
         self._check()
         self.paused = time.perf_counter()
 
@@ -141,11 +137,15 @@ class Monitor:
 
     def resume(self) -> None:
         """Ends what `pause` began."""
-        self.began += time.perf_counter() - self.paused
+        seconds = time.perf_counter() - self.paused
+        self.began += seconds
+        if self.is_first:
+            self.bar.start_t += seconds
 
     def close(self) -> None:
         """Looks at the last step and ends the curves."""
         self._check()
+        self.thread.shutdown()
         self.bar.close()
         if self.writer:
             self.writer.close()
@@ -158,7 +158,10 @@ class Monitor:
         self.losses.append(loss)
         if not (math.isfinite(loss) and math.isfinite(gradient) and math.isfinite(update)):
             self.bar.close()
-            shown = ", ".join(ids[:8]) + (f", and {len(ids) - 8} more" if ids[8:] else "")
+            first = jax.process_index() * len(ids)
+            each = np.asarray(metrics.each)[first : first + len(ids)]
+            ids = [name for name, its in zip(ids, each) if not math.isfinite(its)] or ids
+            shown = ", ".join(ids[:SHOWN]) + (f", and {len(ids) - SHOWN} more" if ids[SHOWN:] else "")
             raise InputError(
                 f"The loss of step {step} is {loss}, its gradient's norm {gradient}, its update's {update}. "
                 f"Clips on this host: {shown}. Last good checkpoint: {self.last_good}; the run goes on from there when "
@@ -190,3 +193,9 @@ class Monitor:
             + (f", {shown['teraflops_per_device']:.2f} TFLOP/s" if self.flops else "")
             + (f" ({shown['share_of_peak']:.0%} of peak)" if "share_of_peak" in shown else "")
         )
+
+
+def _time_of(array: jax.Array) -> float:
+    """The moment when an array is computed."""
+    array.block_until_ready()
+    return time.perf_counter()

@@ -122,8 +122,9 @@ def min_snr_weight(schedule: NoiseSchedule, timesteps: Int[Array, " b"], gamma: 
     if gamma is None:
         return jnp.ones(timesteps.shape)
     snr = jnp.square(schedule.alpha(timesteps) / schedule.sigma(timesteps))
-    per_target = {"epsilon": snr, "v_prediction": snr + 1, "sample": jnp.ones_like(snr)}[schedule.prediction_type]
-    return jnp.minimum(snr, gamma) / jnp.maximum(per_target, 1e-20)
+    if schedule.prediction_type == "epsilon":
+        return gamma / jnp.maximum(snr, gamma)  # which is 1 where nothing but noise is left
+    return jnp.minimum(snr, gamma) / {"v_prediction": snr + 1, "sample": 1}[schedule.prediction_type]
 
 
 @dataclasses.dataclass(frozen=True)

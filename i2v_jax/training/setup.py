@@ -107,6 +107,14 @@ def assemble(config: ConfigDict, how: Arithmetic) -> dict[str, load.Assembled]:
     return found
 
 
+def check_size(config: ConfigDict, autoencoder: vae.VAEConfig) -> None:
+    """Raises InputError where clips are of a size that has no latents."""
+    for name in ("height", "width"):
+        if (side := config.data[name]) % autoencoder.downscale:
+            near = max(1, round(side / autoencoder.downscale)) * autoencoder.downscale
+            raise InputError(f"data.{name}={side}: wanted a multiple of {autoencoder.downscale}, such as {near}.")
+
+
 def networks(config: ConfigDict, how: Arithmetic) -> dict[str, Any]:
     """Returns {component: its network's config}, with no weights read; those of published weights need not be here.
 
