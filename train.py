@@ -125,8 +125,7 @@ def main() -> None:
                 traced = run.trace(state, frozen, batch, key)
                 monitor.flops = count_flops(traced.jaxpr) / mesh.size
                 run = traced.lower().compile()
-                everyone = set(range(jax.process_count()))
-                multihost.sync_global_processes("compiled", processes=everyone)  # collectives on CPUs wait just 30 s
+                wait_for_all("compiled")
                 monitor.resume()
             state, metrics = run(state, frozen, batch, key)
             monitor.step(number, metrics, ids, waited, learning_rate=float(rate(number - 1)))
@@ -145,6 +144,7 @@ def main() -> None:
             if sampler and (number % config.samples.every_steps == 0 or number == config.steps):
                 monitor.pause()
                 sampler.show(number, state.average or state.trained, folder / "samples", monitor)
+                wait_for_all("sampled")
                 monitor.resume()
     monitor.close()
     loader.close()
@@ -180,6 +180,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if samples.every_steps:
         for picture in samples.pictures:
             media.load_picture(picture)
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process is here: in a collective on CPUs they would wait for 30 seconds at most."""
+    multihost.sync_global_processes(name, processes=set(range(jax.process_count())))
 
 
 class Sampler:

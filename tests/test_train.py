@@ -11,6 +11,7 @@ import signal
 import time
 from pathlib import Path
 
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +178,43 @@ def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
     one, two = (np.array(list(train_runs.losses(folder).values())) for folder in (unbroken, tmp_path))
     assert len(one) == len(two) == 20
     measured("losses of 20 steps, 2 processes x 4 devices", np.abs(two / one - 1).max(), 1e-5)
+
+
+def test_all_options_at_once_and_all_that_a_run_shows(clips, tmp_path):
+    """A CSV decoded by worker processes, two hosts, samples, curves, a running average, batches in parts."""
+    table = tmp_path / "clips.csv"
+    table.write_text("path,name\n" + "".join(f'{video.name},"moves, {video.stem}"\n' for video in clips.glob("*.mp4")))
+    folder = tmp_path / "run"
+    settings = dict(
+        steps=2,
+        batch=4,
+        accumulate=2,
+        average_decay=0.5,
+        objective__min_snr_gamma=5.0,
+        optimizer__schedule="cosine",
+        optimizer__warmup_steps=1,
+        optimizer__clip_norm=1.0,
+        data__videos=clips,
+        data__workers=1,
+        samples__every_steps=2,
+        samples__steps=1,
+        distributed__mode="flags",
+        distributed__coordinator=f"localhost:{processes.free_port()}",
+        distributed__processes=2,
+    )
+    for process in [processes.start(command(table, folder, distributed__process=i, **settings)) for i in range(2)]:
+        processes.finish(process)
+    with av.open(folder / "samples" / "00000002_0.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 4
+    first, second = list(train_runs.losses(folder).values())
+    assert first > 0 and second > 0 and first != second
+    shown = train_runs.curves(folder)
+    names = ("loss", "gradient_norm", "update_norm", "step_seconds", "clips_per_second", "input_wait_share")
+    assert {f"training/{name}" for name in (*names, "teraflops_per_device", "learning_rate")} <= shown.keys()
+    assert {"samples/0", "clips/good"} <= shown.keys()
+    trained, average = (load_file(folder / f"{name}.safetensors") for name in ("trained", "average"))
+    assert trained.keys() == average.keys()
+    assert any(not np.array_equal(trained[name], average[name]) for name in trained)
 
 
 def test_where_one_process_cannot_go_on_all_say_why_and_end(clips, tmp_path):

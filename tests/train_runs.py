@@ -61,14 +61,18 @@ def trained(folder) -> dict[str, np.ndarray]:
 
 def losses(folder) -> dict[int, float]:
     """The curve of the loss that a run has drawn: step -> value."""
-    curve = {}
+    return curves(folder)["training/loss"]
+
+
+def curves(folder) -> dict[str, dict[int, float]]:
+    """All curves that a run has drawn, by tag; a video's values are 0."""
+    found = {}
     for file in sorted((Path(folder) / "curves").iterdir()):
         content = file.read_bytes()
         while content:  # TFRecord: length, its checksum, the record, its checksum
             size = int.from_bytes(content[:8], "little")
             event = event_pb2.Event.FromString(content[12 : 12 + size])
             for value in event.summary.value:
-                if value.tag == "training/loss":
-                    curve[event.step] = value.simple_value
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
             content = content[16 + size :]
-    return curve
+    return found
