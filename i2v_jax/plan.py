@@ -8,6 +8,7 @@ over memory bandwidth, and sent bytes over link bandwidth; real steps take longe
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -259,7 +260,8 @@ def measure(program: Program, topology: str, cache: Path | None = None) -> Figur
     known = f"{topology} {metadata.version('libtpu')} {program.name} {lowered.as_text()}"
     file = cache and cache / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
     if file and file.is_file():
-        return Figures(**json.loads(file.read_text()))
+        with contextlib.suppress(TypeError, ValueError):  # cut off, or of another version
+            return Figures(**json.loads(file.read_text()))
     figures = _figures(program, lowered)
     if file:
         cache.mkdir(parents=True, exist_ok=True)
