@@ -144,7 +144,7 @@ def main() -> None:
             if sampler and (number % config.samples.every_steps == 0 or number == config.steps):
                 monitor.pause()
                 sampler.show(number, state.average or state.trained, folder / "samples", monitor)
-                wait_for_all("sampled")
+                wait_for_all(f"sampled {number}")
                 monitor.resume()
     monitor.close()
     loader.close()
@@ -183,8 +183,9 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process is here: in a collective on CPUs they would wait for 30 seconds at most."""
-    multihost.sync_global_processes(name, processes=set(range(jax.process_count())))
+    """Waits, for an hour at most, until every process is here; no name may come twice. In a collective on CPUs they
+    would wait for 30 seconds."""
+    multihost.sync_global_processes(name, timeout=3600, processes=set(range(jax.process_count())))
 
 
 class Sampler:
