@@ -16,6 +16,7 @@ from tqdm import tqdm
 from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.sources import on_disk
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from i2v_jax.weights.files import WEIGHT_SUFFIXES, Entry, Tensors
 from i2v_jax.weights.lazy import cast, check_finite
@@ -99,7 +100,7 @@ def output(arguments: argparse.Namespace) -> Iterator[Path]:
     Raises:
         InputError: OUTPUT is there and `--overwrite` is not given; its folder is not there; it cannot be written.
     """
-    path = Path(os.path.abspath(os.path.expanduser(arguments.output)))
+    path = Path(os.path.abspath(on_disk(arguments.output)))
     if os.path.lexists(path) and not arguments.overwrite:
         raise InputError(f"{arguments.output} is there already. Give another name, or --overwrite to replace it.")
     if not path.parent.is_dir():

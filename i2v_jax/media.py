@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from skimage import color, exposure
 
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.sources import on_disk
 
 # From the preprocessor_config.json of every CLIP checkpoint.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -283,7 +284,7 @@ def check_folder(folder: str | Path) -> None:
 
     So a run need not end before it turns out that its folder cannot be written, or that the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = on_disk(folder)
     try:
         place = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=place) as file:

@@ -526,6 +526,10 @@ def test_links_are_replaced_and_what_they_point_to_stays(files, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "link", "model"]
 
 
+def test_an_address_is_no_place_to_write_to(files):
+    refused("import", files / "base", "gs://bucket/base.safetensors", words=["is an address", "Mount the bucket"])
+
+
 @pytest.mark.parametrize(
     "name, command",
     [

@@ -351,6 +351,8 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path):
     ):
         with pytest.raises(InputError, match="Choose another folder"):
             call()
+    with pytest.raises(InputError, match="'gs://bucket/videos' is an address"):
+        media.check_folder("gs://bucket/videos")
     media.check_folder(tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
