@@ -2,7 +2,7 @@
 
     python -m benchmarks.pods [--only v5e]
 
-Prints Markdown. Hours of compilation on two cores, seconds where `.cache/jax/plans` remembers the programs.
+Prints Markdown. Two hours of compilation on two cores, minutes where `.cache/jax/plans` remembers the programs.
 """
 
 import argparse
