@@ -22,65 +22,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="slices whose name holds this")
     only = parser.parse_args().only
+    slices = {topology: chips for topology, chips in SLICES.items() if only in topology}
+    if not slices:
+        parser.error(f"--only={only}: no slice of {', '.join(SLICES)} holds this")
     jax.config.update("jax_platforms", "cpu")
-    for title, columns, make, row in (
-        ("training", TRAINING, plan.training_program, training_row),
-        ("sampling", SAMPLING, plan.sampling_program, sampling_row),
+    for title, columns, make in (
+        ("training", TRAINING, plan.training_program),
+        ("sampling", SAMPLING, plan.sampling_program),
     ):
         print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
         for name, clips in CLIPS.items():
-            for topology, chips in SLICES.items():
-                if only not in topology:
-                    continue
+            for topology, chips in slices.items():
                 chip, devices = plan.slice_of(topology)
                 batch = clips[topology[:3]] * chips
                 config = commands.load_config(CONFIGS / f"{name}.py")
                 config.batch = batch
                 figures = plan.measure(make(config, devices, stored=True), topology, CACHE)
-                print(f"| {' | '.join((name, topology, *row(figures, chip, config)))} |", flush=True)
+                known = {"config": name, "slice": topology} | cells(figures, chip, config.samples.steps)
+                print(f"| {' | '.join(known.get(column, 'does not fit') for column in columns)} |", flush=True)
 
 
-TRAINING = (
-    *("config", "slice", "clips a step", "memory of a chip", "work", "traffic", "sent", "a step, at least"),
-    *("of peak", "a clip, on a chip", "clips/s", "10 million clips"),
+# columns of each table, from those of `cells`
+COMMON = (
+    "config",
+    "slice",
+    "clips at once",
+    "memory of a chip",
+    "work",
+    "traffic",
+    "sent",
+    "a step, at least",
+    "of peak",
 )
-SAMPLING = ("config", "slice", "videos at once", "memory of a chip", "work", "traffic", "a step, at least", "videos/s")
+TRAINING = (*COMMON, "a clip, on a chip", "clips/s", "10 million clips")
+SAMPLING = (*COMMON, "videos/s")
 
 
-def training_row(figures: plan.Figures, chip: plan.Chip, config) -> tuple[str, ...]:
+def cells(figures: plan.Figures, chip: plan.Chip, sampling_steps: int) -> dict[str, str]:
+    """What the tables show of a program; where it does not fit, only that."""
     memory = f"{figures.memory / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
+    known = {"clips at once": f"{figures.clips:,}", "memory of a chip": memory}
     if not figures.fits(chip):
-        return f"{figures.clips:,}", memory, *["does not fit"] * 8
+        return known
     times = figures.times(chip)
     step = max(times.values())
-    return (
-        f"{figures.clips:,}",
-        memory,
-        f"{figures.flops / 1e12:.1f} TFLOP",
-        plan.short(figures.bytes, "B"),
-        plan.short(sum(put for put, _ in figures.sent.values()), "B"),
-        f"{step * 1e3:.0f} ms ({max(times, key=times.get)})",
-        f"{times['arithmetic'] / step:.0%}",
-        f"{step * 1e3 * figures.devices / figures.clips:.0f} ms",
-        f"{figures.clips / step:,.0f}",
-        f"{plan.CLIPS / figures.clips * step / 86400:.2f} days",
-    )
-
-
-def sampling_row(figures: plan.Figures, chip: plan.Chip, config) -> tuple[str, ...]:
-    memory = f"{figures.memory / 1e9:.1f} of {chip.memory / 1e9:.1f} GB"
-    if not figures.fits(chip):
-        return f"{figures.clips:,}", memory, *["does not fit"] * 4
-    times = figures.times(chip)
-    step = max(times.values())
-    return (
-        f"{figures.clips:,}",
-        memory,
-        f"{figures.flops / 1e12:.1f} TFLOP",
-        plan.short(figures.bytes, "B"),
-        f"{step * 1e3:.0f} ms ({max(times, key=times.get)})",
-        f"{figures.clips / step / config.samples.steps:.1f}",
-    )
+    return known | {
+        "work": f"{figures.flops / 1e12:.1f} TFLOP",
+        "traffic": plan.short(figures.bytes, "B"),
+        "sent": plan.short(sum(put for put, _ in figures.sent.values()), "B"),
+        "a step, at least": f"{step * 1e3:.0f} ms ({max(times, key=times.get)})",
+        "of peak": f"{times['arithmetic'] / step:.0%}",
+        "a clip, on a chip": f"{step * 1e3 * figures.devices / figures.clips:.0f} ms",
+        "clips/s": f"{figures.clips / step:,.0f}",
+        "10 million clips": f"{plan.CLIPS / figures.clips * step / 86400:.2f} days",
+        "videos/s": f"{figures.clips / step / sampling_steps:.1f}",
+    }
 
 
 if __name__ == "__main__":
