@@ -322,6 +322,41 @@ def test_whatever_is_not_finite_is_told_with_the_clips(which, tmp_path):
         monitor.pause()
 
 
+def test_waiting_counts_as_far_as_the_devices_have_nothing_to_do(tmp_path):
+    class Late:
+        """A loss that is there after half a second."""
+
+        def block_until_ready(self):
+            time.sleep(0.5)
+
+        def __float__(self):
+            return 0.5
+
+    metrics = Metrics(*map(jnp.asarray, (0.5, [0.5], 1.0, 1.0)))
+    monitor = Monitor(tmp_path, first_step=0, steps=9, every=9, clips=1)
+    monitor.step(1, metrics._replace(loss=Late()), ["one"], 3.0)
+    assert monitor.waited == 0  # before any step there is nothing to tell how long devices had nothing to do
+    monitor.step(2, metrics, ["two"], 3.0)
+    assert monitor.waited == 0  # the first step is still being computed
+    monitor.finished.result()
+    time.sleep(0.1)
+    monitor.step(3, metrics, ["three"], 3.0)
+    assert 0.1 <= monitor.waited < 3
+    monitor.close()
+
+
+def test_the_clip_whose_loss_is_not_finite_is_named(tmp_path):
+    monitor = Monitor(tmp_path, first_step=0, steps=9, every=9, clips=3)
+    monitor.step(1, Metrics(*map(jnp.asarray, (jnp.nan, [0.5, jnp.nan, 0.5], 1.0, 1.0))), ["one", "two", "three"], 0.0)
+    with pytest.raises(InputError, match="Clips on this host: two. Last"):
+        monitor.pause()
+
+
+def test_a_size_without_latents_is_refused_before_weights_are_loaded(clips, tmp_path):
+    output = processes.finish(processes.start(command(clips, tmp_path / "run", data__height=36)), 2)
+    assert "error: data.height=36: wanted a multiple of 8, such as 32." in output and "loading" not in output
+
+
 def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_path):
     held = lock(tmp_path)
     distributed = dict(
