@@ -13,6 +13,7 @@ from diffusers.models.modeling_flax_pytorch_utils import convert_pytorch_state_d
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, TINY_VAE, AutoencoderKL, VAEConfig, sample_posterior
+from i2v_jax.training.objective import Reconstruction, ReconstructionLoss
 from i2v_jax.weights.tree import flatten
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, our_shapes, randomise
@@ -154,3 +155,48 @@ def test_preset_has_the_published_parameters():
 def test_unsupported_setting_is_refused(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         VAEConfig.from_diffusers(SMALL | setting)
+
+
+@pytest.mark.parametrize("crop", [0, 16])
+def test_reconstruction_loss_is_that_of_pytorch(torch_vae, parameters, crop, measured):
+    """Loss, and gradients of encoder and decoder, for two clips of three frames, whole or a square of each."""
+    video = np.random.default_rng(2).integers(0, 256, (2, 3, 32, 40, 3), dtype=np.uint8)
+    loss = ReconstructionLoss(CONFIG, Reconstruction(crop=crop, edges=0.5, divergence=0.1))
+    draws = loss.draw(jax.random.key(0), dict(video=video))
+
+    def ours(parameters):
+        return loss({"vae": parameters}, dict(video=video), draws)
+
+    (value, seen), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(parameters)
+    height, width = (crop, crop) if crop else (32, 40)
+    squares = np.stack([clip[:, y : y + height, x : x + width] for clip, (y, x) in zip(video, draws.corners)])
+    images = channels_first(squares.reshape(-1, height, width, 3) / np.float32(127.5) - 1)
+    torch_vae.zero_grad()
+    posterior = torch_vae.encode(images).latent_dist
+    noise = np.array(draws.posterior).reshape(6, height // 4, width // 4, 4)
+    error = torch_vae.decode(posterior.mean + posterior.std * channels_first(noise)).sample - images
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    theirs = error.abs().mean() + 0.5 * edges + 0.1 * posterior.kl().mean() / posterior.mean[0].numel()
+    theirs.backward()
+    measured(f"reconstruction loss, crop={crop}", relative_error(value, theirs.detach()), 1e-5)
+    np.testing.assert_allclose(np.mean(seen["each"]), value, rtol=1e-6)
+    assert seen["decoded"].shape == squares.shape
+    expected = flatten(our_parameters("vae", {name: weight.grad for name, weight in torch_vae.named_parameters()}))
+    # all in one, as some (of the keys' biases) are nothing but rounding
+    here, there = (np.concatenate([np.ravel(leaves[p]) for p in expected]) for leaves in (flatten(gradients), expected))
+    measured(f"reconstruction loss, crop={crop}: gradients", relative_error(here, there), 1e-4)
+
+
+def test_squares_of_the_reconstruction_loss_are_drawn_from_everywhere():
+    batch = dict(video=np.zeros((500, 1, 12, 20, 3), np.uint8))
+    corners = ReconstructionLoss(CONFIG, Reconstruction(crop=8)).draw(jax.random.key(0), batch).corners
+    assert set(map(int, corners[:, 0])) == set(range(5)) and set(map(int, corners[:, 1])) == set(range(13))
+    for crop in (10, 16):
+        with pytest.raises(InputError, match=f"crop={crop}: wanted a multiple of 4, 12"):
+            ReconstructionLoss(CONFIG, Reconstruction(crop=crop)).draw(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("settings", [dict(edges=-1), dict(divergence=float("nan"))])
+def test_bad_weights_of_the_reconstruction_loss(settings):
+    with pytest.raises(InputError, match="wanted 0 or more"):
+        Reconstruction(**settings)

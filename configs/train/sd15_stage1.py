@@ -36,12 +36,20 @@ def get_config() -> ConfigDict:
     config.branches = ("first_frame",)  # attention branches to add where no file holds them
 
     # The loss.
+    config.loss = "denoising"  # by `objective`; "reconstruction", which trains a VAE, by `reconstruction`
     config.objective = ConfigDict(
         dict(
             first_frame="clean",  # clean: an image-to-video model; noisy: every frame is noised and scored
             prompt_dropout=0.1,  # share of prompts replaced by the empty one
             min_snr_gamma=placeholder(float),  # weigh timesteps by min(SNR, gamma)
             vae_slice=1,  # frames that the VAE encodes at a time; 0: all
+        )
+    )
+    config.reconstruction = ConfigDict(
+        dict(
+            crop=0,  # side of the squares that are looked at; 0: whole frames
+            edges=1.0,  # weights of the terms beside the pixels'
+            divergence=1e-4,
         )
     )
     config.noise_schedule = ConfigDict(

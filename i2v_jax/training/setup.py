@@ -21,11 +21,12 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.kernels import choose
 from i2v_jax.sources import local
-from i2v_jax.training.objective import Loss, Objective
+from i2v_jax.training.objective import Loss, Objective, Reconstruction, ReconstructionLoss
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import State, init_state, make_step
 from i2v_jax.weights import load, shapes, tree
 
+LOSSES = ("denoising", "reconstruction")
 DTYPES = ("auto", "float32", "bfloat16")
 SHAPES = dict(
     unet=shapes.unet_shapes,
@@ -59,7 +60,7 @@ class Arithmetic(NamedTuple):
 class Setup(NamedTuple):
     """What a config says of the arithmetic of a run."""
 
-    loss: Loss
+    loss: Loss | ReconstructionLoss
     optimizer: optax.GradientTransformation
     step: Callable  # of `training.step.make_step`, not jitted
 
@@ -163,7 +164,12 @@ def make(config: ConfigDict, configs: Mapping[str, Any], empty_prompt: Array) ->
     Raises:
       InputError: a setting out of range.
     """
-    loss = Loss(configs, NoiseSchedule(**config.noise_schedule), Objective(**config.objective), empty_prompt)
+    if config.loss not in LOSSES:
+        raise InputError(f"loss={config.loss!r}; known: {', '.join(LOSSES)}.{nearest(config.loss, LOSSES)}")
+    if config.loss == "reconstruction":
+        loss = ReconstructionLoss(configs["vae"], Reconstruction(**config.reconstruction))
+    else:
+        loss = Loss(configs, NoiseSchedule(**config.noise_schedule), Objective(**config.objective), empty_prompt)
     optimizer = Optimizer(**config.optimizer).make(config.steps)
     step = make_step(loss, optimizer, accumulate=config.accumulate, average_decay=config.average_decay)
     return Setup(loss, optimizer, step)
