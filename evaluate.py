@@ -1,7 +1,7 @@
 """Measures a model on clips whose motion is known: python evaluate.py --config configs/evaluate/default.py
 
 Samples the same clips with each of several settings. Writes a table in the paper's layout (md), every clip's values and
-the run's record (json), a plot (png) and the videos side by side (mp4).
+the run's record (json), a plot (png) and the videos side by side (mp4, gif).
 """
 
 import json
@@ -21,9 +21,10 @@ from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.evaluation import flow, metrics, motion, report
 from i2v_jax.pipeline import Pipeline, Settings
+from i2v_jax.weights import load
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
-SUFFIXES = (".md", ".json", ".png", ".mp4")
+SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")
 PAPERS = ("clip_temp", "flow_score", "warping_error")  # columns of its tables that are measured here
 OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "background_drift")
 
@@ -42,7 +43,7 @@ def main() -> None:
     check(config, runs)
     estimate = flow.estimator(config.flow)
     sample.check_weights(config.weights)
-    sample.check_prediction_type(config)
+    load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
     mesh = parallel.make_mesh(config.mesh)
     config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
@@ -148,7 +149,7 @@ def measure(videos, clips, estimate: flow.Estimator, embed) -> Mapping[str, list
 
 
 def write(config: ConfigDict, results: list[report.Run], reference: report.Run, columns, clips) -> None:
-    """All four files, or none."""
+    """All files, or none."""
     shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
     everything, seed = [*results, reference], config.seed
     tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
@@ -175,11 +176,12 @@ def write(config: ConfigDict, results: list[report.Run], reference: report.Run, 
         report.as_json(everything, about, seed),
         plot,
         media.encode_video(video, config.fps),
+        media.encode_gif(video, config.fps),
     )
     stem = media.free_stem(config.output, config.name, SUFFIXES)
     media.write_files({f"{stem}{suffix}": content for suffix, content in zip(SUFFIXES, contents)})
     print(tables)
-    print(f"{stem}.md  .json  .png  .mp4")
+    print(f"{stem}{'  '.join(SUFFIXES)}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from i2v_jax import __version__, commands, jobs, media, parallel
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.pipeline import Models, Pipeline, Settings
-from i2v_jax.sources import local
 from i2v_jax.tokenizer import ClipTokenizer
+from i2v_jax.weights import load
 from i2v_jax.weights.files import check_reader, open_tensors, sha256
 
 DEFAULT = Path(__file__).parent / "configs" / "sample" / "sd15.py"
@@ -58,7 +58,7 @@ def main() -> None:
     if config.batch_per_device < 1:
         raise InputError(f"batch_per_device={config.batch_per_device}: wanted 1 or more.")
     check_weights(config.weights)
-    check_prediction_type(config)
+    load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
     mesh = parallel.make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
     tokenizer = load_tokenizer(config.weights)
@@ -117,24 +117,6 @@ def check_weights(weights: ConfigDict) -> None:
         )
     for source, folder in sources(weights):
         check_reader(source, folder)
-
-
-def check_prediction_type(config: ConfigDict) -> None:
-    """Raises InputError where the model's own scheduler says that its UNet predicts something else."""
-    folder = local(config.weights.unet or config.weights.base)
-    file = folder and folder / "scheduler" / "scheduler_config.json"
-    if not (file and file.is_file()):
-        return
-    ours = config.noise_schedule.prediction_type
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")  # diffusers' default
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{file} cannot be read as a JSON object: {error}.") from error
-    if theirs != ours:
-        raise InputError(
-            f"noise_schedule.prediction_type={ours!r}, but the model was trained for {theirs!r}, says {file}. "
-            f"Set --config.noise_schedule.prediction_type={theirs}."
-        )
 
 
 def choose_dtype(name: str, platform: str) -> str:

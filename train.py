@@ -32,6 +32,7 @@ from i2v_jax.training.lock import lock
 from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
+from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.tree import count, unflatten
 
@@ -54,6 +55,8 @@ def main() -> None:
     _lock = lock(folder)  # until this ends
 
     # Networks, and what of them is trained.
+    if config.loss == "denoising":
+        load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
     tokenizer = ClipTokenizer.from_pretrained(
         config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
     )

@@ -155,6 +155,7 @@ class Models:
         Raises:
           InputError: something cannot be loaded; says what.
         """
+        load.check_prediction_type(unet or base, schedule.prediction_type)
         mesh = mesh or parallel.make_mesh({"data": -1})
         common = dict(dtype=dtype, trained=trained, place=parallel.place(mesh))
         kernels = choose(mesh.devices.flat[0], dtype, attention, convolution)

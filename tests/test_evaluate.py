@@ -17,7 +17,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.pipeline import Settings
 
 make_mesh = parallel.make_mesh
-FILES = (".md", ".json", ".png", ".mp4")
+FILES = (".md", ".json", ".png", ".mp4", ".gif")
 
 
 @pytest.fixture(autouse=True, scope="module")

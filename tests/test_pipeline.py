@@ -11,6 +11,7 @@ import pytest
 
 from i2v_jax import parallel
 from i2v_jax.diffusion import guidance
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
@@ -247,3 +248,9 @@ def test_meshes_that_do_not_fit(shape, message):
 def test_rules_name_axes_that_are_there(rules, named):
     with pytest.raises(InputError, match=named), parallel.use_mesh(parallel.make_mesh({"data": 8}), rules):
         pass
+
+
+def test_a_model_is_not_loaded_with_a_schedule_of_another_prediction_type():
+    schedule = NoiseSchedule(kind="linear", prediction_type="v_prediction")
+    with pytest.raises(InputError, match="trained for 'epsilon', says .*scheduler_config.json"):
+        Models.load(str(SMALL), schedule=schedule)

@@ -312,20 +312,20 @@ def test_every_file_that_is_read_is_hashed_whatever_form_its_source_has(tmp_path
         assert set(sample.hashes(read)) == set(map(str, read))
 
 
-def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path):
+def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path, bad):
     (tmp_path / "scheduler").mkdir()
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text('{"prediction_type": "v_prediction"}')
-    config = configured(base=tmp_path)
-    with pytest.raises(InputError, match="trained for 'v_prediction'.*Set --config.noise_schedule.prediction_type=v_"):
-        sample.check_prediction_type(config)
-    sample.check_prediction_type(configured(base=tmp_path, unet=SMALL))
-    config.noise_schedule.prediction_type = "v_prediction"
-    sample.check_prediction_type(config)
+    message = "trained for 'v_prediction'.*Set --config.noise_schedule.prediction_type=v_"
+    with pytest.raises(InputError, match=message):
+        load.check_prediction_type(tmp_path, "epsilon")
+    load.check_prediction_type(tmp_path, "v_prediction")
+    load.check_prediction_type(SMALL, "epsilon")
+    bad(message, f"--config.weights.base={tmp_path}", "--config.weights.unet=")
     for broken in ("{", "[]"):
         file.write_text(broken)
         with pytest.raises(InputError, match="cannot be read"):
-            sample.check_prediction_type(config)
+            load.check_prediction_type(tmp_path, "epsilon")
 
 
 def test_the_end_does_not_wait_for_the_hashes():

@@ -327,7 +327,7 @@ def draw(index: int, split: str = "train") -> Scene:
     pairs = [PAIRS[split][rng.integers(len(PAIRS[split]))]]
     others = [pair for pair in PAIRS[split] if pair[0] != pairs[0][0]]
     pairs.append(others[rng.integers(len(others))])
-    angle, apart = rng.uniform(0, 2 * math.pi), 0 if count == 1 else rng.uniform(0.19, 0.23)
+    angle, apart = rng.uniform(0, 2 * math.pi), 0 if count == 1 else rng.uniform(0.21, 0.25)
     middle = rng.uniform(-0.16, 0.16, 2) if count == 1 else rng.uniform(-0.04, 0.04, 2)
     objects = []
     for number, (colour, shape) in enumerate(pairs[:count]):
@@ -338,7 +338,7 @@ def draw(index: int, split: str = "train") -> Scene:
                 shape,
                 str(rng.choice(TEXTURES[split])),
                 (float(middle[0] + side * math.cos(angle)), float(middle[1] + side * math.sin(angle))),
-                rng.uniform(0.12, 0.17) if count == 1 else rng.uniform(0.1, 0.13),
+                rng.uniform(0.15, 0.21) if count == 1 else rng.uniform(0.125, 0.155),
                 rng.uniform(0, 2 * math.pi),
             )
         )

@@ -5,6 +5,7 @@ from four, in any format of `formats`.
 """
 
 import dataclasses
+import json
 import math
 import re
 import warnings
@@ -24,6 +25,7 @@ from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConf
 from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import SDXL_VAE, VAEConfig
+from i2v_jax.sources import local
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.infer import infer_config
@@ -380,6 +382,28 @@ def check_trained(trained: Sequence[Source], components: Iterable[str]) -> None:
                     f"{source} holds weights of the {component}, which this model has not. It has: "
                     f"{', '.join(components)}."
                 )
+
+
+def check_prediction_type(source: Source, prediction_type: str) -> None:
+    """Raises InputError where a model's own scheduler says that its UNet predicts something else.
+
+    Args:
+      source: that gives the UNet; only folders have a scheduler.
+      prediction_type: "epsilon", "v_prediction" or "sample".
+    """
+    folder = local(source)
+    file = folder and folder / "scheduler" / "scheduler_config.json"
+    if not (file and file.is_file()):
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")  # diffusers' default
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read as a JSON object: {error}.") from error
+    if theirs != prediction_type:
+        raise InputError(
+            f"noise_schedule.prediction_type={prediction_type!r}, but the model was trained for {theirs!r}, says "
+            f"{file}. Set --config.noise_schedule.prediction_type={theirs}."
+        )
 
 
 def _replaced(pool: dict[str, tuple[Entry, Imported]], trained: Sequence[Source], component: str) -> list[Imported]:
