@@ -70,8 +70,8 @@ def kill_at_random(arguments, kills, text, rng, devices=1, most=5, startup=3.0, 
         assert wait_for(process, text, counts[-1]), "the program ended before it was killed"
         time.sleep(rng.uniform(0, step if counts[-1] else startup))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the program ended before it was killed"
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"the program ended before it was killed: {output}"
     return counts
 
 
