@@ -15,7 +15,7 @@ from i2v_jax import parallel
 from i2v_jax.errors import InputError
 from i2v_jax.training.checkpoints import Checkpoints, checksum
 from i2v_jax.training.fingerprint import fingerprint
-from i2v_jax.training.optimizer import Optimizer
+from i2v_jax.training.optimizer import KINDS, Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.step import init_state
 from i2v_jax.weights.files import open_tensors
@@ -30,12 +30,12 @@ def mesh_of(shape):
     return parallel.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
 
 
-def state_on(shape, value=0.0):
+def state_on(shape, value=0.0, optimizer="adamw"):
     """A state whose arrays hold numbers that are not those of another value."""
     mesh = mesh_of(shape)
     rng = np.random.default_rng(0)
     trained = {"unet": {"kernel": rng.normal(size=(512, 256)).astype("f4"), "norm": {"bias": np.ones(7, "f4")}}}
-    state = init_state(trained, Optimizer().make(10), averaging=True)
+    state = init_state(trained, Optimizer(optimizer).make(10), averaging=True)
     state = jax.tree.map(lambda x: x + jnp.asarray(value, x.dtype), state)
     return jax.tree.map(lambda x: jax.device_put(x, parallel.parameter_sharding(mesh, x.shape)), state)
 
@@ -47,11 +47,11 @@ def same(one, other):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def write(folder, steps, **options):
+def write(folder, steps, optimizer="adamw", **options):
     """Writes a checkpoint for each step, with a state and a position of its own."""
     checkpoints = Checkpoints(folder, **options)
     for step in steps:
-        checkpoints.save(step, state_on({"data": 2, "fsdp": 4}, step), [{"taken": 10 * step}], ABOUT)
+        checkpoints.save(step, state_on({"data": 2, "fsdp": 4}, step, optimizer), [{"taken": 10 * step}], ABOUT)
     checkpoints.close()
 
 
@@ -59,16 +59,23 @@ def steps_in(folder):
     return sorted(int(path.name) for path in Path(folder).iterdir() if path.name.isdigit())
 
 
+@pytest.mark.parametrize("optimizer", KINDS)
 @pytest.mark.parametrize("shape", MESHES, ids=json.dumps)
-def test_what_is_read_is_what_was_written_on_any_mesh(shape, tmp_path):
-    write(tmp_path, [4])
-    wanted = state_on(shape)
+def test_what_is_read_is_what_was_written_on_any_mesh(shape, optimizer, tmp_path):
+    write(tmp_path, [4], optimizer)
+    wanted = state_on(shape, optimizer=optimizer)
     state, positions, about = Checkpoints(tmp_path).restore(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted), ABOUT
     )
-    same(state, state_on(shape, 4))
+    same(state, state_on(shape, 4, optimizer))
     assert all(jax.tree.leaves(jax.tree.map(lambda x, y: x.sharding == y.sharding, state, wanted)))
     assert positions == [{"taken": 40}] and about == ABOUT
+
+
+def test_the_state_of_another_kind_of_optimizer_is_refused(tmp_path):
+    write(tmp_path, [4])
+    with pytest.raises(InputError, match="optimizer"):
+        Checkpoints(tmp_path).restore(state_on({"data": 1}, optimizer="muon"), ABOUT)
 
 
 def test_weights_are_read_from_a_checkpoint_as_from_any_folder(tmp_path):

@@ -205,9 +205,46 @@ def test_optimizer_is_pytorchs_and_schedules_go_where_they_say():
     np.testing.assert_allclose(one["w"], plain["w"], rtol=1e-6)
 
 
+def test_muon_is_pytorchs_for_kernels_and_nadamw_for_all_else(measured, monkeypatch):
+    """The last of many steps: unlike PyTorch's, optax's first steps make up for a momentum that starts at 0."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # which it would orthogonalise in
+    rng, steps, settings = np.random.default_rng(0), 300, dict(learning_rate=1e-2, weight_decay=0.1)
+    shapes = {"unet/dense/kernel": (6, 4), "unet/conv/kernel": (3, 3, 2, 8), "unet/norm/scale": (5,)}
+
+    def draw():
+        return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+
+    def as_matrix(array):
+        return torch.tensor(np.array(array).reshape(-1, array.shape[-1]).T.copy())
+
+    weights = draw()
+    ours, nadamw = ({path: jnp.asarray(array) for path, array in weights.items()} for _ in range(2))
+    theirs = {path: torch.nn.Parameter(as_matrix(weights[path])) for path in shapes if path.endswith("kernel")}
+    muon, others = Optimizer(kind="muon", **settings).make(steps), optax.nadamw(**settings)
+    optimizer = torch.optim.Muon(theirs.values(), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    state, other = muon.init(ours), others.init(nadamw)
+    update, update_others = jax.jit(muon.update), jax.jit(others.update)
+    for _ in range(steps):
+        gradient = draw()
+        last, state = update(gradient, state, ours)
+        ours = optax.apply_updates(ours, last)
+        updates, other = update_others(gradient, other, nadamw)
+        nadamw = optax.apply_updates(nadamw, updates)
+        before = {path: parameter.detach().clone() for path, parameter in theirs.items()}
+        for path, parameter in theirs.items():
+            parameter.grad = as_matrix(gradient[path])
+        optimizer.step()
+    np.testing.assert_allclose(ours["unet/norm/scale"], nadamw["unet/norm/scale"], rtol=1e-5)
+    for path, parameter in theirs.items():
+        error = relative_error(as_matrix(last[path]).numpy(), (parameter.detach() - before[path]).numpy())
+        measured(f"Muon's step against PyTorch's: {path}", error, 1e-3)
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
+        (lambda: Optimizer(kind="moun"), "Did you mean 'muon'"),
         (lambda: Optimizer(schedule="cosin"), "Did you mean 'cosine'"),
         (lambda: Optimizer(learning_rate=-1), "learning_rate=-1"),
         (lambda: Optimizer(clip_norm=0.0), "clip_norm"),

@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         dict(
+            kind="adamw",  # adamw, muon
             learning_rate=1e-4,
             schedule="constant",  # constant, cosine, linear
             warmup_steps=0,

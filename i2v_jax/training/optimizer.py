@@ -1,11 +1,15 @@
-"""The optimizer by its settings: AdamW (paper section 4.1) with a learning-rate schedule and clipping, from optax."""
+"""The optimizer by its settings: AdamW (paper section 4.1) or Muon, a rate schedule and clipping, from optax."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from i2v_jax.errors import InputError, nearest
 
+KINDS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
@@ -14,6 +18,8 @@ class Optimizer:
     """Settings of the optimizer; the defaults are the paper's fixed rate, and PyTorch's AdamW for the rest.
 
     Attributes:
+      kind: "adamw"; or "muon" (Jordan et al. 2024), for networks trained from nothing: kernels' updates are made
+        orthogonal and as large as AdamW's (Liu et al. 2025, section 2.2); all else goes by NAdamW.
       learning_rate: the highest one.
       schedule: after the warm-up: "constant", or "cosine" or "linear" down to `final_share` of the rate.
       warmup_steps: steps of linear growth from 0.
@@ -23,6 +29,7 @@ class Optimizer:
       clip_norm: bound of the gradient's global norm; None: unbounded.
     """
 
+    kind: str = "adamw"
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -34,10 +41,9 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"schedule={self.schedule!r}; known: {', '.join(SCHEDULES)}.{nearest(self.schedule, SCHEDULES)}"
-            )
+        for name, known in (("kind", KINDS), ("schedule", SCHEDULES)):
+            if (given := getattr(self, name)) not in known:
+                raise InputError(f"{name}={given!r}; known: {', '.join(known)}.{nearest(given, known)}")
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)}: wanted 0 or more.")
@@ -66,7 +72,30 @@ class Optimizer:
 
     def make(self, steps: int) -> optax.GradientTransformation:
         """Returns the optimizer of a run of `steps`."""
-        adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.epsilon, weight_decay=self.weight_decay)
+        rate, decay = self.rate(steps), self.weight_decay
+        if self.kind == "adamw":
+            update = optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=decay)
+        else:
+            update = muon(
+                rate,
+                weight_decay=decay,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_weight_decay=decay,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,
+            )
         # with or without clipping the state is built alike, so that a run can go on with it
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
-        return optax.chain(clip, adamw)
+        return optax.chain(clip, update)
+
+
+def _matrices(parameters: Any) -> Any:
+    """How each kernel is a matrix of inputs and outputs; None for what is no kernel."""
+
+    def matrix(path, leaf):
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("kernel") or leaf.ndim < 2:
+            return None
+        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, parameters)
