@@ -142,6 +142,14 @@ def test_the_first_frame_is_neither_noised_nor_scored():
     assert loss(weights, batch, other)[0] == value
     noisy, _, _ = toy(first_frame="noisy")
     assert noisy(weights, batch, other)[0] > value
+    early, _, _ = toy(first_frame="early")
+    timesteps = jnp.array([499, 500, 0, 999])  # of 1000
+    _, seen = early(weights, batch, other._replace(timesteps=timesteps))
+    _, same = loss(weights, batch, draws._replace(timesteps=timesteps))
+    np.testing.assert_array_equal(seen["noisy"][1::2], same["noisy"][1::2])
+    assert np.all(seen["noisy"][::2, 0] != batch["latents"][::2, 0])
+    np.testing.assert_array_equal(seen["noisy"][0, 1:], same["noisy"][0, 1:])
+    assert seen["each"][1] == same["each"][1]
     single = {"latents": batch["latents"][:, :1]}
     with pytest.raises(InputError, match="2 frames"):
         loss(weights, single, loss.draw(jax.random.key(3), single))

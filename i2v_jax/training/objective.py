@@ -36,7 +36,8 @@ class Objective:
 
     Attributes:
       first_frame: "clean" trains an image-to-video model as the paper does; "noisy" noises and scores every frame, as
-        pictures and motion modules are trained.
+        pictures and motion modules are trained; "early" keeps it clean in the noisier half of the timesteps, where a
+        sampler is at first and decides what moves where, and scores the other frames.
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
       vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
@@ -48,8 +49,8 @@ class Objective:
     vae_slice: int = 0
 
     def __post_init__(self):
-        if self.first_frame not in ("clean", "noisy"):
-            raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean' or 'noisy'.")
+        if self.first_frame not in ("clean", "noisy", "early"):
+            raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean', 'noisy' or 'early'.")
         if not 0 <= self.prompt_dropout <= 1:
             raise InputError(f"prompt_dropout={self.prompt_dropout}: wanted a share in [0, 1].")
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
@@ -99,12 +100,14 @@ def denoising_loss(
     Returns:
       The loss, and `noisy` latents, `prediction`, and `each` clip's own loss [b].
     """
-    clean = objective.first_frame == "clean"
-    if clean and latents.shape[1] < 2:
+    given = objective.first_frame != "noisy"
+    if given and latents.shape[1] < 2:
         raise InputError("Clips of one frame have nothing to learn beside a clean first frame. Give 2 frames or more.")
     noisy = schedule.add_noise(latents, noise, timesteps)
-    if clean:
-        noisy = jnp.concatenate([jnp.asarray(latents[:, :1], jnp.float32), noisy[:, 1:]], 1)
+    if given:
+        clean = timesteps >= (0 if objective.first_frame == "clean" else schedule.num_train_timesteps // 2)
+        first = jnp.where(clean[:, None, None, None, None], jnp.asarray(latents[:, :1], jnp.float32), noisy[:, :1])
+        noisy = jnp.concatenate([first, noisy[:, 1:]], 1)
     prediction = predict(noisy, timesteps)
     alpha, sigma = (
         scale(timesteps).reshape(-1, *(1,) * (latents.ndim - 1)) for scale in (schedule.alpha, schedule.sigma)
@@ -112,7 +115,7 @@ def denoising_loss(
     error = jnp.square(
         jnp.asarray(prediction, jnp.float32) - target(schedule.prediction_type, latents, noise, alpha, sigma)
     )
-    each = jnp.mean(error[:, int(clean) :], range(1, error.ndim)) * min_snr_weight(
+    each = jnp.mean(error[:, int(given) :], range(1, error.ndim)) * min_snr_weight(
         schedule, timesteps, objective.min_snr_gamma
     )
     return jnp.mean(each), {"noisy": noisy, "prediction": prediction, "each": each}
