@@ -311,8 +311,23 @@ def test_cuts_of_the_small_world():
         source[0].video(Cut(17, 1, 32, 32), np.random.default_rng(0))
     with pytest.raises(IndexError):
         source[1000]
-    with pytest.raises(InputError, match="no split 'test', one of train, held_out"):
+    with pytest.raises(InputError, match="no split 'test', one of train, held_out, lessons is wanted"):
         open_source("small_world:test")
+
+
+def test_lessons_have_one_object_and_tell_its_motion_alone():
+    source = open_source("small_world:lessons")
+    assert len(source) == 50_000 and source[3].id == "lessons-000003"
+    told = [*MOTIONS, *(f"the camera {motion}" for motion in CAMERA_MOTIONS)]
+    for number in range(60):
+        lesson, scene = source[number], small_world.draw(number, alone=True)
+        assert lesson.caption == told[number % len(told)] and len(scene.objects) == len(scene.motions) == 1
+        assert lesson.caption in scene.caption.replace(",", "")
+    cut = Cut(4, 5, 32, 32)
+    lesson, scene = (
+        open_source(f"small_world:{name}")[2].video(cut, np.random.default_rng(0)) for name in ("lessons", "train")
+    )
+    assert small_world.draw(2).caption == "a yellow square moves up" and (lesson == scene).all()
 
 
 def test_written_clips_are_a_source(tmp_path, monkeypatch, capsys, measured):

@@ -174,7 +174,7 @@ def test_a_perfect_prediction_has_no_loss_and_min_snr_weighs_x0(prediction_type)
 
 
 def test_draws_are_uniform_and_drop_a_tenth():
-    draws = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, 0.1)
+    draws = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective())
     assert 0.09 < float(draws.drop.mean()) < 0.11
     counts = np.bincount(np.asarray(draws.timesteps) // 100, minlength=10)
     assert len(counts) == 10 and counts.min() > 1800
@@ -182,7 +182,16 @@ def test_draws_are_uniform_and_drop_a_tenth():
         abs(float(draws.noise.std()) - 1) < 0.02
         and float(jnp.corrcoef(draws.noise.reshape(-1), draws.posterior.reshape(-1))[0, 1]) < 0.03
     )
-    assert not bool(draw(jax.random.key(0), (100, 1, 1, 1, 1), ANIMATEDIFF_SD15, 0.0).drop.any())
+    none = Objective(prompt_dropout=0)
+    assert not bool(draw(jax.random.key(0), (100, 1, 1, 1, 1), ANIMATEDIFF_SD15, none).drop.any())
+
+
+def test_cubic_draws_are_of_the_noisier_timesteps():
+    """Of T (1 - u^3), the share that is below x T is 1 - (1 - x)^(1/3)."""
+    timesteps = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(timesteps="cubic")).timesteps
+    assert timesteps.dtype == jnp.int32 and 0 <= timesteps.min() and timesteps.max() == 999
+    below = np.arange(0.1, 1, 0.1)
+    np.testing.assert_allclose([(timesteps < 1000 * x).mean() for x in below], 1 - (1 - below) ** (1 / 3), atol=0.01)
 
 
 def test_steps_draw_anew_and_again_the_same():
@@ -258,6 +267,7 @@ def test_muon_is_pytorchs_for_kernels_and_nadamw_for_all_else(measured, monkeypa
         (lambda: Optimizer(clip_norm=0.0), "clip_norm"),
         (lambda: Optimizer(warmup_steps=20).rate(10), "warmup_steps=20"),
         (lambda: Objective(first_frame="none"), "first_frame='none'"),
+        (lambda: Objective(timesteps="cubik"), "timesteps='cubik'"),
         (lambda: Objective(prompt_dropout=2), "prompt_dropout=2"),
         (lambda: Objective(min_snr_gamma=0), "min_snr_gamma=0"),
     ],

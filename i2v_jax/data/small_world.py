@@ -34,6 +34,7 @@ from i2v_jax.errors import InputError
 
 FRAMES, SIZE, FPS = 16, 64, 8
 CLIPS = {"train": 50_000, "held_out": 1_000}  # in a source; any other number can be made, too
+LESSONS = "lessons"  # one more source, see `SmallWorld`
 CAMERA = -1
 
 COLOURS = {
@@ -169,21 +170,27 @@ def make(index: int, split: str = "train", frames: int = FRAMES, size: int = SIZ
 class SmallWorld:
     """A source of clips, see `data.sources`: their frames are made when they are read.
 
+    Args:
+      split: or `LESSONS`: the train split's clips, but with one object and one motion each, and captions that tell the
+        motion alone, such as "moves left".
+
     Raises:
       InputError: no such split.
     """
 
     def __init__(self, split: str):
-        _check_split(split)
-        self.split = split
+        self.named, self.lessons = split, split == LESSONS
+        self.split = "train" if self.lessons else split
+        _check_split(self.split, LESSONS)
 
     def __len__(self) -> int:
         return CLIPS[self.split]
 
     def __getitem__(self, number: int) -> sources.Clip:
         number = range(len(self))[number]
-        scene = draw(number, self.split)
-        return sources.Clip(name(number, self.split), scene.caption, scene.read)
+        scene = draw(number, self.split, self.lessons)
+        caption = scene.told_motions if self.lessons else scene.caption
+        return sources.Clip(name(number, self.named), caption, scene.read)
 
 
 def name(index: int, split: str) -> str:
@@ -219,6 +226,11 @@ class Scene:
             for i, it in enumerate(self.objects)
         ]
         return " and ".join(subjects) + (f", the camera {of[CAMERA]}" if CAMERA in of else "")
+
+    @property
+    def told_motions(self) -> str:
+        """What the caption says of motions: "moves left", or "the camera zooms in"."""
+        return " and ".join(("the camera " if it.of == CAMERA else "") + it.name for it in self.motions)
 
     def read(self, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
         """Renders the frames that a cut takes of a clip of 16, as `data.decode.read_clip` decodes them of a video.
@@ -318,12 +330,12 @@ class Scene:
         return Image.fromarray(np.round(np.asarray(tone) * (0.45 + 0.55 * rim)).astype(np.uint8))
 
 
-def draw(index: int, split: str = "train") -> Scene:
-    """Draws what is in a clip; see `make`."""
+def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
+    """Draws what is in a clip; see `make`. `alone`: one object, and one motion."""
     _check_split(split)
     seed = (list(CLIPS).index(split), index)
     rng = np.random.default_rng(seed)
-    count = 1 if rng.random() < 0.6 else 2
+    count = 1 if rng.random() < 0.6 or alone else 2
     pairs = [PAIRS[split][rng.integers(len(PAIRS[split]))]]
     others = [pair for pair in PAIRS[split] if pair[0] != pairs[0][0]]
     pairs.append(others[rng.integers(len(others))])
@@ -352,7 +364,7 @@ def draw(index: int, split: str = "train") -> Scene:
             names[1 - mover] = str(rng.choice(list(MOTIONS)))
     else:
         names[CAMERA] = kind
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and not alone:
             names[mover] = str(rng.choice(["rotates clockwise", "rotates counterclockwise"]))
     motions, amounts = [], []
     for of in sorted(names):
@@ -363,9 +375,9 @@ def draw(index: int, split: str = "train") -> Scene:
     return Scene(tuple(objects), tuple(motions), tuple(amounts), split, seed)
 
 
-def _check_split(split: str) -> None:
+def _check_split(split: str, *others: str) -> None:
     if split not in CLIPS:
-        raise InputError(f"The small world has no split {split!r}, one of {', '.join(CLIPS)} is wanted.")
+        raise InputError(f"The small world has no split {split!r}, one of {', '.join((*CLIPS, *others))} is wanted.")
 
 
 def _affine(shift, angle, scale) -> Float[np.ndarray, "*maps 3 3"]:
