@@ -13,7 +13,19 @@ from skimage.registration import optical_flow_tvl1
 from i2v_jax import commands
 from i2v_jax.data import loader, small_world
 from i2v_jax.data.decode import BadClip, Cut, read_clip
-from i2v_jax.data.small_world import CAMERA, CAMERA_MOTIONS, COLOURS, KINDS, MOTIONS, PAIRS, SHAPES, Effect, draw, make
+from i2v_jax.data.small_world import (
+    CAMERA,
+    CAMERA_MOTIONS,
+    COLOURS,
+    KINDS,
+    MOTIONS,
+    PAIRS,
+    ROUND,
+    SHAPES,
+    Effect,
+    draw,
+    make,
+)
 from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
 from i2v_jax.media import load_picture
@@ -256,11 +268,25 @@ def test_objects_move_as_told(clips):
         wanted = np.array([effect.right, effect.down])
         if wanted.any():
             assert np.linalg.norm(way) > 6 and way @ wanted > 0.9 * np.linalg.norm(way) * np.linalg.norm(wanted)
-        else:
-            assert np.linalg.norm(way) < 1
+        else:  # a heart does not turn about just the middle of its area
+            assert np.linalg.norm(way) < 0.1 * small_world.SIZE * clip.objects[-1].radius
             assert {1: growth > 1.4, 0: abs(growth - 1) < 0.1, -1: growth < 0.7}[effect.growth]
         seen.add(front and front.name)
     assert seen == {*MOTIONS, None}
+
+
+def test_what_rotates_is_not_round():
+    """And is larger than what does not: its turning shows."""
+    for split in SPLITS:
+        for scene in (draw(index, split) for index in range(300)):
+            turning = {motion.of for motion in scene.motions if motion.of != CAMERA and motion.effect.clockwise}
+            most = 0.21 if len(scene.objects) == 1 else 0.155
+            for number, it in enumerate(scene.objects):
+                assert (it.colour, it.shape) in PAIRS[split]
+                if number in turning:
+                    assert it.shape not in ROUND and it.radius <= 1.25 * most
+                else:
+                    assert it.radius <= most
 
 
 def test_turns_and_cameras_are_as_told(clips):

@@ -48,6 +48,7 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
 }
 SHAPES = ("disc", "square", "triangle", "star", "heart", "cross", "ring")
+ROUND = ("disc", "ring")  # turned, they look the same but for their texture: they do not rotate
 PAIRS = {
     split: [
         (colour, shape)
@@ -97,6 +98,7 @@ CAMERA_MOTIONS = {
 }
 KINDS = (*MOTIONS, *CAMERA_MOTIONS)  # clip number n has kind n mod 18, and perhaps other motions beside it
 TRAVEL, TURN, GROWTH, ZOOM = (0.22, 0.3), (math.radians(60), math.radians(110)), (1.5, 1.9), (1.35, 1.6)
+LARGER = 1.25  # are shapes that rotate, and nearer to the middle, so that it can be seen
 WORLD = 1.8  # side of the background: enough for every pan and zoom
 LOCAL = 3.5  # side of a shape's own square, in which its area is pi
 
@@ -366,6 +368,13 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
         names[CAMERA] = kind
         if rng.random() < 0.3 and not alone:
             names[mover] = str(rng.choice(["rotates clockwise", "rotates counterclockwise"]))
+    for of in names.keys() - {CAMERA}:
+        if MOTIONS[names[of]].clockwise:
+            it = objects[of]
+            shapes = [shape for colour, shape in PAIRS[split] if colour == it.colour and shape not in ROUND]
+            shape = it.shape if it.shape in shapes else str(rng.choice(shapes))
+            place = (it.place[0] / LARGER, it.place[1] / LARGER)
+            objects[of] = it._replace(shape=shape, place=place, radius=LARGER * it.radius)
     motions, amounts = [], []
     for of in sorted(names):
         effect = (CAMERA_MOTIONS if of == CAMERA else MOTIONS)[names[of]]
