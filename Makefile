@@ -1,8 +1,9 @@
-# `make sample` animates the bundled picture; `make test` runs every test. Each makes .venv when it is missing or stale.
+# `make sample` animates the bundled pictures; `make test` runs every test; `make small-world` trains the bundled model
+# anew (hours). Each makes .venv when it is missing or stale.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sample test lint clean
+.PHONY: sample test lint clean small-world
 
 sample: .venv/.installed
 	$(BIN)/python sample.py --config configs/sample/default.py
@@ -10,6 +11,9 @@ sample: .venv/.installed
 test: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+small-world: .venv/.installed
+	$(BIN)/python -m assets.make_small_world
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -71,10 +71,10 @@ def main() -> None:
             )
         if config.match_colours:
             videos = [media.match_colours(video) for video in videos]
-        results.append(report.Run(labels, measure(videos, clips, estimate, embed)))
+        results.append(report.Run(labels, *measure(videos, clips, estimate, embed)))
         columns.append(videos)
     true = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): "true clips"}
-    reference = report.Run(true, measure([clip.video for clip in clips], clips, estimate, embed))
+    reference = report.Run(true, *measure([clip.video for clip in clips], clips, estimate, embed))
     write(config, results, reference, columns, clips)
 
 
@@ -125,27 +125,28 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
     media.check_folder(config.output)
 
 
-def measure(videos, clips, estimate: flow.Estimator, embed) -> Mapping[str, list[float]]:
-    """Measures each video against its clip; without `embed` there is no CLIPTemp."""
-    rows = []
+def measure(videos, clips, estimate: flow.Estimator, embed) -> tuple[Mapping[str, list[float]], list[report.Named]]:
+    """Measures each video against its clip, and names its motions; without `embed` there is no CLIPTemp."""
+    rows, motions = [], []
     for video, clip in zip(videos, clips):
         picture = clip.video[0]
         ahead, back = flow.forward(video, estimate), flow.backward(video, estimate)
         moving = small_world.CAMERA in (it.of for it in clip.motions)
+        motions.append(named := motion.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
         row = dict(
             flow_score=metrics.flow_score(ahead),
             warping_error=metrics.warping_error(video, ahead, flow.visible(ahead, back)),
             first_frame_psnr=metrics.psnr(video[:1], picture[None]),
             psnr=metrics.psnr(video[1:], clip.video[1:]),
             ssim=metrics.ssim(video[1:], clip.video[1:]),
-            direction=motion.direction_accuracy(ahead, clip.masks[:, 0], clip.motions),
+            direction=motion.direction_accuracy(named),
             background_drift=metrics.background_drift(video, ~clip.masks.any((0, 1)) & (not moving), picture),
         )
         if embed:
             seen = embed(np.concatenate([picture[None], video]))
             row["clip_temp"] = metrics.clip_temp(seen[0], seen[1:])
         rows.append(row)
-    return {metric: [row[metric] for row in rows] for metric in rows[0]}
+    return {metric: [row[metric] for row in rows] for metric in rows[0]}, motions
 
 
 def write(config: ConfigDict, results: list[report.Run], reference: report.Run, columns, clips) -> None:
@@ -153,6 +154,7 @@ def write(config: ConfigDict, results: list[report.Run], reference: report.Run, 
     shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
     everything, seed = [*results, reference], config.seed
     tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
+    tables += "\n" + report.motions_as_markdown(everything, small_world.KINDS)
     swept = [label for label in results[0].labels if len({run.labels[label] for run in results}) > 1]
     numbers = len(swept) == 1 and all(isinstance(run.labels[swept[0]], int | float) for run in results)
     several = [metric for table in shown for metric in table]

@@ -93,12 +93,12 @@ def main() -> None:
 
 
 def read_jobs(config: ConfigDict) -> list[jobs.Job]:
-    """The videos to make: the rows of the CSV, or the one picture."""
-    if bool(config.image) == bool(config.csv):
-        raise InputError("Name what to animate: --config.image=PICTURE, or --config.csv=FILE, one of them.")
-    if config.csv:
-        return jobs.read_jobs(config.csv, config.negative_prompt, config.seed)
-    return [jobs.Job(Path(config.image).expanduser(), config.prompt, config.negative_prompt, config.seed)]
+    """The videos to make: of the one picture, or of the CSV's rows where there is none."""
+    if config.image:
+        return [jobs.Job(Path(config.image).expanduser(), config.prompt, config.negative_prompt, config.seed)]
+    if not config.csv:
+        raise InputError("Name what to animate: --config.image=PICTURE, or --config.csv=FILE.")
+    return jobs.read_jobs(config.csv, config.negative_prompt, config.seed)
 
 
 def read_settings(config: ConfigDict) -> Settings:

@@ -3,11 +3,11 @@
     python -m benchmarks.overfit [FOLDER] [--steps 1200]
 
 Four made-up clips, as mp4 files, are stored by `i2v_jax.data.latents`, and `train.py` trains a new adapter on the
-bundled small model without its own. Before and after: the training's loss on the same draws at a hundred timesteps,
-evenly spread; and how far videos sampled from the first frames with the same seeds are from the clips, from pure noise
-and with the Frame Similarity Prior of `configs/sample/default.py`. Writes `samples.png` (clips, both kinds before, both
-after) and `curve.png` to FOLDER. Fails where the loss does not fall by half or the samples come no nearer. Takes a few
-minutes on two free cores.
+small model of `tests/data` without its own. Before and after: the training's loss on the same draws at a hundred
+timesteps, evenly spread; and how far videos sampled from the first frames with the same seeds are from the clips, from
+pure noise and with the Frame Similarity Prior of `tests/configs/sample.py`. Writes `samples.png` (clips, both kinds
+before, both after) and `curve.png` to FOLDER. Fails where the loss does not fall by half or the samples come no nearer.
+Takes a few minutes on two free cores.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from i2v_jax.pipeline import Models, Pipeline, Settings
 from i2v_jax.training.objective import Loss, Objective
 from tests import clips, processes, train_runs
 
-CONFIG = "configs/train/tiny.py"
+CONFIG = "tests/configs/train.py"
 FRAMES, SIZE = 4, 64
 RATE = 2e-2  # of learning, falling to 0: high, since all there is to learn is four clips
 TIMESTEPS = range(5, 1000, 10)
 SEEDS = 4  # videos of each clip
 STARTS = {"pure noise": dict(t0=1.0), "the prior": dict(t0=0.5, p=1.0)}
 CAPTIONS = ("a red disc moves right", "a black square moves down", "a brown ring moves left", "a blue bar moves up")
-# What the bundled VAE, which was trained on five photographs, can show.
+# What its VAE, which was trained on five photographs, can show.
 COLOURS = np.array([(200, 40, 40), (30, 30, 30), (110, 60, 30), (60, 80, 130)])
 BACKGROUNDS = np.array([(150, 90, 60), (90, 110, 130), (210, 190, 160), (60, 50, 50)])
 DIRECTIONS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # down, right

@@ -1,6 +1,6 @@
 """A training step on stored latents, prompt states and image tokens, against one that runs the encoders on videos.
 
-    python -m benchmarks.stored_clips [--config configs/train/sd15_stage1.py] [--timed configs/train/tiny.py]
+    python -m benchmarks.stored_clips [--config configs/train/sd15_stage1.py] [--timed tests/configs/train.py]
                                       [--batch 1] [--steps 10]
 
 Prints what both steps of both configs compute, counted on the plain program; then seconds of both steps of the second
@@ -62,7 +62,7 @@ def load(name: str, batch: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/train/sd15_stage1.py")
-    parser.add_argument("--timed", default="configs/train/tiny.py")
+    parser.add_argument("--timed", default="tests/configs/train.py")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()

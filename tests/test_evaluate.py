@@ -36,7 +36,8 @@ def command(monkeypatch, *arguments):
 def small(folder: Path, *more: str) -> list[str]:
     values = dict(clips=2, frames=4, height=64, width=64, steps=4, batch_per_device=2, vae_slice=4, output=folder)
     values |= dict(compilation_cache=CACHE, attention="xla", convolution="xla")
-    return [*(f"--config.{key}={value}" for key, value in values.items()), *more]
+    config = Path(__file__).parent / "configs" / "evaluate.py"
+    return [f"--config={config}", *(f"--config.{key}={value}" for key, value in values.items()), *more]
 
 
 def test_writes_tables_values_plot_and_videos(tmp_path, monkeypatch, capsys):

@@ -215,27 +215,32 @@ def test_clip_temp_is_that_of_transformers(cls, measured):
 # Direction of motion.
 
 
+def accuracy(flows, clip, frame: int = 0) -> float:
+    """With objects where they are in a frame."""
+    return motion.direction_accuracy(motion.told_and_seen(flows, clip.masks[:, frame], clip.motions))
+
+
 def test_the_true_flow_tells_every_motion(world):
     for clip in world[0]:
-        assert motion.direction_accuracy(clip.flow, clip.masks[:, 0], clip.motions) == 1, clip.caption
+        assert accuracy(clip.flow, clip) == 1, clip.caption
 
 
 def test_the_estimated_flow_tells_every_motion(world, measured):
     clips, ahead, _ = world
-    right = [motion.direction_accuracy(a, clip.masks[:, 0], clip.motions) for a, clip in zip(ahead, clips)]
+    right = [accuracy(a, clip) for a, clip in zip(ahead, clips)]
     measured("motions that the estimated flow tells wrongly (share)", 1 - np.mean(right), 0.03)
 
 
 def test_a_standing_video_shows_no_motion(world):
     clips, _, _ = world
     for clip in clips[::5]:
-        assert motion.direction_accuracy(np.zeros_like(clip.flow), clip.masks[:, 0], clip.motions) == 0
+        assert accuracy(np.zeros_like(clip.flow), clip) == 0
 
 
 def test_a_video_played_backwards_shows_none_of_its_motions(world):
     for clip in world[0][:18:2]:
         back = flow.backward(clip.video)[::-1]
-        assert motion.direction_accuracy(back, clip.masks[:, -1], clip.motions) == 0, clip.caption
+        assert accuracy(back, clip, -1) == 0, clip.caption
 
 
 def test_movements_are_measured_in_sides_of_the_picture():
@@ -297,6 +302,22 @@ def test_a_reference_does_not_compete():
     better = report.Run({"t0": "true clips", "p": ""}, {"warping_error": [0.1, 0.1]})
     *_, second, last = report.as_markdown(runs()[1:], ["warping_error"], reference=better).splitlines()
     assert "**" in second and last == "| true clips |  | 0.100 [0.100, 0.100] |"
+
+
+def test_motions_are_counted_by_kind():
+    left, up = ("moves left", "moves left"), ("moves up", motion.STILL)
+    some = [
+        report.Run({"Model": name}, {}, motions)
+        for name, motions in (("a", [[left, up], [left]]), ("b", [[("moves left", "moves right"), up], [left]]))
+    ]
+    assert report.motions_as_markdown(some, small_world.KINDS).splitlines() == [
+        "| Told | a | b |",
+        "| --- | --- | --- |",
+        "| moves left | 2 of 2 | 1 of 2 |",
+        "| moves up | 0 of 1 | 0 of 1 |",
+    ]
+    written = json.loads(report.as_json(some, {}))["runs"][1]["told_and_seen"]
+    assert written == [[["moves left", "moves right"], ["moves up", "stands still"]], [["moves left", "moves left"]]]
 
 
 def test_json_keeps_every_clip():

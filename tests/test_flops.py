@@ -13,7 +13,7 @@ from i2v_jax.training import setup
 from i2v_jax.training.flops import count_flops
 from i2v_jax.weights import tree
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "train" / "tiny.py"
+CONFIG = Path(__file__).resolve().parents[1] / "tests" / "configs" / "train.py"
 
 
 def both(function, *arguments):

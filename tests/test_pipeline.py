@@ -19,7 +19,7 @@ from i2v_jax.models.image_projection import Resampler
 from i2v_jax.pipeline import Models, Pipeline, Settings
 from tests.helpers import relative_error
 
-SMALL = Path(__file__).parents[1] / "assets" / "small"
+SMALL = Path(__file__).parents[1] / "tests" / "data" / "small"
 SETTINGS = Settings(height=64, width=64, frames=8, steps=3)
 PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
 

@@ -19,7 +19,7 @@ TOPOLOGY = "v5e:2x2"
 
 
 def tiny(**changes):
-    config = commands.load_config(ROOT / "configs" / "train" / "tiny.py")
+    config = commands.load_config(ROOT / "tests" / "configs" / "train.py")
     with config.unlocked():
         config.update(dict(dtype="bfloat16", attention="xla") | changes)
     return config
@@ -165,7 +165,7 @@ def test_settings_that_cannot_be(slice_):
     with pytest.raises(InputError, match="weights.base='someone/else' is not on this machine"):
         plan.training_program(unknown, slice_[1])
     with pytest.raises(InputError, match="--batches='all'"):
-        plan.main(["--topology", TOPOLOGY, "--batches=all", f"--config={ROOT / 'configs/train/tiny.py'}"])
+        plan.main(["--topology", TOPOLOGY, "--batches=all", f"--config={ROOT / 'tests/configs/train.py'}"])
 
 
 def test_a_chip_of_two_devices_is_two_halves():

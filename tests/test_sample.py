@@ -29,10 +29,10 @@ from i2v_jax.weights import load
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ROOT / "assets" / "small"
+SMALL = ROOT / "tests" / "data" / "small"
 CAT = ROOT / "assets" / "cat.jpg"
 FLAGS = [
-    f"--config={ROOT / 'configs' / 'sample' / 'default.py'}",
+    f"--config={ROOT / 'tests' / 'configs' / 'sample.py'}",
     f"--config.compilation_cache={CACHE}",
     "--config.height=64",
     "--config.width=64",
@@ -270,7 +270,7 @@ def test_a_long_prompt_is_cut_when_allowed(good):
 def test_help_shows_the_keys_with_what_they_mean(run):
     code, out, err = run("--help")
     assert code == 0 and "usage: sample.py" in out and "fit = " in out and "# a picture of another aspect" in out
-    assert "default.py changes:" in out and "config.steps = 20" in out and not err
+    assert "sample.py changes:" in out and "config.steps = 20" in out and not err
 
 
 @pytest.mark.parametrize("platform, dtype", [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
@@ -344,8 +344,7 @@ def test_the_end_does_not_wait_for_the_hashes():
     "message, flags",
     [
         ("Unknown config key --config.stepz.*Did you mean '--config.steps'", ["--config.stepz=3"]),
-        ("Name what to animate: .*one of them", ["--config.image="]),
-        ("Name what to animate: .*one of them", [f"--config.csv={CAT}"]),
+        ("Name what to animate: ", ["--config.image="]),
         ("height=60: wanted a multiple of 8, such as 64", ["--config.height=60"]),
         ("width=0: wanted a multiple of 8, such as 8", ["--config.width=0"]),
         ("frames=25: these motion modules know 1 to 24 frames", ["--config.frames=25"]),

@@ -312,7 +312,7 @@ def test_turns_and_cameras_are_as_told(clips):
 
 @pytest.fixture(scope="module")
 def config():
-    data = commands.load_config(ROOT / "configs" / "train" / "tiny.py").data
+    data = commands.load_config(ROOT / "tests" / "configs" / "train.py").data
     return dict(data) | dict(source="small_world:train")
 
 

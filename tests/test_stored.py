@@ -26,7 +26,7 @@ from tests.helpers import relative_error
 
 CUT = dict(frames=4, stride=1, height=32, width=32)
 CONFIG = dict(source="", videos=None, **CUT, workers=0, buffer=2, max_bad=0.5, bad_list="")
-TINY = Path(__file__).parents[1] / "configs" / "train" / "tiny.py"
+TINY = Path(__file__).parents[1] / "tests" / "configs" / "train.py"
 ABOUT = dict(cut=CUT, image_tokens=True, hosts=1)
 
 CONFIGS = dict(

@@ -50,7 +50,7 @@ class Run:
     """The small model on random latents, placed on a mesh as `train.py` places it."""
 
     def __init__(self, shape, **changes):
-        config = commands.load_config("configs/train/tiny.py").copy_and_resolve_references()
+        config = commands.load_config("tests/configs/train.py").copy_and_resolve_references()
         config.update_from_flattened_dict(dict(batch=BATCH) | changes)
         count = int(np.prod(list(shape.values())))
         self.mesh = parallel.make_mesh(shape, jax.devices()[:count])
@@ -280,7 +280,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_an_unbroken_one(clips, unbroke
 
 
 def test_a_resume_on_other_base_weights_is_refused(clips, unbroken, tmp_path):
-    weights = load_file(processes.ROOT / "assets" / "small" / "motion.safetensors")
+    weights = load_file(processes.ROOT / "tests" / "data" / "small" / "motion.safetensors")
     name = sorted(weights)[0]
     weights[name] = weights[name] * 1.01
     save_file(weights, tmp_path / "motion.safetensors", {"format": "pt"})
@@ -305,7 +305,7 @@ def test_what_is_not_finite_stops_a_run_that_then_goes_on_from_before(tmp_path):
     assert "going on with optimizer.learning_rate 1e+30 -> 0.001\n" in output
     assert output.count("going on with") == 2
     assert all(np.isfinite(array).all() for array in train_runs.trained(tmp_path / "run").values())
-    config = commands.load_config("configs/train/tiny.py")
+    config = commands.load_config("tests/configs/train.py")
     unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
     count = sum(entry.size for entry in unet.parameters.entries.values())
     assert f"4 parameters are trained, {count - 4:,} are frozen" in output
@@ -385,8 +385,8 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 
 
 def test_what_a_resume_changes_is_told():
-    before = json.loads(commands.load_config("configs/train/tiny.py").to_json_best_effort())
-    now = json.loads(commands.load_config("configs/train/tiny.py").to_json_best_effort())
+    before = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
+    now = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
     assert setup.changes(before, now) == []
     now["folder"], now["mesh"]["fsdp"], now["log"]["every_steps"], now["data"]["workers"] = "other", 2, 7, 3
     assert setup.changes(before, now) == []
@@ -460,7 +460,7 @@ def test_what_is_trained_can_be_loaded(unbroken, tmp_path):
     """The file that a run leaves, and its checkpoint, as an adapter; others of motion modules, in these's place."""
 
     def load(**sources):
-        config = commands.load_config("configs/train/tiny.py").copy_and_resolve_references()
+        config = commands.load_config("tests/configs/train.py").copy_and_resolve_references()
         config.update_from_flattened_dict({f"weights.{part}": str(source) for part, source in sources.items()})
         unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
         return unet.config, {f"unet/{path}": entry.read() for path, entry in unet.parameters.entries.items()}

@@ -12,7 +12,7 @@ from i2v_jax.pipeline import Models
 from i2v_jax.weights import tree
 from i2v_jax.weights.save import save_own
 
-SMALL = Path(__file__).resolve().parents[1] / "assets" / "small"
+SMALL = Path(__file__).resolve().parents[1] / "tests" / "data" / "small"
 PARTS = dict(
     motion=SMALL / "motion.safetensors",
     image_adapter=SMALL / "ip_adapter.safetensors",

@@ -51,7 +51,7 @@ def train(source, folder, **changes) -> list[str]:
         folder=folder,
     )
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in (settings | changes).items()]
-    return ["train.py", "--config=configs/train/tiny.py", *flags]
+    return ["train.py", "--config=tests/configs/train.py", *flags]
 
 
 def trained(folder) -> dict[str, np.ndarray]:

@@ -30,10 +30,10 @@ def get_config() -> ConfigDict:
     # On what: clips number 0 to clips - 1 of a split. Clip n of every run has the seed + n.
     config.split = "held_out"  # held_out, train
     config.clips = 100
-    config.height = config.width = 64
+    config.height = config.width = 48
     config.frames = 8
     config.batch_per_device = 10
-    config.vae_slice = 8
+    config.vae_slice = 16
 
     # How it is measured and shown.
     config.flow = "dis"  # dis, tv_l1, ilk

@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # What to animate: one picture, or a CSV with columns picture, prompt, negative_prompt, seed.
+    # What to animate: one picture; where none is named, a CSV with columns picture, prompt, negative_prompt, seed.
     config.image = placeholder(str)
     config.csv = placeholder(str)
     config.prompt = ""

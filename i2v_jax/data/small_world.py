@@ -363,11 +363,9 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
     if kind in MOTIONS:
         names[mover] = kind
         if count == 2 and rng.random() < 0.75:
-            names[1 - mover] = str(rng.choice(list(MOTIONS)))
+            names[1 - mover] = str(rng.choice([name for name, effect in MOTIONS.items() if not effect.clockwise]))
     else:
         names[CAMERA] = kind
-        if rng.random() < 0.3 and not alone:
-            names[mover] = str(rng.choice(["rotates clockwise", "rotates counterclockwise"]))
     for of in names.keys() - {CAMERA}:
         if MOTIONS[names[of]].clockwise:
             it = objects[of]

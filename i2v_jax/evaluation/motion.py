@@ -83,20 +83,25 @@ def name(movement: Movement, names: Mapping[str, Effect]) -> str:
     return best if along[best] >= LEAST else STILL
 
 
-def direction_accuracy(flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]) -> float:
-    """Share of the motions told by a caption that a video shows; 0 to 1.
+def told_and_seen(flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]) -> list[tuple[str, str]]:
+    """Returns the name of each motion told by a caption, and of what the video shows in its place.
 
     Args:
       flows: from each frame to the next, pixels.
       regions: where each object is seen in the first frame.
       motions: of the caption.
     """
-    seen = movements(flows, regions)
-    return float(np.mean([name(seen[it.of], _names(it.of)) == it.name for it in motions]))
+    shown = movements(flows, regions)
+    return [(it.name, name(shown[it.of], CAMERA_MOTIONS if it.of == CAMERA else MOTIONS)) for it in motions]
 
 
-def _names(of: int) -> dict[str, Effect]:
-    return CAMERA_MOTIONS if of == CAMERA else MOTIONS
+def direction_accuracy(named: Sequence[tuple[str, str]]) -> float:
+    """Share of the motions told by a caption that a video shows; 0 to 1.
+
+    Args:
+      named: what is told and seen, see `told_and_seen`.
+    """
+    return float(np.mean([told == seen for told, seen in named]))
 
 
 def _radius(places: Complex[np.ndarray, "n"]) -> float:

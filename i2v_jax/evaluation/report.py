@@ -39,6 +39,9 @@ ARROWS = {"higher": " ↑", "lower": " ↓"}
 BEST = {"higher": max, "lower": min}
 
 
+Named = Sequence[tuple[str, str]]  # a clip's motions: what is told, what is seen
+
+
 class Run(NamedTuple):
     """What was measured of one model or setting.
 
@@ -46,10 +49,12 @@ class Run(NamedTuple):
       labels: what tells it from the others, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
         table's first columns.
       clips: metric -> one number per clip; NaN where it has no meaning.
+      motions: of each clip.
     """
 
     labels: Mapping[str, Any]
     clips: Mapping[str, Sequence[float]]
+    motions: Sequence[Named] = ()
 
 
 def label(run: Run) -> str:
@@ -99,6 +104,7 @@ def as_json(runs: Sequence[Run], about: Mapping[str, Any], seed: int = 0) -> byt
                 labels=dict(run.labels),
                 summary={metric: summarise(values, seed)._asdict() for metric, values in run.clips.items()},
                 clips={metric: np.asarray(values, float).tolist() for metric, values in run.clips.items()},
+                told_and_seen=[list(map(list, named)) for named in run.motions],
             )
             for run in runs
         ],
@@ -139,6 +145,20 @@ def _cell(it: Summary, digits: int, best: float | None) -> str:
         return "–"
     mean, low, high = (f"{value:.{digits}f}" for value in it[:3])
     return f"{f'**{mean}**' if float(mean) == best else mean} [{low}, {high}]"
+
+
+def motions_as_markdown(runs: Sequence[Run], kinds: Sequence[str]) -> str:
+    """Returns a table of how many of the motions of each kind are seen as told, a column for each run.
+
+    Args:
+      kinds: the rows, of which those that no caption tells are left out.
+    """
+    heads, lines = ["Told", *map(label, runs)], []
+    for kind in kinds:
+        seen = [[seen for named in run.motions for told, seen in named if told == kind] for run in runs]
+        if seen[0]:
+            lines.append([kind, *(f"{names.count(kind)} of {len(names)}" for names in seen)])
+    return "".join("| " + " | ".join(line) + " |\n" for line in (heads, ["---"] * len(heads), *lines))
 
 
 def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:

@@ -1,0 +1,185 @@
+"""The bundled model of the small world: what its stages train, what is shipped, and that the adapter does its work."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import CACHE
+from safetensors.numpy import load_file, save_file
+
+import evaluate
+import sample
+from assets import make_small_world
+from i2v_jax import commands, jobs, media, parallel
+from i2v_jax.data import small_world
+from i2v_jax.errors import InputError
+from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from i2v_jax.tokenizer import ClipTokenizer, byte_level_vocabulary
+from i2v_jax.training import setup
+from i2v_jax.weights.shapes import unet_shapes
+from i2v_jax.weights.tree import unflatten
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "assets" / "small_world"
+TRAINED = dict(
+    vae={"vae"},
+    pictures={"unet"},
+    image_tokens={"unet", "image_encoder", "image_proj"},
+    lessons={"unet"},
+    motion={"unet", "text_encoder"},
+    adapter={"unet"},
+)
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small_world")
+    components, tokenizer = make_small_world.initial_model()
+    make_small_world.save(folder / "initial", components, tokenizer, np.float32, 1.0)
+    return folder / "initial"
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_stages_train_what_they_say(stage, initial):
+    config = commands.load_config(f"{ROOT}/configs/train/small_world.py:{stage}").copy_and_resolve_references()
+    config.weights.base = str(initial)
+    for part, path in (("motion", "motion.safetensors"), ("image_adapter", "ip_adapter.safetensors")):
+        config.weights[part] = config.weights[part] and str(initial / path)
+    config.weights.image_encoder = str(initial / "image_encoder")
+    earlier = [Path(path).parent.name for path in config.weights.trained]
+    assert earlier == [it for it in TRAINED if list(TRAINED).index(it) < list(TRAINED).index(stage)][1:]
+    config.weights.trained = ()
+    assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
+    chosen = setup.trained_paths(assembled, config.train)
+    assert {path.partition("/")[0] for path in chosen} == TRAINED[stage]
+    parts = {name for name in ("image_tokens", "motion", "first_frame") if any(f"/{name}/" in path for path in chosen)}
+    known = dict(image_tokens={"image_tokens"}, adapter={"first_frame"})
+    known |= dict.fromkeys(("lessons", "motion"), {"image_tokens", "motion"})
+    assert parts == known.get(stage, set())
+    setup.make(config, {name: it.config for name, it in assembled.items()}, np.zeros(20, np.int32))
+
+
+def test_no_such_loss(initial):
+    config = commands.load_config(f"{ROOT}/configs/train/small_world.py:vae")
+    config.loss = "reconstructoin"
+    with pytest.raises(InputError, match="known: denoising, reconstruction. Did you mean 'reconstruction'"):
+        setup.make(config, {}, np.zeros(20, np.int32))
+
+
+def test_captions_fit_and_are_whole_words(initial):
+    tokenizer = sample.ClipTokenizer.from_pretrained(str(initial), "tokenizer")
+    for split in small_world.CLIPS:
+        captions = [small_world.draw(index, split).caption for index in range(200)]
+        for caption, ids in zip(captions, tokenizer.encode(captions)):
+            words = len(caption.replace(",", " ,").split())
+            assert len(ids) == 20 and np.sum(ids != ids[-1]) == 1 + words
+
+
+def test_a_word_of_motion_changes_what_the_unet_sees_of_a_caption():
+    """By more than a tenth, at first, and by the same whatever is told beside it."""
+    components, tokenizer = make_small_world.initial_model()
+    encoder = CLIPTextEncoder(CLIPTextConfig.from_diffusers(make_small_world.TEXT))
+    told = [
+        f"{subject} moves {way}"
+        for way in ("left", "right")
+        for subject in ("a red disc", "a blue star", "a pink ring")
+    ]
+    states = encoder.apply({"params": unflatten(components["text_encoder"])}, tokenizer.encode(told)).last_hidden
+    left, right = np.asarray(states.mean(1)).reshape(2, 3, -1)
+    size = np.sqrt(np.mean((left - right) ** 2, -1))
+    assert (size > 0.2).all() and np.sqrt(np.mean((left - right).mean(0) ** 2)) > 0.9 * size.mean()
+
+
+def test_stages_are_put_together(tmp_path, monkeypatch):
+    """What each stage leaves is in the files of the model, in float16, and a stage that is done is not run again."""
+    monkeypatch.setattr(make_small_world, "RUNS", tmp_path / "runs")
+    ran = []
+
+    def train(command, **_):
+        stage = command[-1].rpartition(":")[2]
+        ran.append(stage)
+        config = dataclasses.replace(make_small_world.unet_config(), self_attention_branches=("first_frame",))
+        unet = make_small_world.initial_weights(unet_shapes(config), np.random.default_rng(1))
+        components, _ = make_small_world.initial_model()
+        kinds = dict(image_tokens="image_tokens", adapter="first_frame")
+        left = {}
+        for name in TRAINED[stage]:
+            leaves = unet if name == "unet" else components[name]
+            kept = (path for path in leaves if name != "unet" or f"/{kinds.get(stage, '')}" in path)
+            left |= {f"{name}/{path}": leaves[path] + np.float32(len(ran) * (leaves[path].ndim == 1)) for path in kept}
+        (tmp_path / "runs" / stage).mkdir(parents=True)
+        save_file(left, tmp_path / "runs" / stage / "trained.safetensors")
+
+    monkeypatch.setattr(make_small_world.subprocess, "run", train)
+    monkeypatch.setattr(sys, "argv", ["make_small_world", f"--to={tmp_path / 'model'}"])
+    make_small_world.main()
+    with pytest.raises(InputError, match="model: it is there already; wanted the path of a new folder"):
+        make_small_world.main()
+    (tmp_path / "model").rename(tmp_path / "first")
+    components, _ = make_small_world.initial_model()
+    vocabulary, merges = byte_level_vocabulary(["other captions of a world that has changed since"], 5)
+    other = components, ClipTokenizer(vocabulary, merges, length=20)
+    monkeypatch.setattr(make_small_world, "initial_model", lambda: other)
+    make_small_world.main()
+    assert ran == list(TRAINED)
+    model = tmp_path / "model"
+    known, learned = ((it / "tokenizer" / "vocab.json").read_bytes() for it in (model, tmp_path / "runs" / "initial"))
+    assert known == learned
+    vae = json.loads((model / "vae" / "config.json").read_text())
+    base = json.loads((tmp_path / "runs" / "base" / "vae" / "config.json").read_text())
+    assert vae["scaling_factor"] == base["scaling_factor"] != 1
+    bias = {
+        "vae/diffusion_pytorch_model": ("encoder.conv_in.bias", 1),
+        "unet/diffusion_pytorch_model": ("conv_in.bias", 5),
+        "text_encoder/model": ("text_model.final_layer_norm.bias", 5),
+        "image_encoder/model": ("vision_model.post_layernorm.bias", 3),
+    }
+    for file, (name, value) in bias.items():
+        leaf = load_file(model / f"{file}.safetensors")[name]
+        assert leaf.dtype == np.float16 and (leaf == value).all()
+    motion, adapter = (load_file(model / f"{name}.safetensors") for name in ("motion", "i2v_adapter"))
+    assert all((leaf == 5).all() for name, leaf in motion.items() if name.endswith("proj_out.bias"))
+    assert len(motion) > 100 and all((leaf == 6).all() for leaf in adapter.values() if leaf.ndim == 1)
+    assert {name.rsplit(".", 1)[0] for name in adapter}
+
+
+def test_bundled_files_are_small():
+    assert sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file()) <= 20e6
+
+
+def test_bundled_pictures_are_held_out_ones():
+    for job in jobs.read_jobs(MODEL / "pictures" / "clips.csv"):
+        clip = small_world.make(int(job.picture.stem), "held_out", frames=2, size=make_small_world.SIZE)
+        assert job.prompt == clip.caption and np.array_equal(media.load_picture(job.picture), clip.video[0])
+
+
+def test_bundled_weights_are_those_of_the_configs():
+    """The files beside each other make the UNet that the stages train, with every branch."""
+    config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
+    models = sample.load_models(
+        config, parallel.make_mesh({}, jax.devices()[:1]), sample.load_tokenizer(config.weights)
+    )
+    assert models.unet.config.self_attention_branches == ("first_frame",)
+    ours = make_small_world.unet_config()
+    assert unet_shapes(ours).keys() == {path for path in unet_shapes(models.unet.config) if "/first_frame/" not in path}
+    assert models.vae.config.scaling_factor not in (1.0, 0.18215)
+
+
+def test_the_adapter_keeps_the_first_frame(tmp_path, monkeypatch):
+    """Table 3 on a few held-out clips: with the adapter, frames are nearer to the true clip than without."""
+    make_mesh = parallel.make_mesh
+    monkeypatch.setattr(parallel, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+    runs = "('without: adapter_scale=0 image_token_scale=0', 'full:')"
+    values = dict(clips=6, steps=8, batch_per_device=6, output=tmp_path, compilation_cache=CACHE, runs=runs)
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    evaluate.main()
+    record = json.loads((tmp_path / "design.json").read_text())
+    without, full, true = (run["summary"] for run in record["runs"])
+    assert full["psnr"]["mean"] > without["psnr"]["mean"] + 0.5
+    assert full["ssim"]["mean"] > without["ssim"]["mean"]
+    assert true["direction"]["mean"] == 1
