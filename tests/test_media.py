@@ -1,6 +1,7 @@
 """Pictures of every kind in, files that decode back out, and nothing lost or half-written."""
 
 import io
+import os
 import resource
 import signal
 import subprocess
@@ -258,6 +259,22 @@ def test_the_index_of_a_long_video_fits():
         media.encode_video(np.random.default_rng(0).integers(0, 255, (400, 16, 16, 3), np.uint8), 24)
     )
     assert len(decoded) == 400
+
+
+def test_equal_frames_make_equal_videos_whatever_memory_held_before():
+    make = (
+        "import hashlib, numpy as np; from skimage.filters import gaussian; from i2v_jax import media;"
+        "noise = gaussian(np.random.default_rng(0).normal(size=(8, 64, 64, 3)), (1, 2, 2, 0));"
+        "frames = np.uint8(255 * (noise - noise.min()) / np.ptp(noise));"
+        "print(hashlib.sha256(media.encode_video(frames, 8)).hexdigest())"
+    )
+    made = {  # glibc fills what it allocates with a byte
+        subprocess.run(
+            [sys.executable, "-c", make], env=os.environ | {"MALLOC_PERTURB_": byte}, capture_output=True, check=True
+        ).stdout
+        for byte in ("0", "85", "170")
+    }
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("fps", [8, 12, 24, 30])
