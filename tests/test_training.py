@@ -1,6 +1,7 @@
 """One training step against the published code's, and what must hold of any: what moves, what stays, what is random."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import pytest
 
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError
-from i2v_jax.models.unet import SD15, SDXL
+from i2v_jax.models.unet import SD15, SDXL, UNet
+from i2v_jax.training import objective
 from i2v_jax.training.objective import Draws, Loss, Objective, denoising_loss, draw, min_snr_weight
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import init_state, make_step
@@ -31,7 +33,8 @@ class Recorded(Loss):
     def draw(self, key, batch):
         io = oracles.recorded(NAME, "train")
         count = len(io["timesteps"])
-        return Draws(jnp.zeros_like(io["noise"]), io["noise"], jnp.asarray(io["timesteps"]), jnp.zeros(count, bool))
+        none = jnp.zeros(count, bool)
+        return Draws(jnp.zeros_like(io["noise"]), io["noise"], jnp.asarray(io["timesteps"]), none, none)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +189,34 @@ def test_draws_are_uniform_and_drop_a_tenth():
     assert not bool(draw(jax.random.key(0), (100, 1, 1, 1, 1), ANIMATEDIFF_SD15, none).drop.any())
 
 
+def test_dropped_image_tokens_add_nothing():
+    """A clip without its image tokens has the loss that it has with a branch of no strength; the others keep theirs."""
+    config, parameters = oracles.unet(NAME)
+    io = oracles.recorded(NAME, "train")
+    batch = dict(latents=io["latents"], **oracles.split_tokens(io["encoder_hidden_states"]))
+    draws = Recorded.draw(None, None, batch)
+    drop = jnp.arange(len(draws.drop)) == 0
+
+    def each(drop, strength):
+        unet = UNet(config)
+
+        def apply(variables, *inputs):
+            return unet.apply(variables, *inputs, scales=dict(image_tokens=strength))
+
+        loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(batch["text"][0]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(objective, "UNet", lambda _: SimpleNamespace(apply=apply))
+            _, seen = jax.jit(loss.__call__)({"unet": parameters}, batch, draws._replace(drop_image=drop))
+            return np.asarray(seen["each"])
+
+    kept, dropped, without = each(drop & False, 1.0), each(drop, 1.0), each(drop & False, 0.0)
+    assert len(kept) > 1 and abs(kept[0] / without[0] - 1) > 1e-4
+    np.testing.assert_allclose(dropped, np.where(drop, without, kept), rtol=1e-5)
+    drawn = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(image_dropout=0.3))
+    assert 0.29 < float(drawn.drop_image.mean()) < 0.31
+    assert abs(float(jnp.corrcoef(drawn.drop, drawn.drop_image)[0, 1])) < 0.03
+
+
 def test_cubic_draws_are_of_the_noisier_timesteps():
     """Of T (1 - u^3), the share that is below x T is 1 - (1 - x)^(1/3)."""
     timesteps = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(timesteps="cubic")).timesteps
@@ -269,6 +300,7 @@ def test_muon_is_pytorchs_for_kernels_and_nadamw_for_all_else(measured, monkeypa
         (lambda: Objective(first_frame="none"), "first_frame='none'"),
         (lambda: Objective(timesteps="cubik"), "timesteps='cubik'"),
         (lambda: Objective(prompt_dropout=2), "prompt_dropout=2"),
+        (lambda: Objective(image_dropout=-1), "image_dropout=-1"),
         (lambda: Objective(min_snr_gamma=0), "min_snr_gamma=0"),
     ],
 )

@@ -41,6 +41,7 @@ class Objective:
       timesteps: "uniform", as in the paper; or "cubic", more of the noisier ones: T (1 - u^3) with uniform u, as
         T2I-Adapter is trained (Mou et al. 2023).
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
+      image_dropout: share of clips without image tokens: theirs are zeros, which add nothing.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
       vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
     """
@@ -48,6 +49,7 @@ class Objective:
     first_frame: str = "clean"
     timesteps: str = "uniform"
     prompt_dropout: float = 0.1
+    image_dropout: float = 0.0
     min_snr_gamma: float | None = None
     vae_slice: int = 0
 
@@ -56,8 +58,9 @@ class Objective:
             raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean', 'noisy' or 'early'.")
         if self.timesteps not in ("uniform", "cubic"):
             raise InputError(f"timesteps={self.timesteps!r}; wanted 'uniform' or 'cubic'.")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise InputError(f"prompt_dropout={self.prompt_dropout}: wanted a share in [0, 1].")
+        for name in ("prompt_dropout", "image_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: wanted a share in [0, 1].")
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
             raise InputError(f"min_snr_gamma={self.min_snr_gamma}: wanted a number above 0, or None.")
         if self.vae_slice < 0:
@@ -71,11 +74,13 @@ class Draws(NamedTuple):
     noise: Float[Array, "b f h w c"]
     timesteps: Int[Array, " b"]
     drop: Bool[Array, " b"]  # the prompt
+    drop_image: Bool[Array, " b"]  # the image tokens
 
 
 def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, objective: Objective) -> Draws:
-    """Draws noise, timesteps and dropped prompts for latents of shape [b f h w c]."""
+    """Draws noise, timesteps, dropped prompts and image tokens for latents of shape [b f h w c]."""
     posterior, noise, timesteps, drop = jax.random.split(key, 4)
+    drop_image = jax.random.fold_in(key, 4)
     count = schedule.num_train_timesteps
     if objective.timesteps == "uniform":
         drawn = jax.random.randint(timesteps, latents[:1], 0, count)
@@ -87,6 +92,7 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
         jax.random.normal(noise, latents, jnp.float32),
         drawn,
         jax.random.bernoulli(drop, float(objective.prompt_dropout), latents[:1]),
+        jax.random.bernoulli(drop_image, float(objective.image_dropout), latents[:1]),
     )
 
 
@@ -181,7 +187,7 @@ class Loss:
           draws: from `draw`.
         """
         unet = UNet(self.configs["unet"])
-        text, image_tokens = self._text(tree, batch, draws.drop), self._image_tokens(tree, batch)
+        text, image_tokens = self._text(tree, batch, draws.drop), self._image_tokens(tree, batch, draws.drop_image)
 
         def predict(noisy, timesteps):
             return unet.apply({"params": tree["unet"]}, noisy, timesteps, text, image_tokens)
@@ -219,14 +225,15 @@ class Loss:
         encoder = CLIPTextEncoder(self.configs["text_encoder"])
         return encoder.apply({"params": tree["text_encoder"]}, tokens).last_hidden
 
-    def _image_tokens(self, tree, batch):
+    def _image_tokens(self, tree, batch, drop):
         if "image_tokens" not in self.configs["unet"].cross_attention_branches:
             return None
-        if "image_tokens" in batch:
-            return batch["image_tokens"]
-        encoder, config = CLIPVisionEncoder(self.configs["image_encoder"]), self.configs["image_proj"]
-        seen = encoder.apply({"params": tree["image_encoder"]}, batch["pixels"])
-        return projection_of(config).apply({"params": tree["image_proj"]}, getattr(seen, config.reads))
+        tokens = batch.get("image_tokens")
+        if tokens is None:
+            encoder, config = CLIPVisionEncoder(self.configs["image_encoder"]), self.configs["image_proj"]
+            seen = encoder.apply({"params": tree["image_encoder"]}, batch["pixels"])
+            tokens = projection_of(config).apply({"params": tree["image_proj"]}, getattr(seen, config.reads))
+        return jnp.where(drop[:, None, None], 0, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
