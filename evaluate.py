@@ -154,6 +154,9 @@ def write(config: ConfigDict, results: list[report.Run], reference: report.Run, 
     shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
     everything, seed = [*results, reference], config.seed
     tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
+    if len(results) > 1:
+        paired = report.differences(results)
+        tables += "\n" + "\n".join(report.as_markdown(paired, table, seed, compete=False) for table in shown)
     tables += "\n" + report.motions_as_markdown(everything, small_world.KINDS)
     swept = [label for label in results[0].labels if len({run.labels[label] for run in results}) > 1]
     numbers = len(swept) == 1 and all(isinstance(run.labels[swept[0]], int | float) for run in results)

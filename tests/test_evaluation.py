@@ -304,6 +304,21 @@ def test_a_reference_does_not_compete():
     assert "**" in second and last == "| true clips |  | 0.100 [0.100, 0.100] |"
 
 
+def test_differences_are_taken_clip_by_clip():
+    """Where clips differ by far more than runs, the runs' intervals overlap; that of their difference is narrow."""
+    clips = np.random.default_rng(0).normal(20, 3, 100)
+    noise = np.random.default_rng(1).normal(0, 0.1, 100)
+    some = [report.Run({"t0": 1.0}, {"psnr": clips}), report.Run({"t0": 0.8}, {"psnr": clips + 0.5 + noise})]
+    (paired,) = report.differences(some)
+    assert paired.labels == {"Difference": "t0=0.8 − t0=1.0"}
+    summary = report.summarise(paired.clips["psnr"])
+    assert summary.low > 0.45 and summary.mean == pytest.approx(0.5, abs=0.03) and summary.high < 0.55
+    one, other = (report.summarise(run.clips["psnr"]) for run in some)
+    assert one.high > other.low
+    assert "**" not in report.as_markdown([paired], ["psnr"], compete=False)
+    assert report.differences(some[:1]) == []
+
+
 def test_motions_are_counted_by_kind():
     left, up = ("moves left", "moves left"), ("moves up", motion.STILL)
     some = [

@@ -121,13 +121,31 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_markdown(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, reference: Run | None = None) -> str:
+def differences(runs: Sequence[Run]) -> list[Run]:
+    """What the last run has more than each one before, clip by clip.
+
+    Clips differ from each other more than runs do, so that the means of these have narrower intervals. One that does
+    not hold 0 tells two runs apart, even where their own intervals overlap.
+    """
+    *others, last = runs
+    return [
+        Run(
+            {"Difference": f"{label(last)} − {label(run)}"},
+            {name: np.subtract(values, run.clips[name]) for name, values in last.clips.items() if name in run.clips},
+        )
+        for run in others
+    ]
+
+
+def as_markdown(
+    runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, reference: Run | None = None, compete: bool = True
+) -> str:
     """Returns a table in the layout of the paper's Tables 1 to 3: a row for each run, its labels, then the metrics.
 
-    A cell is the mean with its 95 % interval; the best mean of a column is bold. A reference, such as what is measured
-    on true clips, is a last row that does not compete.
+    A cell is the mean with its 95 % interval; the best mean of a column is bold, if runs compete. A reference, such as
+    what is measured on true clips, is a last row that does not.
     """
-    competing, runs = len(runs), [*runs, *([reference] if reference else [])]
+    competing, runs = len(runs) if compete else 0, [*runs, *([reference] if reference else [])]
     heads = [*runs[0].labels, *(METRICS[metric].title + ARROWS[METRICS[metric].better] for metric in metrics)]
     rows = [[str(it) for it in run.labels.values()] for run in runs]
     for metric in metrics:
