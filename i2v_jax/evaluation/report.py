@@ -37,6 +37,7 @@ METRICS = {
 }
 ARROWS = {"higher": " ↑", "lower": " ↓"}
 BEST = {"higher": max, "lower": min}
+ACROSS = 4  # panels of a plot in a row
 
 
 Named = Sequence[tuple[str, str]]  # a clip's motions: what is told, what is seen
@@ -186,7 +187,7 @@ def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
     for i, (panel, metric) in enumerate(zip(panels, metrics)):
         means, errors = _means_errors(runs, metric, seed)
         panel.barh(range(len(runs)), means, xerr=errors, capsize=3, color=[f"C{k}" for k in range(len(runs))])
-        panel.set_yticks(range(len(runs)), names if i == 0 else [""] * len(runs))
+        panel.set_yticks(range(len(runs)), names if i % ACROSS == 0 else [""] * len(runs))
         panel.invert_yaxis()
         panel.set_xlabel(_axis(metric))
     return _png(figure)
@@ -205,8 +206,13 @@ def lines(runs: Sequence[Run], over: str, metrics: Sequence[str], seed: int = 0)
 
 
 def _panels(metrics: Sequence[str], height: float):
-    figure = Figure(figsize=(1 + 3 * len(metrics), height), layout="constrained")
-    return figure, figure.subplots(1, len(metrics), squeeze=False)[0]
+    """A panel for each metric, in rows of `ACROSS`."""
+    across, down = min(ACROSS, len(metrics)), -(-len(metrics) // ACROSS)
+    figure = Figure(figsize=(1 + 3 * across, height * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for panel in panels[len(metrics) :]:
+        panel.remove()
+    return figure, panels[: len(metrics)]
 
 
 def _means_errors(runs: Sequence[Run], metric: str, seed: int):
