@@ -41,6 +41,7 @@ def test_scaled_linear_and_another_number_of_steps(column, spacing, schedule):
 
 
 # With a noise level of 4,096 (zero terminal SNR) or 20,291 (cosine), float32 diffusers is 1e-4 from its own float64.
+@pytest.mark.usefixtures("ieee_sqrt")
 @pytest.mark.parametrize("column, spacing, schedule", cases(NoiseSchedule(zero_terminal_snr=True)), ids=name_of)
 def test_zero_terminal_snr_equals_diffusers_in_float64(column, spacing, schedule):
     assert worst_step_error(*run_pair(column, spacing, schedule, num_steps=5, dtype=torch.float64)) <= 1e-5
