@@ -26,7 +26,7 @@ from i2v_jax.weights import load
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")
 PAPERS = ("clip_temp", "flow_score", "warping_error")  # columns of its tables that are measured here
-OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "background_drift")
+OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "rendered_direction", "background_drift")
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def main() -> None:
     config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
     clips = [small_world.make(i, config.split, config.frames, config.height) for i in range(config.clips)]
+    scenes = [small_world.draw(i, config.split) for i in range(config.clips)]
     models = sample.load_models(config, mesh, sample.load_tokenizer(config.weights))
     for _, settings in runs:
         settings.check(models)
@@ -71,10 +72,10 @@ def main() -> None:
             )
         if config.match_colours:
             videos = [media.match_colours(video) for video in videos]
-        results.append(report.Run(labels, *measure(videos, clips, estimate, embed)))
+        results.append(report.Run(labels, *measure(videos, clips, scenes, estimate, embed)))
         columns.append(videos)
     true = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): "true clips"}
-    reference = report.Run(true, *measure([clip.video for clip in clips], clips, estimate, embed))
+    reference = report.Run(true, *measure([clip.video for clip in clips], clips, scenes, estimate, embed))
     write(config, results, reference, columns, clips)
 
 
@@ -125,10 +126,12 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
     media.check_folder(config.output)
 
 
-def measure(videos, clips, estimate: flow.Estimator, embed) -> tuple[Mapping[str, list[float]], list[report.Named]]:
+def measure(
+    videos, clips, scenes, estimate: flow.Estimator, embed
+) -> tuple[Mapping[str, list[float]], list[report.Named]]:
     """Measures each video against its clip, and names its motions; without `embed` there is no CLIPTemp."""
     rows, motions = [], []
-    for video, clip in zip(videos, clips):
+    for video, clip, scene in zip(videos, clips, scenes):
         picture = clip.video[0]
         ahead, back = flow.forward(video, estimate), flow.backward(video, estimate)
         moving = small_world.CAMERA in (it.of for it in clip.motions)
@@ -140,6 +143,7 @@ def measure(videos, clips, estimate: flow.Estimator, embed) -> tuple[Mapping[str
             psnr=metrics.psnr(video[1:], clip.video[1:]),
             ssim=metrics.ssim(video[1:], clip.video[1:]),
             direction=motion.direction_accuracy(named),
+            rendered_direction=motion.direction_accuracy(motion.told_and_rendered(video, scene)),
             background_drift=metrics.background_drift(video, ~clip.masks.any((0, 1)) & (not moving), picture),
         )
         if embed:

@@ -10,6 +10,7 @@ started again, it goes on from the last checkpoint. See assets/README.md for wha
 import argparse
 import json
 import math
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,8 @@ from i2v_jax.weights.tree import unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "assets" / "small_world"
-RUNS = ROOT / "runs" / "small_world"  # as in configs/train/small_world.py
-STAGES = ("vae", "pictures", "image_tokens", "lessons", "motion", "adapter")
+_CONFIG = runpy.run_path(str(ROOT / "configs" / "train" / "small_world.py"))
+RUNS, STAGES = _CONFIG["RUNS"], _CONFIG["STAGES"]
 SIZE = 48  # of pictures and of the clips that stages train on
 PICTURES = (0, 2, 13, 16)  # held-out clips to animate: moves left, moves up, the camera pans right, the camera zooms in
 WIDTH = 96  # of encoders and of the UNet's middle level

@@ -22,7 +22,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture
 def ieee_sqrt(monkeypatch):
-    """Rounds the square roots of PyTorch tensors as IEEE 754 asks; MKL's differ in the last bit, on CPUs of AMD more."""
+    """Rounds the square roots of PyTorch tensors as IEEE 754 asks; MKL's differ in the last bit on some CPUs."""
     monkeypatch.setattr(torch.Tensor, "sqrt", lambda x: torch.from_numpy(np.asarray(np.sqrt(x.numpy()))))
 
 

@@ -243,6 +243,19 @@ def test_a_video_played_backwards_shows_none_of_its_motions(world):
         assert accuracy(back, clip, -1) == 0, clip.caption
 
 
+def test_renderings_tell_what_happened():
+    """Of true clips, whose motions go less or more far than those rendered; of blurred ones; of others."""
+    for index in range(18):
+        clip, scene = small_world.make(index, "held_out", 5, 32), small_world.draw(index, "held_out")
+        assert motion.direction_accuracy(motion.told_and_rendered(clip.video, scene)) == 1, clip.caption
+        if not any(it.effect.clockwise for it in clip.motions):  # a turn is lost in blur
+            blurred = ndimage.gaussian_filter(clip.video, (0, 3, 3, 0))
+            assert motion.direction_accuracy(motion.told_and_rendered(blurred, scene)) == 1, clip.caption
+        for name, other in list(scene.alternatives(0).items())[::3]:  # the last stands still
+            happened = other.render(np.linspace(0, 1, 5), 32)
+            assert motion.told_and_rendered(happened, scene)[0] == (clip.motions[0].name, name)
+
+
 def test_movements_are_measured_in_sides_of_the_picture():
     disc = np.hypot(*(np.mgrid[:SIZE, :SIZE] - 20)) < 8
     flows = np.array(steady(-0.5, 0, 5))  # the camera pans right

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, nearest
 
 SWEEPS = {
     "t0": tuple(f"t0={t0} p=1.0" for t0 in (1.0, 0.9, 0.8, 0.7, 0.6)),
@@ -15,7 +15,7 @@ SWEEPS = {
 
 def get_config(sweep: str = "t0") -> ConfigDict:
     if sweep not in SWEEPS:
-        raise InputError(f"prior.py:{sweep}: wanted one of {', '.join(SWEEPS)}.")
+        raise InputError(f"prior.py:{sweep}: wanted one of {', '.join(SWEEPS)}.{nearest(sweep, SWEEPS)}")
     config = runpy.run_path(str(Path(__file__).parent / "default.py"))["get_config"]()
     config.runs = SWEEPS[sweep]
     config.name = f"prior_{sweep}"

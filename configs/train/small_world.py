@@ -1,5 +1,4 @@
-"""The stages of the bundled model of the small world, in order: vae, pictures, image_tokens, lessons,
-motion, adapter.
+"""The stages of the bundled model of the small world, in order: vae, pictures, image_tokens, lessons, motion, adapter.
 
     python train.py --config configs/train/small_world.py:motion
 
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, nearest
 
 STAGES = ("vae", "pictures", "image_tokens", "lessons", "motion", "adapter")
 BUNDLED = "bundled_adapter"
@@ -21,8 +20,8 @@ RUNS = ROOT / "runs" / "small_world"
 
 
 def get_config(stage: str = "adapter") -> ConfigDict:
-    if stage not in (*STAGES, BUNDLED):
-        raise InputError(f"small_world.py:{stage}: wanted one of {', '.join((*STAGES, BUNDLED))}.")
+    if stage not in (known := (*STAGES, BUNDLED)):
+        raise InputError(f"small_world.py:{stage}: wanted one of {', '.join(known)}.{nearest(stage, known)}")
     config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
     config.folder = str(RUNS / stage)
     before = STAGES[: STAGES.index(stage)] if stage in STAGES else ()

@@ -96,6 +96,7 @@ CAMERA_MOTIONS = {
     "zooms in": Effect(growth=1),
     "zooms out": Effect(growth=-1),
 }
+STILL = "stands still"
 KINDS = (*MOTIONS, *CAMERA_MOTIONS)  # clip number n has kind n mod 18, and perhaps other motions beside it
 TRAVEL, TURN, GROWTH, ZOOM = (0.22, 0.3), (math.radians(60), math.radians(110)), (1.5, 1.9), (1.35, 1.6)
 LARGER = 1.25  # are shapes that rotate, and nearer to the middle, so that it can be seen
@@ -222,7 +223,7 @@ class Scene:
     def caption(self) -> str:
         """Such as "a red disc moves left", or "a blue star and a red ring, the camera zooms in"."""
         of = {motion.of: motion.name for motion in self.motions}
-        still = " stands still" if of.keys() - {CAMERA} else ""
+        still = f" {STILL}" if of.keys() - {CAMERA} else ""
         subjects = [
             f"{'an' if it.colour[0] in 'aeiou' else 'a'} {it.colour} {it.shape}" + (f" {of[i]}" if i in of else still)
             for i, it in enumerate(self.objects)
@@ -233,6 +234,18 @@ class Scene:
     def told_motions(self) -> str:
         """What the caption says of motions: "moves left", or "the camera zooms in"."""
         return " and ".join(("the camera " if it.of == CAMERA else "") + it.name for it in self.motions)
+
+    def alternatives(self, number: int) -> dict[str, "Scene"]:
+        """By name, this scene with each motion that its motion of a number could be, itself and none among them.
+
+        All go as far as the middle of what their kind goes.
+        """
+        of, found = self.motions[number].of, {}
+        for name, effect in ((CAMERA_MOTIONS if of == CAMERA else MOTIONS) | {STILL: Effect()}).items():
+            motions, amounts = list(self.motions), list(self.amounts)
+            motions[number], amounts[number] = Motion(of, name, effect), sum(_amounts(of, effect)) / 2
+            found[name] = dataclasses.replace(self, motions=tuple(motions), amounts=tuple(amounts))
+        return found
 
     def read(self, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
         """Renders the frames that a cut takes of a clip of 16, as `data.decode.read_clip` decodes them of a video.
@@ -376,10 +389,14 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
     motions, amounts = [], []
     for of in sorted(names):
         effect = (CAMERA_MOTIONS if of == CAMERA else MOTIONS)[names[of]]
-        ways = TURN if effect.clockwise else TRAVEL if not effect.growth else ZOOM if of == CAMERA else GROWTH
         motions.append(Motion(of, names[of], effect))
-        amounts.append(rng.uniform(*ways))
+        amounts.append(rng.uniform(*_amounts(of, effect)))
     return Scene(tuple(objects), tuple(motions), tuple(amounts), split, seed)
+
+
+def _amounts(of: int, effect: Effect) -> tuple[float, float]:
+    """The least and the most that a motion goes."""
+    return TURN if effect.clockwise else TRAVEL if not effect.growth else ZOOM if of == CAMERA else GROWTH
 
 
 def _check_split(split: str, *others: str) -> None:

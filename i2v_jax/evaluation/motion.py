@@ -1,7 +1,8 @@
-"""Which way things move in a video, read from its optical flow: of the camera and of each object of the first frame.
+"""Which way things move in a video: the camera, and each object of the first frame.
 
-A flow is fitted by a similarity, v(z) = shift + rate z with places z = x + iy; the rate's real part is growth, its
-imaginary part turns clockwise. Objects are followed from where they are in the first frame.
+It is read from the video's optical flow, or told from renderings of what else could have happened. A flow is fitted by
+a similarity, v(z) = shift + rate z with places z = x + iy; the rate's real part is growth, its imaginary part turns
+clockwise. Objects are followed from where they are in the first frame.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Complex
 
-from i2v_jax.data.small_world import CAMERA, CAMERA_MOTIONS, MOTIONS, Effect, Motion
-from i2v_jax.evaluation.flow import Flows
+from i2v_jax.data.small_world import CAMERA, CAMERA_MOTIONS, MOTIONS, STILL, Effect, Motion, Scene
+from i2v_jax.evaluation.flow import Flows, Video
 
-STILL = "stands still"
 LEAST = 1 / 64  # sides of the picture: what moves less over a whole video stands still
+LEAST_CHANGE = 0.1  # of a rendering's: a video that changes less in its way stands still
 
 
 class Movement(NamedTuple):
@@ -95,11 +96,36 @@ def told_and_seen(flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Seq
     return [(it.name, name(shown[it.of], CAMERA_MOTIONS if it.of == CAMERA else MOTIONS)) for it in motions]
 
 
+def told_and_rendered(video: Video, scene: Scene) -> list[tuple[str, str]]:
+    """Returns the name of each motion told by a caption, and of that whose rendering in its place a video is most like.
+
+    That is the one whose change of the standing scene, as a direction in the space of videos, the video's change goes
+    along the farthest; or `STILL`. A shape that loses its form as it goes, which flow takes for turning and shrinking,
+    is still seen where it is.
+
+    Args:
+      video: from the scene's first frame on.
+      scene: that the caption tells.
+    """
+    times, named = np.linspace(0, 1, len(video)), []
+    for number, told in enumerate(scene.motions):
+        rendered = {
+            name: other.render(times, video.shape[1]).astype(np.float32)
+            for name, other in scene.alternatives(number).items()
+        }
+        still = rendered.pop(STILL)
+        sizes = {name: np.linalg.norm(other - still) for name, other in rendered.items()}
+        along = {name: np.vdot(video - still, other - still) / sizes[name] for name, other in rendered.items()}
+        best = max(along, key=along.get)
+        named.append((told.name, best if along[best] >= LEAST_CHANGE * sizes[best] else STILL))
+    return named
+
+
 def direction_accuracy(named: Sequence[tuple[str, str]]) -> float:
     """Share of the motions told by a caption that a video shows; 0 to 1.
 
     Args:
-      named: what is told and seen, see `told_and_seen`.
+      named: what is told and seen, see `told_and_seen` and `told_and_rendered`.
     """
     return float(np.mean([told == seen for told, seen in named]))
 

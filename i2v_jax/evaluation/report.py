@@ -33,6 +33,7 @@ METRICS = {
     "psnr": Metric("PSNR", "dB", "higher", 2),
     "ssim": Metric("SSIM", "1", "higher", 3),
     "direction": Metric("Direction accuracy", "share of motions", "higher", 3),
+    "rendered_direction": Metric("Direction by rendering", "share of motions", "higher", 3),
     "background_drift": Metric("Background drift", "of 255", "lower", 2),
 }
 ARROWS = {"higher": " ↑", "lower": " ↓"}
