@@ -30,6 +30,7 @@ TRAINED = dict(
     pictures={"unet"},
     image_tokens={"unet", "image_encoder", "image_proj"},
     lessons={"unet"},
+    captions={"unet", "text_encoder"},
     motion={"unet", "text_encoder"},
     adapter={"unet"},
 )
@@ -58,7 +59,7 @@ def test_stages_train_what_they_say(stage, initial):
     assert {path.partition("/")[0] for path in chosen} == TRAINED[stage]
     parts = {name for name in ("image_tokens", "motion", "first_frame") if any(f"/{name}/" in path for path in chosen)}
     known = dict(image_tokens={"image_tokens"}, adapter={"first_frame"})
-    known |= dict.fromkeys(("lessons", "motion"), {"image_tokens", "motion"})
+    known |= dict.fromkeys(("lessons", "captions", "motion"), {"image_tokens", "motion"})
     assert parts == known.get(stage, set())
     setup.make(config, {name: it.config for name, it in assembled.items()}, np.zeros(20, np.int32))
 
@@ -134,16 +135,16 @@ def test_stages_are_put_together(tmp_path, monkeypatch):
     assert vae["scaling_factor"] == base["scaling_factor"] != 1
     bias = {
         "vae/diffusion_pytorch_model": ("encoder.conv_in.bias", 1),
-        "unet/diffusion_pytorch_model": ("conv_in.bias", 5),
-        "text_encoder/model": ("text_model.final_layer_norm.bias", 5),
+        "unet/diffusion_pytorch_model": ("conv_in.bias", 6),
+        "text_encoder/model": ("text_model.final_layer_norm.bias", 6),
         "image_encoder/model": ("vision_model.post_layernorm.bias", 3),
     }
     for file, (name, value) in bias.items():
         leaf = load_file(model / f"{file}.safetensors")[name]
         assert leaf.dtype == np.float16 and (leaf == value).all()
     motion, adapter = (load_file(model / f"{name}.safetensors") for name in ("motion", "i2v_adapter"))
-    assert all((leaf == 5).all() for name, leaf in motion.items() if name.endswith("proj_out.bias"))
-    assert len(motion) > 100 and all((leaf == 6).all() for leaf in adapter.values() if leaf.ndim == 1)
+    assert all((leaf == 6).all() for name, leaf in motion.items() if name.endswith("proj_out.bias"))
+    assert len(motion) > 100 and all((leaf == 7).all() for leaf in adapter.values() if leaf.ndim == 1)
     assert {name.rsplit(".", 1)[0] for name in adapter}
 
 
@@ -180,6 +181,7 @@ def test_the_adapter_keeps_the_first_frame(tmp_path, monkeypatch):
     evaluate.main()
     record = json.loads((tmp_path / "design.json").read_text())
     without, full, true = (run["summary"] for run in record["runs"])
-    assert full["psnr"]["mean"] > without["psnr"]["mean"] + 0.5
-    assert full["ssim"]["mean"] > without["ssim"]["mean"]
+    assert full["psnr"]["mean"] > max(without["psnr"]["mean"] + 0.3, 22)
+    assert full["ssim"]["mean"] > without["ssim"]["mean"] + 0.02
+    assert full["rendered_direction"]["mean"] >= 0.8
     assert true["direction"]["mean"] == 1

@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
     )
     config.header = "Model Design"  # over the names
 
+    config.steps = 20
+    config.guidance_scale = 1.0  # what the parts do by themselves
+
     # On what: clips number 0 to clips - 1 of a split. Clip n of every run has the seed + n.
     config.split = "held_out"  # held_out, train
     config.clips = 100

@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.height = 48
     config.width = 48
     config.frames = 8
-    config.steps = 20
-    config.guidance_scale = 1.0  # more exaggerates colours
+    config.steps = 10
+    config.guidance_scale = 1.5
     config.noise_schedule.prediction_type = "v_prediction"
     config.dtype = "float32"
     config.batch_per_device = 4

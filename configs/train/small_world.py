@@ -1,4 +1,5 @@
-"""The stages of the bundled model of the small world, in order: vae, pictures, image_tokens, lessons, motion, adapter.
+"""The stages of the bundled model of the small world, in order: vae, pictures, image_tokens, lessons,
+captions, motion, adapter.
 
     python train.py --config configs/train/small_world.py:motion
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from i2v_jax.errors import InputError, nearest
 
-STAGES = ("vae", "pictures", "image_tokens", "lessons", "motion", "adapter")
+STAGES = ("vae", "pictures", "image_tokens", "lessons", "captions", "motion", "adapter")
 BUNDLED = "bundled_adapter"
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "small_world"
@@ -24,6 +25,7 @@ def get_config(stage: str = "adapter") -> ConfigDict:
         raise InputError(f"small_world.py:{stage}: wanted one of {', '.join(known)}.{nearest(stage, known)}")
     config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
     config.folder = str(RUNS / stage)
+    config.seed = STAGES.index(stage) if stage in STAGES else 0
     before = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
     if stage == BUNDLED:
         base = ROOT / "assets" / "small_world"
@@ -74,7 +76,7 @@ def get_config(stage: str = "adapter") -> ConfigDict:
     elif stage == "image_tokens":
         config.train = ("unet/.*/image_tokens/.*", "image_encoder/.*", "image_proj/.*")
         config.steps, config.batch = 250, 16
-    elif stage in ("lessons", "motion"):
+    elif stage in ("lessons", "captions", "motion"):
         config.train = ("unet/.*",)  # motion modules, and on with all else
         config.objective.first_frame = "early"  # which says where things are, so that words can say where they go
         config.objective.timesteps = "cubic"
@@ -84,9 +86,14 @@ def get_config(stage: str = "adapter") -> ConfigDict:
         else:
             config.train += ("text_encoder/.*",)
             config.steps = 1400
+        if stage == "motion":  # what things look like as they go; and a base that can do without image tokens
+            config.objective.timesteps = "uniform"
+            config.objective.image_dropout = 0.5
+            config.steps = 1300
     else:
         config.train = ("unet/.*/first_frame/.*",)
         config.branches = ("first_frame",)
         config.objective.first_frame = "clean"
-        config.steps, config.batch = 700, 8
+        config.objective.image_dropout = 0.4
+        config.steps, config.batch = 900, 8
     return config
