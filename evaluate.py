@@ -128,22 +128,23 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
 
 def measure(
     videos, clips, scenes, estimate: flow.Estimator, embed
-) -> tuple[Mapping[str, list[float]], list[report.Named]]:
+) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
     """Measures each video against its clip, and names its motions; without `embed` there is no CLIPTemp."""
-    rows, motions = [], []
+    rows, motions = [], {"by flow": [], "by rendering": []}
     for video, clip, scene in zip(videos, clips, scenes):
         picture = clip.video[0]
         ahead, back = flow.forward(video, estimate), flow.backward(video, estimate)
         moving = small_world.CAMERA in (it.of for it in clip.motions)
-        motions.append(named := motion.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
+        motions["by flow"].append(by_flow := motion.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
+        motions["by rendering"].append(by_rendering := motion.told_and_rendered(video, scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
             warping_error=metrics.warping_error(video, ahead, flow.visible(ahead, back)),
             first_frame_psnr=metrics.psnr(video[:1], picture[None]),
             psnr=metrics.psnr(video[1:], clip.video[1:]),
             ssim=metrics.ssim(video[1:], clip.video[1:]),
-            direction=motion.direction_accuracy(named),
-            rendered_direction=motion.direction_accuracy(motion.told_and_rendered(video, scene)),
+            direction=motion.direction_accuracy(by_flow),
+            rendered_direction=motion.direction_accuracy(by_rendering),
             background_drift=metrics.background_drift(video, ~clip.masks.any((0, 1)) & (not moving), picture),
         )
         if embed:

@@ -95,9 +95,13 @@ def main() -> None:
 def read_jobs(config: ConfigDict) -> list[jobs.Job]:
     """The videos to make: of the one picture, or of the CSV's rows where there is none."""
     if config.image:
+        if config.csv:
+            print(f"animating {config.image}, and not the rows of {config.csv}")
         return [jobs.Job(Path(config.image).expanduser(), config.prompt, config.negative_prompt, config.seed)]
     if not config.csv:
         raise InputError("Name what to animate: --config.image=PICTURE, or --config.csv=FILE.")
+    if config.prompt:
+        print(f"the prompts are those of {config.csv}, not {config.prompt!r}, which goes with --config.image=PICTURE")
     return jobs.read_jobs(config.csv, config.negative_prompt, config.seed)
 
 

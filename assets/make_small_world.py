@@ -4,7 +4,7 @@
 
 Random weights in the published formats come first; then `train.py` runs the stages of configs/train/small_world.py, in
 the paper's order: autoencoder, pictures, image tokens, motion modules (lessons first), first-frame adapter. Stopped and
-started again, it goes on from the last checkpoint. See assets/README.md for what was trained on what, and for how long.
+started again, it goes on from the last checkpoint. docs/small_world.md has what each was trained on, and for how long.
 """
 
 import argparse
@@ -110,6 +110,10 @@ SCHEDULER = dict(
 ZERO = ("motion/proj_out/kernel", "conv2/kernel")  # what starts by adding nothing
 
 
+def text_config(vocab_size: int) -> CLIPTextConfig:
+    return CLIPTextConfig.from_diffusers(TEXT | dict(vocab_size=vocab_size))
+
+
 def unet_config() -> UNetConfig:
     return UNetConfig.from_diffusers(UNET, motion=MOTION, cross_attention_branches=("image_tokens",))
 
@@ -138,14 +142,14 @@ def initial_weights(
     return {path: draw(path, leaf.shape) for path, leaf in expected.items()}
 
 
-def initial_text_encoder(rng: np.random.Generator) -> dict[str, Array]:
+def initial_text_encoder(rng: np.random.Generator, vocab_size: int) -> dict[str, Array]:
     """Random weights, under which a state after a caption's end is about the sum of its words before the last norm.
 
     Otherwise one word of ten hardly changes what the UNet sees: "left" and "right" are nearly one, and before that is
     learned from, it is unlearned.
     """
     gains = {"position": 0.1, "q_proj/kernel": 0.1, "fc2/kernel": 0.2}  # attention to all alike, and little else
-    weights = initial_weights(shapes.text_encoder_shapes(CLIPTextConfig.from_diffusers(TEXT)), rng, gains)
+    weights = initial_weights(shapes.text_encoder_shapes(text_config(vocab_size)), rng, gains)
     weights["token_embedding/embedding"][-1] *= 0.1  # the end's, of which there are many
     return weights
 
@@ -154,12 +158,11 @@ def initial_model() -> tuple[dict[str, dict[str, Array]], ClipTokenizer]:
     """Returns {component: weights by path}, random by a fixed seed, and a tokenizer that knows all captions' words."""
     captions = [small_world.draw(index, split).caption for split in small_world.CLIPS for index in range(500)]
     vocabulary, merges = byte_level_vocabulary(captions, 400)
-    TEXT["vocab_size"] = len(vocabulary)
     rng = np.random.default_rng(0)
     components = dict(
         unet=initial_weights(shapes.unet_shapes(unet_config()), rng),
         vae=initial_weights(shapes.vae_shapes(VAEConfig.from_diffusers(VAE)), rng),
-        text_encoder=initial_text_encoder(rng),
+        text_encoder=initial_text_encoder(rng, len(vocabulary)),
         image_encoder=initial_weights(
             shapes.image_encoder_shapes(CLIPVisionConfig.from_diffusers(VISION)), rng, {"position": 0.3}
         ),
@@ -190,13 +193,14 @@ def save(folder: Path, components: dict[str, dict[str, Array]], tokenizer: ClipT
     def tensors(weights):
         return Tensors.of({path: np.asarray(leaf).astype(dtype) for path, leaf in weights.items()})
 
-    unet = tensors(components["unet"])
+    unet, text = tensors(components["unet"]), tensors(components["text_encoder"])
+    vocab_size = len(components["text_encoder"]["token_embedding/embedding"])
     parts = {name: unet.select(rf".*/{name}/.*") for name in ("motion", "first_frame", "image_tokens")}
     base = unet.select(r"(?!.*/(motion|first_frame|image_tokens)/).*")
     for name, settings, weights, table in [
         ("unet", UNET, base, formats.DIFFUSERS_UNET),
         ("vae", VAE | dict(scaling_factor=scale), tensors(components["vae"]), formats.DIFFUSERS_VAE),
-        ("text_encoder", TEXT, tensors(components["text_encoder"]), formats.CLIP_TEXT),
+        ("text_encoder", TEXT | dict(vocab_size=vocab_size), text, formats.CLIP_TEXT),
         ("image_encoder", VISION, tensors(components["image_encoder"]), formats.CLIP_VISION),
     ]:
         file = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
@@ -228,7 +232,7 @@ def measure_scale(vae: dict[str, Array], clips: int = 64) -> float:
 
 
 def trained(stage: str) -> dict[str, dict[str, Array]]:
-    """Returns {component: weights by path} that a stage has trained."""
+    """Returns {component: weights by path} that a stage has left."""
     found: dict[str, dict[str, Array]] = {}
     for path, leaf in load_file(RUNS / stage / "trained.safetensors").items():
         component, _, rest = path.partition("/")
@@ -247,26 +251,38 @@ def save_pictures(folder: Path, numbers: Sequence[int] = PICTURES) -> None:
     (folder / "clips.csv").write_text("\n".join(rows) + "\n")
 
 
+def begin() -> None:
+    """Writes random weights, as a model and as if a stage had left them; not where they are already.
+
+    What a stopped run goes on from is then of one piece, whatever the world's captions have become since.
+    """
+    left = RUNS / "initial" / "trained.safetensors"
+    if not left.exists():
+        components, tokenizer = initial_model()
+        save(left.parent, components, tokenizer, np.float32, 1.0)
+        save_tensors(
+            left, Tensors.of({f"{name}/{path}": it for name in components for path, it in components[name].items()})
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", default=BUNDLED, type=Path, help="a new folder, where the model is written")
+    parser.add_argument(
+        "--to", default=BUNDLED, type=Path, help="where to write the model: a new folder, or the bundled one"
+    )
     to = parser.parse_args().to
     if to.exists() and to.resolve() != BUNDLED:
         raise InputError(f"--to={to}: it is there already; wanted the path of a new folder.")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--to={to}: cannot write there: {error.strerror}.") from None
-    components, tokenizer = initial_model()
-    if not (RUNS / "initial").exists():
-        save(RUNS / "initial", components, tokenizer, np.float32, 1.0)
-    tokenizer = ClipTokenizer.from_pretrained(str(RUNS / "initial"), "tokenizer")  # that of the stages already done
+    media.check_folder(to.parent)
+    begin()
+    components, tokenizer = trained("initial"), ClipTokenizer.from_pretrained(str(RUNS / "initial"), "tokenizer")
     scale = 1.0
     for stage in STAGES:
         if not (RUNS / stage / "trained.safetensors").exists():
             print(f"stage {stage}", flush=True)
             command = ["train.py", "--config", f"configs/train/small_world.py:{stage}"]
-            subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+            if code := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+                sys.exit(code)
         for component, weights in trained(stage).items():
             components[component] |= weights
         if stage == "vae":

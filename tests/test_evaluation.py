@@ -335,16 +335,20 @@ def test_differences_are_taken_clip_by_clip():
 def test_motions_are_counted_by_kind():
     left, up = ("moves left", "moves left"), ("moves up", motion.STILL)
     some = [
-        report.Run({"Model": name}, {}, motions)
+        report.Run({"Model": name}, {}, {"by flow": motions, "by rendering": [[left, left], [left]]})
         for name, motions in (("a", [[left, up], [left]]), ("b", [[("moves left", "moves right"), up], [left]]))
     ]
     assert report.motions_as_markdown(some, small_world.KINDS).splitlines() == [
-        "| Told | a | b |",
+        "| Told, and seen by flow | a | b |",
         "| --- | --- | --- |",
         "| moves left | 2 of 2 | 1 of 2 |",
         "| moves up | 0 of 1 | 0 of 1 |",
+        "",
+        "| Told, and seen by rendering | a | b |",
+        "| --- | --- | --- |",
+        "| moves left | 3 of 3 | 3 of 3 |",
     ]
-    written = json.loads(report.as_json(some, {}))["runs"][1]["told_and_seen"]
+    written = json.loads(report.as_json(some, {}))["runs"][1]["told_and_seen"]["by flow"]
     assert written == [[["moves left", "moves right"], ["moves up", "stands still"]], [["moves left", "moves left"]]]
 
 

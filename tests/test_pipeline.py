@@ -1,4 +1,4 @@
-"""The pipeline on the bundled small model: the same video however it is spread, and what each setting promises."""
+"""The pipeline on the small model of tests/data: the same video however it is spread, and what each setting promises."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The command `sample.py` from its flags to its files, on the bundled small model: what comes out, and how bad input
+"""The command `sample.py` from its flags to its files, on the small model of tests/data: what comes out, and how bad input
 ends: exit code 2, a message that says what to mend, and nothing in the output folder."""
 
 import csv
@@ -270,7 +270,7 @@ def test_a_long_prompt_is_cut_when_allowed(good):
 def test_help_shows_the_keys_with_what_they_mean(run):
     code, out, err = run("--help")
     assert code == 0 and "usage: sample.py" in out and "fit = " in out and "# a picture of another aspect" in out
-    assert "sample.py changes:" in out and "config.steps = 20" in out and not err
+    assert "sample.py changes:" in out and "config.width = 128" in out and not err
 
 
 @pytest.mark.parametrize("platform, dtype", [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])

@@ -1,4 +1,4 @@
-"""Runs of `train.py` on the bundled small model and a few small clips."""
+"""Runs of `train.py` on the small model of tests/data and a few small clips."""
 
 from pathlib import Path
 

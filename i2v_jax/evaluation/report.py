@@ -51,12 +51,12 @@ class Run(NamedTuple):
       labels: what tells it from the others, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
         table's first columns.
       clips: metric -> one number per clip; NaN where it has no meaning.
-      motions: of each clip.
+      motions: of each clip, by each way of seeing them, such as "by flow".
     """
 
     labels: Mapping[str, Any]
     clips: Mapping[str, Sequence[float]]
-    motions: Sequence[Named] = ()
+    motions: Mapping[str, Sequence[Named]] = {}
 
 
 def label(run: Run) -> str:
@@ -106,7 +106,7 @@ def as_json(runs: Sequence[Run], about: Mapping[str, Any], seed: int = 0) -> byt
                 labels=dict(run.labels),
                 summary={metric: summarise(values, seed)._asdict() for metric, values in run.clips.items()},
                 clips={metric: np.asarray(values, float).tolist() for metric, values in run.clips.items()},
-                told_and_seen=[list(map(list, named)) for named in run.motions],
+                told_and_seen={how: [list(map(list, it)) for it in named] for how, named in run.motions.items()},
             )
             for run in runs
         ],
@@ -168,17 +168,22 @@ def _cell(it: Summary, digits: int, best: float | None) -> str:
 
 
 def motions_as_markdown(runs: Sequence[Run], kinds: Sequence[str]) -> str:
-    """Returns a table of how many of the motions of each kind are seen as told, a column for each run.
+    """Returns tables of how many of the motions of each kind are seen as told, one for each way of seeing them.
+
+    A column is of a run.
 
     Args:
       kinds: the rows, of which those that no caption tells are left out.
     """
-    heads, lines = ["Told", *map(label, runs)], []
-    for kind in kinds:
-        seen = [[seen for named in run.motions for told, seen in named if told == kind] for run in runs]
-        if seen[0]:
-            lines.append([kind, *(f"{names.count(kind)} of {len(names)}" for names in seen)])
-    return "".join("| " + " | ".join(line) + " |\n" for line in (heads, ["---"] * len(heads), *lines))
+    tables = []
+    for how in runs[0].motions:
+        lines = [[f"Told, and seen {how}", *map(label, runs)], ["---"] * (1 + len(runs))]
+        for kind in kinds:
+            seen = [[seen for named in run.motions[how] for told, seen in named if told == kind] for run in runs]
+            if seen[0]:
+                lines.append([kind, *(f"{names.count(kind)} of {len(names)}" for names in seen)])
+        tables.append("".join("| " + " | ".join(line) + " |\n" for line in lines))
+    return "\n".join(tables)
 
 
 def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
