@@ -1,4 +1,4 @@
-"""The pipeline on the small model of tests/data: the same video however it is spread, and what each setting promises."""
+"""The pipeline on the small model of tests/data: one video however it is spread, and what each setting promises."""
 
 import dataclasses
 import functools

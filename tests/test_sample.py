@@ -1,5 +1,5 @@
-"""The command `sample.py` from its flags to its files, on the small model of tests/data: what comes out, and how bad input
-ends: exit code 2, a message that says what to mend, and nothing in the output folder."""
+"""The command `sample.py` from its flags to its files, on the small model of tests/data: what comes out, and how bad
+input ends: exit code 2, a message that says what to mend, and nothing in the output folder."""
 
 import csv
 import errno
