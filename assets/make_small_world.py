@@ -1,10 +1,11 @@
 """Trains the bundled small model from nothing, stage after stage, and writes it into assets/small_world.
 
-    python -m assets.make_small_world [--to=assets/small_world]
+    python -m assets.make_small_world [--to=assets/small_world] [--trained FILE ...]
 
 Random weights in the published formats come first; then `train.py` runs the stages of configs/train/small_world.py, in
 the paper's order: autoencoder, pictures, image tokens, motion modules (lessons first), first-frame adapter. Stopped and
 started again, it goes on from the last checkpoint. docs/small_world.md has what each was trained on, and for how long.
+With --trained nothing is trained: files of `train.py` are put in the place of the bundled model's weights.
 """
 
 import argparse
@@ -23,7 +24,8 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from i2v_jax import commands, media
+import sample
+from i2v_jax import commands, media, parallel
 from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion
@@ -36,7 +38,7 @@ from i2v_jax.weights import formats, shapes
 from i2v_jax.weights.files import Tensors, save_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.translate import export_tensors, position_tables
-from i2v_jax.weights.tree import unflatten
+from i2v_jax.weights.tree import flatten, unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "assets" / "small_world"
@@ -231,13 +233,35 @@ def measure_scale(vae: dict[str, Array], clips: int = 64) -> float:
     return round(float(1 / jnp.std(encode(frames.reshape(-1, SIZE, SIZE, 3) / np.float32(127.5) - 1))), 4)
 
 
-def trained(stage: str) -> dict[str, dict[str, Array]]:
-    """Returns {component: weights by path} that a stage has left."""
+def trained(file: Path) -> dict[str, dict[str, Array]]:
+    """Returns {component: weights by path} of a file that `train.py` has left."""
     found: dict[str, dict[str, Array]] = {}
-    for path, leaf in load_file(RUNS / stage / "trained.safetensors").items():
+    for path, leaf in load_file(file).items():
         component, _, rest = path.partition("/")
         found.setdefault(component, {})[rest] = leaf
     return found
+
+
+def put(files: Sequence[str], to: Path) -> None:
+    """Writes the bundled model with the weights of files of `train.py` in the place of its own.
+
+    Raises:
+      InputError: files that cannot be read, or are of another model.
+    """
+    config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
+    config.weights.trained = tuple(files)
+    sample.check_weights(config.weights)
+    tokenizer = sample.load_tokenizer(config.weights)
+    models = sample.load_models(config, parallel.make_mesh({}, jax.devices()[:1]), tokenizer)
+    components = dict(
+        unet=models.unet,
+        vae=models.vae,
+        text_encoder=models.text_encoder,
+        image_encoder=models.image_encoder,
+        image_proj=models.image_projection,
+    )
+    weights = {name: flatten(it.parameters) for name, it in components.items()}
+    save(to, weights, tokenizer, np.float16, models.vae.config.scaling_factor)
 
 
 def save_pictures(folder: Path, numbers: Sequence[int] = PICTURES) -> None:
@@ -270,20 +294,26 @@ def main() -> None:
     parser.add_argument(
         "--to", default=BUNDLED, type=Path, help="where to write the model: a new folder, or the bundled one"
     )
-    to = parser.parse_args().to
+    parser.add_argument("--trained", nargs="+", metavar="FILE", help="what to put into the bundled model")
+    arguments = parser.parse_args()
+    to = arguments.to
     if to.exists() and to.resolve() != BUNDLED:
         raise InputError(f"--to={to}: it is there already; wanted the path of a new folder.")
     media.check_folder(to.parent)
+    if arguments.trained:
+        return put(arguments.trained, to)
     begin()
-    components, tokenizer = trained("initial"), ClipTokenizer.from_pretrained(str(RUNS / "initial"), "tokenizer")
+    components = trained(RUNS / "initial" / "trained.safetensors")
+    tokenizer = ClipTokenizer.from_pretrained(str(RUNS / "initial"), "tokenizer")
     scale = 1.0
     for stage in STAGES:
-        if not (RUNS / stage / "trained.safetensors").exists():
+        left = RUNS / stage / "trained.safetensors"
+        if not left.exists():
             print(f"stage {stage}", flush=True)
             command = ["train.py", "--config", f"configs/train/small_world.py:{stage}"]
             if code := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
                 sys.exit(code)
-        for component, weights in trained(stage).items():
+        for component, weights in trained(left).items():
             components[component] |= weights
         if stage == "vae":
             if not (RUNS / "base").exists():

@@ -276,17 +276,17 @@ def test_objects_move_as_told(clips):
 
 
 def test_what_rotates_is_not_round():
-    """And is larger than what does not: its turning shows."""
+    """And is larger than what does not, so that its turning shows; what grows has room to."""
     for split in SPLITS:
         for scene in (draw(index, split) for index in range(300)):
-            turning = {motion.of for motion in scene.motions if motion.of != CAMERA and motion.effect.clockwise}
-            most = 0.21 if len(scene.objects) == 1 else 0.155
+            effects = {motion.of: motion.effect for motion in scene.motions}
+            least, most = small_world.RADIUS[len(scene.objects)]
             for number, it in enumerate(scene.objects):
+                effect = effects.get(number, Effect())
                 assert (it.colour, it.shape) in PAIRS[split]
-                if number in turning:
-                    assert it.shape not in ROUND and it.radius <= 1.25 * most
-                else:
-                    assert it.radius <= most
+                assert not (effect.clockwise and it.shape in ROUND)
+                larger = 1.25 if effect.clockwise else {1: 0.75, 0: 1, -1: 1.1}[effect.growth]
+                assert least <= it.radius / larger <= most
 
 
 def test_turns_and_cameras_are_as_told(clips):

@@ -21,6 +21,7 @@ from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
 from i2v_jax.models.clip import CLIPTextEncoder
 from i2v_jax.training import setup
+from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.tree import unflatten
 
@@ -45,7 +46,7 @@ def initial(tmp_path_factory):
     return folder / "initial"
 
 
-@pytest.mark.parametrize("stage", [*TRAINED, "bundled_adapter"])
+@pytest.mark.parametrize("stage", [*TRAINED, "bundled_motion", "bundled_adapter"])
 def test_stages_train_what_they_say(stage, initial):
     config = commands.load_config(f"{ROOT}/configs/train/small_world.py:{stage}").copy_and_resolve_references()
     config.weights.base = str(initial)
@@ -159,6 +160,31 @@ def test_a_stage_that_fails_ends_the_command(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         make_small_world.main()
     assert ended.value.code == 2 and not (tmp_path / "model").exists()
+
+
+def test_trained_weights_are_put_into_the_bundled_model(tmp_path, monkeypatch):
+    """Those in the place of its own; all else stays to the last bit."""
+    adapter = "unet/down_blocks_0/layers_0/attention/blocks_0/attn1/first_frame/to_out/bias"
+    trained = {"unet/conv_in/kernel": np.full((3, 3, 4, 64), 2, np.float32), adapter: np.full(64, 3, np.float32)}
+    save_own(tmp_path / "trained.safetensors", unflatten(trained))
+    arguments = ["make_small_world", f"--to={tmp_path / 'model'}", "--trained"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "missing.safetensors")])
+    with pytest.raises(InputError, match="missing.safetensors"):
+        make_small_world.main()
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "trained.safetensors")])
+    make_small_world.main()
+    changed = {}
+    for path in MODEL.rglob("*"):
+        made = tmp_path / "model" / path.relative_to(MODEL)
+        if path.suffix == ".safetensors":
+            was, now = load_file(path), load_file(made)
+            assert was.keys() == now.keys()
+            changed |= {name: now[name].ravel()[0] for name in was if not np.array_equal(was[name], now[name])}
+        elif path.is_file():
+            assert made.read_bytes() == path.read_bytes()
+    assert len(changed) == 2 and changed["conv_in.weight"] == 2
+    assert next(value for name, value in changed.items() if name.endswith("to_out_ff.bias")) == 3
 
 
 def test_bundled_files_are_small():

@@ -1,6 +1,7 @@
 """The paper's ablation of the model's design (Table 3) on held-out clips of the small world.
 
-Keys that are not here are those of configs/sample/sd15.py. Every key can be set on the command line, as there.
+Keys that are not here are those of configs/sample/default.py: videos are made as `make sample` makes them. Every key
+can be set on the command line, as there.
 """
 
 import runpy
@@ -26,9 +27,6 @@ def get_config() -> ConfigDict:
         "Full model:",
     )
     config.header = "Model Design"  # over the names
-
-    config.steps = 20
-    config.guidance_scale = 1.0  # what the parts do by themselves
 
     # On what: clips number 0 to clips - 1 of a split. Clip n of every run has the seed + n.
     config.split = "held_out"  # held_out, train

@@ -3,8 +3,8 @@ captions, motion, adapter.
 
     python train.py --config configs/train/small_world.py:motion
 
-`make small-world` runs them all; each goes on with the weights that those before it have trained. `bundled_adapter` is
-the last one on what is bundled, for another try at the adapter: `--config.seed=1`.
+`make small-world` runs them all; each goes on with the weights that those before it have trained. `bundled_adapter`,
+`bundled_motion` and so on go on with what is bundled: another adapter by `bundled_adapter --config.seed=1`.
 """
 
 import runpy
@@ -15,19 +15,20 @@ from ml_collections import ConfigDict
 from i2v_jax.errors import InputError, nearest
 
 STAGES = ("vae", "pictures", "image_tokens", "lessons", "captions", "motion", "adapter")
-BUNDLED = "bundled_adapter"
+BUNDLED = "bundled_"
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "small_world"
 
 
 def get_config(stage: str = "adapter") -> ConfigDict:
-    if stage not in (known := (*STAGES, BUNDLED)):
+    if stage not in (known := (*STAGES, *(BUNDLED + it for it in STAGES))):
         raise InputError(f"small_world.py:{stage}: wanted one of {', '.join(known)}.{nearest(stage, known)}")
     config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
     config.folder = str(RUNS / stage)
-    config.seed = STAGES.index(stage) if stage in STAGES else 0
-    before = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
-    if stage == BUNDLED:
+    bundled, stage = stage.startswith(BUNDLED), stage.removeprefix(BUNDLED)
+    config.seed = STAGES.index(stage)
+    before = () if bundled else STAGES[: STAGES.index(stage)]
+    if bundled:
         base = ROOT / "assets" / "small_world"
     else:  # the VAE's scaling factor is known after its stage: `base` has it
         base = RUNS / ("base" if before else "initial")
@@ -88,12 +89,12 @@ def get_config(stage: str = "adapter") -> ConfigDict:
             config.steps = 1400
         if stage == "motion":  # what things look like as they go; and a base that can do without image tokens
             config.objective.timesteps = "uniform"
-            config.objective.image_dropout = 0.5
-            config.steps = 1300
+            config.objective.image_dropout = 0.3
+            config.steps = 2900
     else:
         config.train = ("unet/.*/first_frame/.*",)
         config.branches = ("first_frame",)
         config.objective.first_frame = "clean"
-        config.objective.image_dropout = 0.4
+        config.objective.image_dropout = 0.2
         config.steps, config.batch = 900, 8
     return config

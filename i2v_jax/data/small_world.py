@@ -98,8 +98,9 @@ CAMERA_MOTIONS = {
 }
 STILL = "stands still"
 KINDS = (*MOTIONS, *CAMERA_MOTIONS)  # clip number n has kind n mod 18, and perhaps other motions beside it
-TRAVEL, TURN, GROWTH, ZOOM = (0.22, 0.3), (math.radians(60), math.radians(110)), (1.5, 1.9), (1.35, 1.6)
-LARGER = 1.25  # are shapes that rotate, and nearer to the middle, so that it can be seen
+TRAVEL, TURN, GROWTH, ZOOM = (0.25, 0.3), (math.radians(75), math.radians(110)), (1.6, 1.9), (1.4, 1.6)
+RADIUS = {1: (0.2, 0.25), 2: (0.145, 0.175)}  # of a clip's one object, of each of two: of a disc of its area
+LARGER = {"rotates": 1.25, "shrinks": 1.1, "grows": 0.75}  # are shapes that do so, which shows best or has room then
 WORLD = 1.8  # side of the background: enough for every pan and zoom
 LOCAL = 3.5  # side of a shape's own square, in which its area is pi
 
@@ -355,7 +356,7 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
     others = [pair for pair in PAIRS[split] if pair[0] != pairs[0][0]]
     pairs.append(others[rng.integers(len(others))])
     angle, apart = rng.uniform(0, 2 * math.pi), 0 if count == 1 else rng.uniform(0.21, 0.25)
-    middle = rng.uniform(-0.16, 0.16, 2) if count == 1 else rng.uniform(-0.04, 0.04, 2)
+    middle = rng.uniform(-0.13, 0.13, 2) if count == 1 else rng.uniform(-0.04, 0.04, 2)
     objects = []
     for number, (colour, shape) in enumerate(pairs[:count]):
         side = apart * (1 - 2 * number)
@@ -365,7 +366,7 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
                 shape,
                 str(rng.choice(TEXTURES[split])),
                 (float(middle[0] + side * math.cos(angle)), float(middle[1] + side * math.sin(angle))),
-                rng.uniform(0.15, 0.21) if count == 1 else rng.uniform(0.125, 0.155),
+                rng.uniform(*RADIUS[count]),
                 rng.uniform(0, 2 * math.pi),
             )
         )
@@ -380,12 +381,13 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
     else:
         names[CAMERA] = kind
     for of in names.keys() - {CAMERA}:
+        it, larger = objects[of], LARGER.get(names[of].split()[0], 1)
+        objects[of] = it._replace(radius=larger * it.radius)
         if MOTIONS[names[of]].clockwise:
-            it = objects[of]
             shapes = [shape for colour, shape in PAIRS[split] if colour == it.colour and shape not in ROUND]
             shape = it.shape if it.shape in shapes else str(rng.choice(shapes))
-            place = (it.place[0] / LARGER, it.place[1] / LARGER)
-            objects[of] = it._replace(shape=shape, place=place, radius=LARGER * it.radius)
+            place = (it.place[0] / larger, it.place[1] / larger)  # and nearer to the middle
+            objects[of] = objects[of]._replace(shape=shape, place=place)
     motions, amounts = [], []
     for of in sorted(names):
         effect = (CAMERA_MOTIONS if of == CAMERA else MOTIONS)[names[of]]
