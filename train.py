@@ -64,8 +64,11 @@ def main() -> None:
     configs = {name: it.config for name, it in assembled.items()}
     setup.check_size(config, configs["vae"])
     on_stored = stored.is_stored(config.data.source)
-    empty_prompt = stored.empty_prompt(config.data.source) if on_stored else tokenizer.encode("")[0]
-    _, optimizer, step = setup.make(config, configs, empty_prompt)
+    if on_stored:
+        empty = stored.empty_prompt(config.data.source), stored.empty_image(config.data.source)
+    else:
+        empty = tokenizer.encode("")[0], None
+    _, optimizer, step = setup.make(config, configs, *empty)
     chosen = setup.trained_paths(assembled, config.train)
     if on_stored:
         stored.check_frozen(sorted(chosen))

@@ -184,7 +184,10 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
         )
     configs = setup.networks(config, setup.arithmetic(config, devices[0]))
     prompt = (configs["text_encoder"].max_positions, *((configs["text_encoder"].width,) if stored else ()))
-    made = setup.make(config, configs, jnp.zeros(prompt, jnp.float32 if stored else jnp.int32))
+    picture = None
+    if stored and "image_proj" in configs:
+        picture = jnp.zeros((setup.image_tokens(configs), configs["unet"].cross_attention_dim))
+    made = setup.make(config, configs, jnp.zeros(prompt, jnp.float32 if stored else jnp.int32), picture)
     needed = ["unet"] if stored else list(configs)
     weights = setup.abstract_weights({component: configs[component] for component in needed})
     trained, frozen = tree.split(weights, config.train)

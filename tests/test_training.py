@@ -34,7 +34,7 @@ class Recorded(Loss):
         io = oracles.recorded(NAME, "train")
         count = len(io["timesteps"])
         none = jnp.zeros(count, bool)
-        return Draws(jnp.zeros_like(io["noise"]), io["noise"], jnp.asarray(io["timesteps"]), none, none)
+        return Draws(jnp.zeros_like(io["noise"]), io["noise"], jnp.asarray(io["timesteps"]), none, none, none)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,8 @@ def test_dropped_image_tokens_add_nothing():
     drawn = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(image_dropout=0.3))
     assert 0.29 < float(drawn.drop_image.mean()) < 0.31
     assert abs(float(jnp.corrcoef(drawn.drop, drawn.drop_image)[0, 1])) < 0.03
+    drawn = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(joint_dropout=0.3))
+    assert 0.29 < float(drawn.drop_both.mean()) < 0.31
 
 
 def test_cubic_draws_are_of_the_noisier_timesteps():
@@ -301,6 +303,7 @@ def test_muon_is_pytorchs_for_kernels_and_nadamw_for_all_else(measured, monkeypa
         (lambda: Objective(timesteps="cubik"), "timesteps='cubik'"),
         (lambda: Objective(prompt_dropout=2), "prompt_dropout=2"),
         (lambda: Objective(image_dropout=-1), "image_dropout=-1"),
+        (lambda: Objective(joint_dropout=1.5), "joint_dropout=1.5"),
         (lambda: Objective(min_snr_gamma=0), "min_snr_gamma=0"),
     ],
 )

@@ -29,7 +29,7 @@ def write_stored(folder, count) -> Path:
     shapes = dict(mean=(4, 4, 4, 4), std=(4, 4, 4, 4), text=(77, 32), image_tokens=(16, 32))
     cut = dict(frames=4, stride=1, height=clips.SIZE, width=clips.SIZE)
     writer = stored.Writer(Path(folder), 0, dict(cut=cut, image_tokens=True, hosts=1))
-    writer.write_empty_prompt(np.zeros((77, 32), np.float32))
+    writer.write_empty(text=np.zeros((77, 32), np.float32), image_tokens=np.zeros((16, 32), np.float32))
     records = [
         (str(number), {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()})
         for number in range(count)

@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
             timesteps="uniform",  # uniform, cubic: more of the noisier ones
             prompt_dropout=0.1,  # share of prompts replaced by the empty one
             image_dropout=0.0,  # share of clips without image tokens
+            joint_dropout=0.0,  # share of clips with the empty prompt and a zero picture's image tokens
             min_snr_gamma=placeholder(float),  # weigh timesteps by min(SNR, gamma)
             vae_slice=1,  # frames that the VAE encodes at a time; 0: all
         )

@@ -62,9 +62,12 @@ class Encoders:
         self._moments, self._text, self._image_tokens = jax.jit(moments), jax.jit(states), None
         if "image_proj" in configs:
             encoder, config = CLIPVisionEncoder(configs["image_encoder"]), configs["image_proj"]
+            self.picture = configs["image_encoder"].image_size
 
-            def image_tokens(parameters, projection, pixels):
+            def image_tokens(parameters, projection, pixels, empty):
                 features = getattr(encoder.apply({"params": parameters}, pixels), config.reads)
+                if config.reads == "image_embeds":
+                    features = jnp.where(empty, 0, features)
                 return jnp.asarray(projection_of(config).apply({"params": projection}, features), jnp.float32)
 
             self._image_tokens = jax.jit(image_tokens)
@@ -72,6 +75,15 @@ class Encoders:
     def text(self, tokens: Int32[Array, "b t"]) -> Float[Array, "b t d"]:
         """Prompt states."""
         return self._text(self.weights["text_encoder"], tokens)
+
+    def empty(self, tokens: Int32[Array, "1 t"]) -> dict[str, np.ndarray]:
+        """Returns `text` of the empty prompt's ids and, for a model with image tokens, `image_tokens` of a zero picture
+        (or, as IP-Adapter has it, of a zero embedding)."""
+        found = dict(text=np.asarray(self.text(tokens))[0])
+        if self._image_tokens:
+            zero = np.zeros((1, self.picture, self.picture, 3), np.float32)
+            found["image_tokens"] = self._tokens(zero, empty=True)[0]
+        return found
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray]:
         """Returns `mean`, `std`, `text` and, for a model with image tokens, `image_tokens` of a batch of clips.
@@ -85,9 +97,12 @@ class Encoders:
         mean, std = (np.concatenate([np.asarray(part) for part in parts], 1) for parts in zip(*slices))
         encoded = dict(mean=mean, std=std, text=np.asarray(self.text(batch["tokens"])))
         if self._image_tokens:
-            weights = self.weights["image_encoder"], self.weights["image_proj"]
-            encoded["image_tokens"] = np.asarray(self._image_tokens(*weights, batch["pixels"]))
+            encoded["image_tokens"] = self._tokens(batch["pixels"])
         return encoded
+
+    def _tokens(self, pixels, empty=False):
+        weights = self.weights["image_encoder"], self.weights["image_proj"]
+        return np.asarray(self._image_tokens(*weights, pixels, empty))
 
 
 def store(
@@ -175,7 +190,7 @@ def main() -> None:
     with parallel.use_mesh(mesh):
         writer = stored.Writer(output, host, about)
         if host == 0:
-            writer.write_empty_prompt(np.asarray(encoders.text(tokenizer.encode("")))[0])
+            writer.write_empty(**encoders.empty(tokenizer.encode("")))
         with tqdm(total=arguments.epochs * loader.order.clips // hosts, unit="clip", disable=host > 0) as bar:
             store(loader, lambda batch: encoders(parallel.put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
     loader.close()

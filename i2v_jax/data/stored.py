@@ -21,7 +21,7 @@ from i2v_jax.data.decode import Cut
 from i2v_jax.errors import InputError
 from i2v_jax.sources import on_disk
 
-ABOUT, EMPTY_PROMPT = "stored.json", "empty_prompt.safetensors"
+ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
 ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
 PROGRESS = "progress-{host:05d}.json"
@@ -104,8 +104,17 @@ def is_stored(path: str | Path) -> bool:
 
 def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
     """Returns the states of the empty prompt, as the clips in a folder were stored."""
-    content = (on_disk(path) / EMPTY_PROMPT).read_bytes()
-    return safetensors.numpy.load(content)["text"].astype(np.float32)
+    return _empty(path)["text"]
+
+
+def empty_image(path: str | Path) -> Float32[np.ndarray, "n d"] | None:
+    """Returns the image tokens of a zero picture; None where clips were stored without."""
+    return _empty(path).get("image_tokens")
+
+
+def _empty(path: str | Path) -> dict[str, np.ndarray]:
+    content = safetensors.numpy.load((on_disk(path) / EMPTY).read_bytes())
+    return {name: array.astype(np.float32) for name, array in content.items()}
 
 
 def check_frozen(trained: Iterable[str]) -> None:
@@ -156,9 +165,10 @@ class Writer:
         if self.progress_file.exists():
             self.progress = json.loads(self.progress_file.read_text(encoding="utf-8"))
 
-    def write_empty_prompt(self, states: Float32[np.ndarray, "t d"]) -> None:
-        """Writes the states of the prompt that stands for a dropped one."""
-        _write(self.path / EMPTY_PROMPT, safetensors.numpy.save(narrow({"text": states})))
+    def write_empty(self, **arrays: np.ndarray) -> None:
+        """Writes what stands for dropped conditions: `text` [t d] of the empty prompt, `image_tokens` [n d] of a zero
+        picture for clips with tokens."""
+        _write(self.path / EMPTY, safetensors.numpy.save(narrow(arrays)))
 
     def write(self, records: Sequence[tuple[str, Mapping[str, np.ndarray]]], state: Mapping[str, Any], done: bool):
         """Writes a part.

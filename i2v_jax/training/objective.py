@@ -42,6 +42,8 @@ class Objective:
         T2I-Adapter is trained (Mou et al. 2023).
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
       image_dropout: share of clips without image tokens: theirs are zeros, which add nothing.
+      joint_dropout: share of clips with the empty prompt and a zero picture's image tokens, what classifier-free
+        guidance leads away from, as IP-Adapter is trained.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
       vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
     """
@@ -50,6 +52,7 @@ class Objective:
     timesteps: str = "uniform"
     prompt_dropout: float = 0.1
     image_dropout: float = 0.0
+    joint_dropout: float = 0.0
     min_snr_gamma: float | None = None
     vae_slice: int = 0
 
@@ -58,7 +61,7 @@ class Objective:
             raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean', 'noisy' or 'early'.")
         if self.timesteps not in ("uniform", "cubic"):
             raise InputError(f"timesteps={self.timesteps!r}; wanted 'uniform' or 'cubic'.")
-        for name in ("prompt_dropout", "image_dropout"):
+        for name in ("prompt_dropout", "image_dropout", "joint_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: wanted a share in [0, 1].")
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
@@ -75,12 +78,13 @@ class Draws(NamedTuple):
     timesteps: Int[Array, " b"]
     drop: Bool[Array, " b"]  # the prompt
     drop_image: Bool[Array, " b"]  # the image tokens
+    drop_both: Bool[Array, " b"]  # for guidance
 
 
 def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, objective: Objective) -> Draws:
     """Draws noise, timesteps, dropped prompts and image tokens for latents of shape [b f h w c]."""
     posterior, noise, timesteps, drop = jax.random.split(key, 4)
-    drop_image = jax.random.fold_in(key, 4)
+    drop_image, drop_both = (jax.random.fold_in(key, number) for number in (4, 5))
     count = schedule.num_train_timesteps
     if objective.timesteps == "uniform":
         drawn = jax.random.randint(timesteps, latents[:1], 0, count)
@@ -93,6 +97,7 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
         drawn,
         jax.random.bernoulli(drop, float(objective.prompt_dropout), latents[:1]),
         jax.random.bernoulli(drop_image, float(objective.image_dropout), latents[:1]),
+        jax.random.bernoulli(drop_both, float(objective.joint_dropout), latents[:1]),
     )
 
 
@@ -157,12 +162,14 @@ class Loss:
         ready needs no component.
       schedule, objective: see there.
       empty_prompt: the empty prompt's ids [t], or its states [t d] for batches that hold states.
+      empty_image: a zero picture's image tokens [n d], for batches that hold tokens; only joint dropout has need of it.
     """
 
     configs: Mapping[str, Any]
     schedule: NoiseSchedule
     objective: Objective
     empty_prompt: Array
+    empty_image: Array | None = None
 
     def latents_shape(self, batch: Batch) -> tuple[int, ...]:
         """Shape [b f h w c] of a batch's latents."""
@@ -187,7 +194,7 @@ class Loss:
           draws: from `draw`.
         """
         unet = UNet(self.configs["unet"])
-        text, image_tokens = self._text(tree, batch, draws.drop), self._image_tokens(tree, batch, draws.drop_image)
+        text, image_tokens = self._text(tree, batch, draws), self._image_tokens(tree, batch, draws)
 
         def predict(noisy, timesteps):
             return unet.apply({"params": tree["unet"]}, noisy, timesteps, text, image_tokens)
@@ -218,22 +225,33 @@ class Loss:
         latents = sample_posterior(mean, logvar, posterior.reshape(mean.shape))
         return config.scaling_factor * jnp.asarray(latents, jnp.float32).reshape(posterior.shape)
 
-    def _text(self, tree, batch, drop):
+    def _text(self, tree, batch, draws):
+        drop = draws.drop | draws.drop_both
         if "text" in batch:
             return jnp.where(drop[:, None, None], jnp.asarray(self.empty_prompt, batch["text"].dtype), batch["text"])
         tokens = jnp.where(drop[:, None], self.empty_prompt, batch["tokens"])
         encoder = CLIPTextEncoder(self.configs["text_encoder"])
         return encoder.apply({"params": tree["text_encoder"]}, tokens).last_hidden
 
-    def _image_tokens(self, tree, batch, drop):
+    def _image_tokens(self, tree, batch, draws):
         if "image_tokens" not in self.configs["unet"].cross_attention_branches:
             return None
         tokens = batch.get("image_tokens")
         if tokens is None:
             encoder, config = CLIPVisionEncoder(self.configs["image_encoder"]), self.configs["image_proj"]
-            seen = encoder.apply({"params": tree["image_encoder"]}, batch["pixels"])
-            tokens = projection_of(config).apply({"params": tree["image_proj"]}, getattr(seen, config.reads))
-        return jnp.where(drop[:, None, None], 0, tokens)
+            pixels = jnp.where(draws.drop_both[:, None, None, None], 0, batch["pixels"])
+            seen = getattr(encoder.apply({"params": tree["image_encoder"]}, pixels), config.reads)
+            if config.reads == "image_embeds":  # of which IP-Adapter takes zeros, as `pipeline` does
+                seen = jnp.where(draws.drop_both[:, None], 0, seen)
+            tokens = projection_of(config).apply({"params": tree["image_proj"]}, seen)
+        elif self.objective.joint_dropout:
+            if self.empty_image is None:
+                raise InputError(
+                    f"joint_dropout={self.objective.joint_dropout}: these clips were stored without a zero picture's "
+                    "image tokens. Store them again, or set objective.joint_dropout=0."
+                )
+            tokens = jnp.where(draws.drop_both[:, None, None], jnp.asarray(self.empty_image, tokens.dtype), tokens)
+        return jnp.where(draws.drop_image[:, None, None], 0, tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,13 +153,16 @@ def networks(config: ConfigDict, how: Arithmetic) -> dict[str, Any]:
     return found
 
 
-def make(config: ConfigDict, configs: Mapping[str, Any], empty_prompt: Array) -> Setup:
+def make(
+    config: ConfigDict, configs: Mapping[str, Any], empty_prompt: Array, empty_image: Array | None = None
+) -> Setup:
     """Returns loss, optimizer and step.
 
     Args:
       config: of the run.
       configs: component -> its network's config.
       empty_prompt: its token ids, or its states where batches hold states.
+      empty_image: a zero picture's image tokens, where batches hold tokens.
 
     Raises:
       InputError: a setting out of range.
@@ -169,7 +172,8 @@ def make(config: ConfigDict, configs: Mapping[str, Any], empty_prompt: Array) ->
     if config.loss == "reconstruction":
         loss = ReconstructionLoss(configs["vae"], Reconstruction(**config.reconstruction))
     else:
-        loss = Loss(configs, NoiseSchedule(**config.noise_schedule), Objective(**config.objective), empty_prompt)
+        schedule, objective = NoiseSchedule(**config.noise_schedule), Objective(**config.objective)
+        loss = Loss(configs, schedule, objective, empty_prompt, empty_image)
     optimizer = Optimizer(**config.optimizer).make(config.steps)
     step = make_step(loss, optimizer, accumulate=config.accumulate, average_decay=config.average_decay)
     return Setup(loss, optimizer, step)
