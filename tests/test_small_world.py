@@ -344,10 +344,13 @@ def test_cuts_of_the_small_world():
 def test_lessons_have_one_object_and_tell_its_motion_alone():
     source = open_source("small_world:lessons")
     assert len(source) == 50_000 and source[3].id == "lessons-000003"
-    told = [*MOTIONS, *(f"the camera {motion}" for motion in CAMERA_MOTIONS)]
+    told, in_turn = [*MOTIONS, *(f"the camera {motion}" for motion in CAMERA_MOTIONS)], small_world.IN_TURN["train"]
+    assert set(in_turn) == set(KINDS) and small_world.IN_TURN["held_out"] == KINDS
     for number in range(60):
         lesson, scene = source[number], small_world.draw(number, alone=True)
-        assert lesson.caption == told[number % len(told)] and len(scene.objects) == len(scene.motions) == 1
+        kind = scene.motions[0].name
+        assert lesson.caption in told and lesson.caption.endswith(kind) and kind == in_turn[number % len(in_turn)]
+        assert len(scene.objects) == len(scene.motions) == 1
         assert lesson.caption in scene.caption.replace(",", "")
     cut = Cut(4, 5, 32, 32)
     lesson, scene = (

@@ -54,6 +54,8 @@ def get_config(stage: str = "adapter") -> ConfigDict:
     config.data.width = 48
     config.data.frames, config.data.stride = (8, 2) if with_motion else (4, 5)
     config.data.workers = 1
+    if stage in STAGES[-2:]:  # so that models can do without image tokens, and guidance has something to lead away from
+        config.objective.update(prompt_dropout=0.05, image_dropout=0.15, joint_dropout=0.1)
     config.dtype = "float32"
     config.checkpoints.every_steps = 200
     config.log.every_steps = 20
@@ -89,12 +91,10 @@ def get_config(stage: str = "adapter") -> ConfigDict:
             config.steps = 1400
         if stage == "motion":  # what things look like as they go; and a base that can do without image tokens
             config.objective.timesteps = "uniform"
-            config.objective.image_dropout = 0.3
-            config.steps = 2900
+            config.steps = 4800
     else:
         config.train = ("unet/.*/first_frame/.*",)
         config.branches = ("first_frame",)
         config.objective.first_frame = "clean"
-        config.objective.image_dropout = 0.2
         config.steps, config.batch = 900, 8
     return config

@@ -97,8 +97,13 @@ CAMERA_MOTIONS = {
     "zooms out": Effect(growth=-1),
 }
 STILL = "stands still"
-KINDS = (*MOTIONS, *CAMERA_MOTIONS)  # clip number n has kind n mod 18, and perhaps other motions beside it
-TRAVEL, TURN, GROWTH, ZOOM = (0.25, 0.3), (math.radians(75), math.radians(110)), (1.6, 1.9), (1.4, 1.6)
+KINDS = (*MOTIONS, *CAMERA_MOTIONS)
+ONCE_MORE = ("rotates", "zooms", "rotates")  # in training, as they are learned last
+IN_TURN = {  # clip number n has the kind number n mod their count, and perhaps other motions beside it
+    "train": KINDS + tuple(kind for word in ONCE_MORE for kind in KINDS if kind.startswith(word)),
+    "held_out": KINDS,
+}
+TRAVEL, TURN, GROWTH, ZOOM = (0.25, 0.3), (math.radians(40), math.radians(60)), (1.6, 1.9), (1.4, 1.6)
 RADIUS = {1: (0.2, 0.25), 2: (0.145, 0.175)}  # of a clip's one object, of each of two: of a disc of its area
 LARGER = {"rotates": 1.25, "shrinks": 1.1, "grows": 0.75}  # are shapes that do so, which shows best or has room then
 WORLD = 1.8  # side of the background: enough for every pan and zoom
@@ -372,7 +377,7 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
         )
 
     names = {}
-    kind = KINDS[index % len(KINDS)]
+    kind = IN_TURN[split][index % len(IN_TURN[split])]
     mover = int(rng.integers(count))
     if kind in MOTIONS:
         names[mover] = kind
