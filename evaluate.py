@@ -157,15 +157,17 @@ def measure(
 def write(config: ConfigDict, results: list[report.Run], reference: report.Run, columns, clips) -> None:
     """All files, or none."""
     shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
+    several = [metric for table in shown for metric in table]
     everything, seed = [*results, reference], config.seed
     tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
     if len(results) > 1:
         paired = report.differences(results)
         tables += "\n" + "\n".join(report.as_markdown(paired, table, seed, compete=False) for table in shown)
+        tables += "\nIntervals without what clips differ by in all runs alike (Cousineau 2005, Morey 2008):\n\n"
+        tables += report.as_markdown(report.within_clips(results), several, seed)
     tables += "\n" + report.motions_as_markdown(everything, small_world.KINDS)
     swept = [label for label in results[0].labels if len({run.labels[label] for run in results}) > 1]
     numbers = len(swept) == 1 and all(isinstance(run.labels[swept[0]], int | float) for run in results)
-    several = [metric for table in shown for metric in table]
     plot = report.lines(results, swept[0], several, seed) if numbers else report.bars(everything, several, seed)
     count = min(config.shown, len(clips))
     rows = [[clip.video[:1], clip.video, *(videos[i] for videos in columns)] for i, clip in enumerate(clips[:count])]

@@ -332,6 +332,20 @@ def test_differences_are_taken_clip_by_clip():
     assert report.differences(some[:1]) == []
 
 
+def test_intervals_within_clips_are_those_of_independent_clips_of_the_same_noise():
+    """Of two runs, half the interval of a run times sqrt(2) is half that of their difference; means stay; NaNs too."""
+    clips, noise = (np.random.default_rng(0).normal(0, spread, (2, 200)) for spread in (3, 0.1))
+    values = 20 + clips[0] + noise + [[0.0], [0.5]]
+    values[:, 7] = math.nan
+    some = [report.Run({"t0": t0}, {"psnr": row}) for t0, row in zip((1.0, 0.8), values)]
+    (paired,) = (report.summarise(run.clips["psnr"]) for run in report.differences(some))
+    within = [report.summarise(run.clips["psnr"]) for run in report.within_clips(some)]
+    for run, it in zip(some, within):
+        assert it.mean == pytest.approx(report.summarise(run.clips["psnr"]).mean) and it.clips == 199
+        assert math.sqrt(2) * (it.high - it.low) == pytest.approx(paired.high - paired.low, rel=0.02)
+    assert within[0].high < within[1].low
+
+
 def test_motions_are_counted_by_kind():
     left, up = ("moves left", "moves left"), ("moves up", motion.STILL)
     some = [

@@ -289,6 +289,20 @@ def test_what_rotates_is_not_round():
                 assert least <= it.radius / larger <= most
 
 
+def test_the_darker_half_turns_with_the_shape(clips):
+    """Where a shape in front gets lighter, by the plane fitted to its brightness, turns as far as the shape does."""
+    least, most = small_world.TURN
+    for clip in clips:
+        clockwise = sum(motion.effect.clockwise for motion in clip.motions if motion.of == len(clip.objects) - 1)
+        if not clockwise:
+            continue
+        lighter = []
+        for frame, mask in zip(clip.video[[0, -1]].mean(-1), clip.masks[-1, [0, -1]]):
+            (down, right, _), *_ = np.linalg.lstsq(np.c_[np.argwhere(mask), np.ones(mask.sum())], frame[mask])
+            lighter.append(right + 1j * down)
+        assert least - 0.2 < clockwise * np.angle(lighter[1] / lighter[0]) < most + 0.2, clip.caption
+
+
 def test_turns_and_cameras_are_as_told(clips):
     """By the flow that an estimator finds in objects that turn, and in the background under a camera that moves."""
     seen = set()

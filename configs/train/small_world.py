@@ -91,7 +91,7 @@ def get_config(stage: str = "adapter") -> ConfigDict:
             config.steps = 1400
         if stage == "motion":  # what things look like as they go; and a base that can do without image tokens
             config.objective.timesteps = "uniform"
-            config.steps = 4800
+            config.steps = 6650
     else:
         config.train = ("unet/.*/first_frame/.*",)
         config.branches = ("first_frame",)

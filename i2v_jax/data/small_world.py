@@ -48,7 +48,7 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
 }
 SHAPES = ("disc", "square", "triangle", "star", "heart", "cross", "ring")
-ROUND = ("disc", "ring")  # turned, they look the same but for their texture: they do not rotate
+ROUND = ("disc", "ring")  # turned, they keep their outline: they do not rotate
 PAIRS = {
     split: [
         (colour, shape)
@@ -98,7 +98,7 @@ CAMERA_MOTIONS = {
 }
 STILL = "stands still"
 KINDS = (*MOTIONS, *CAMERA_MOTIONS)
-ONCE_MORE = ("rotates", "zooms", "rotates")  # in training, as they are learned last
+ONCE_MORE = ("rotates", "zooms", "rotates", "rotates")  # in training, as they are learned last
 IN_TURN = {  # clip number n has the kind number n mod their count, and perhaps other motions beside it
     "train": KINDS + tuple(kind for word in ONCE_MORE for kind in KINDS if kind.startswith(word)),
     "held_out": KINDS,
@@ -341,14 +341,19 @@ class Scene:
         return picture.resize((2 * side, 2 * side), Image.Resampling.BICUBIC)
 
     def _sprite(self, number: int, size: int) -> Image.Image:
-        """An object's colours over its own square, two texels to a pixel of the first frame."""
+        """An object's colours over its own square, two texels to a pixel of the first frame.
+
+        One half is darker, so that even a shape of many symmetries shows which way it turns.
+        """
         it, rng = self.objects[number], np.random.default_rng((*self.seed, 1 + number))
         side = math.ceil(2 * LOCAL * it.radius * size)
         full = np.array(COLOURS[it.colour])
         tone = _mix(0.75 * full, full + 0.2 * (1 - full), _texture(it.texture, side, rng))
         depth = -np.asarray(_distance(it.shape).resize((side, side), Image.Resampling.BILINEAR))
-        rim = np.clip((depth - 0.06) / 0.1, 0, 1)[..., None]
-        return Image.fromarray(np.round(np.asarray(tone) * (0.45 + 0.55 * rim)).astype(np.uint8))
+        rim = np.clip((depth - 0.06) / 0.1, 0, 1)
+        lit = np.clip(0.5 + _grid(side, LOCAL, rng.uniform(0, 2 * math.pi))[0] / 0.25, 0, 1)
+        light = (0.45 + 0.55 * rim) * (0.45 + 0.55 * lit)
+        return Image.fromarray(np.round(np.asarray(tone) * light[..., None]).astype(np.uint8))
 
 
 def draw(index: int, split: str = "train", alone: bool = False) -> Scene:

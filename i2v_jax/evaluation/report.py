@@ -139,6 +139,26 @@ def differences(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
+def within_clips(runs: Sequence[Run]) -> list[Run]:
+    """The runs without what clips differ by in all of them, whose intervals can be held against each other.
+
+    A clip's mean over the runs is replaced by the mean of all (Cousineau 2005), and what is left is widened by
+    sqrt(runs / (runs - 1)), as the former takes from it (Morey 2008). Means stay; that some clips are harder than
+    others no longer widens the intervals, which so say nothing of other clips' level.
+
+    Args:
+      runs: two or more, of the same clips.
+    """
+    result = [Run(run.labels, {}) for run in runs]
+    for name in runs[0].clips:
+        values = np.array([run.clips[name] for run in runs], np.float64)
+        means = np.array([summarise(of_run).mean for of_run in values])[:, None]
+        left = values - means - (values - means).mean(0)
+        for run, row in zip(result, means + math.sqrt(len(runs) / (len(runs) - 1)) * left):
+            run.clips[name] = row
+    return result
+
+
 def as_markdown(
     runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, reference: Run | None = None, compete: bool = True
 ) -> str:
@@ -228,7 +248,7 @@ def _means_errors(runs: Sequence[Run], metric: str, seed: int):
 
 def _axis(metric: str) -> str:
     it = METRICS[metric]
-    return f"{it.title}{ARROWS[it.better]} ({it.unit})"
+    return f"{it.title}{ARROWS[it.better]}\n({it.unit})"
 
 
 def _png(figure: Figure) -> bytes:
