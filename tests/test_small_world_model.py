@@ -215,7 +215,7 @@ def test_bundled_weights_are_those_of_the_configs():
 
 
 def test_the_text_encoder_tells_all_motions_apart():
-    """By the states after a caption's end. A word that it has merged with another cannot be learned by any later stage."""
+    """By the states after a caption's end. A word that it has merged with another, no later stage can learn."""
     config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
     tokenizer = sample.load_tokenizer(config.weights)
     encoder, weights = load.load_text_encoder(str(MODEL))
