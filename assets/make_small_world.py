@@ -9,6 +9,7 @@ With --trained nothing is trained: files of `train.py` are put in the place of t
 """
 
 import argparse
+import itertools
 import json
 import math
 import runpy
@@ -29,7 +30,7 @@ from i2v_jax import commands, media, parallel
 from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion
-from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from i2v_jax.models.image_projection import ResamplerConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
@@ -154,6 +155,24 @@ def initial_text_encoder(rng: np.random.Generator, vocab_size: int) -> dict[str,
     weights = initial_weights(shapes.text_encoder_shapes(text_config(vocab_size)), rng, gains)
     weights["token_embedding/embedding"][-1] *= 0.1  # the end's, of which there are many
     return weights
+
+
+def least_apart(weights: dict[str, Array], tokenizer: ClipTokenizer) -> tuple[float, str, str]:
+    """Returns which two motions a text encoder tells apart the least, and by what share of its states.
+
+    Words that it has made one, no UNet can learn apart from then on.
+
+    Args:
+      weights: of the text encoder, by path.
+    """
+    network, found = CLIPTextEncoder(text_config(len(tokenizer.vocabulary))), []
+    for start, motions in {"": small_world.MOTIONS, "the camera ": small_world.CAMERA_MOTIONS}.items():
+        captions = [start + motion for motion in motions]
+        ids = tokenizer.encode([f"a red disc {caption}" for caption in captions])
+        states = np.asarray(network.apply({"params": unflatten(weights)}, ids).last_hidden)
+        for (one, first), (other, second) in itertools.combinations(zip(captions, states), 2):
+            found.append((float(np.linalg.norm(first - second) / np.linalg.norm(first)), one, other))
+    return min(found)
 
 
 def initial_model() -> tuple[dict[str, dict[str, Array]], ClipTokenizer]:
@@ -315,6 +334,8 @@ def main() -> None:
                 sys.exit(code)
         for component, weights in trained(left).items():
             components[component] |= weights
+        apart, one, other = least_apart(components["text_encoder"], tokenizer)
+        print(f"least apart to the text encoder: {one!r} and {other!r}, {apart:.0%}", flush=True)
         if stage == "vae":
             if not (RUNS / "base").exists():
                 save(RUNS / "base", components, tokenizer, np.float32, measure_scale(components["vae"]))
