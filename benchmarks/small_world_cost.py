@@ -2,9 +2,9 @@
 
     python -m benchmarks.small_world_cost [RUNS]
 
-Runs 20 steps of each stage, from the bundled model on, and multiplies the time of the last 10 by the steps of the stage.
-With RUNS, where `make small-world` has left its runs (runs/small_world), minutes are what they took, by their curves: what
-a stopped run did again counts once. Loading and compiling do not count.
+Runs 20 steps of each stage, from the bundled model on, and multiplies the time of the last 10 by the stage's steps.
+With RUNS, where `make small-world` has left its runs (runs/small_world), minutes are what they took, by their curves:
+what a stopped run did again counts once. Loading and compiling do not count.
 """
 
 import math
