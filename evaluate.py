@@ -5,7 +5,7 @@ the run's record (json), a plot (png) and the videos side by side (mp4, gif).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")
 PAPERS = ("clip_temp", "flow_score", "warping_error")  # columns of its tables that are measured here
 OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "rendered_direction", "background_drift")
+LEAST = dict(height=16, frames=2, clips=1, first_clip=0, batch_per_device=1, shown=1)  # SSIM looks at 11 pixels
+Seen = Sequence[tuple[flow.Flows, np.ndarray]]  # of each video, its flow and what of it stays visible
 
 
 def main() -> None:
@@ -47,8 +49,11 @@ def main() -> None:
     mesh = parallel.make_mesh(config.mesh)
     config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
-    clips = [small_world.make(i, config.split, config.frames, config.height) for i in range(config.clips)]
-    scenes = [small_world.draw(i, config.split) for i in range(config.clips)]
+    numbers = range(config.first_clip, config.first_clip + config.clips)
+    scenes = [small_world.draw(number, config.split) for number in numbers]
+    if config.opposite:
+        scenes = [scene.opposite() for scene in scenes]
+    clips = [scene.clip(config.frames, config.height) for scene in scenes]
     models = sample.load_models(config, mesh, sample.load_tokenizer(config.weights))
     for _, settings in runs:
         settings.check(models)
@@ -60,23 +65,29 @@ def main() -> None:
     for labels, settings in runs:
         videos = []
         for first in tqdm(range(0, len(clips), size), desc=" ".join(map(str, labels.values())), unit="batch"):
-            batch = clips[first : first + size]
+            batch = slice(first, first + size)
             videos += list(
                 pipeline(
-                    [clip.video[0] for clip in batch],
-                    [clip.caption for clip in batch],
-                    [(config.seed + first + i) % 2**32 for i in range(len(batch))],
-                    [config.negative_prompt] * len(batch),
+                    [clip.video[0] for clip in clips[batch]],
+                    [clip.caption for clip in clips[batch]],
+                    [(config.seed + number) % 2**32 for number in numbers[batch]],
+                    [config.negative_prompt] * len(clips[batch]),
                     settings,
                 )
             )
         if config.match_colours:
             videos = [media.match_colours(video) for video in videos]
-        results.append(report.Run(labels, *measure(videos, clips, scenes, estimate, embed)))
+        results.append(report.Run(labels, *measure(videos, estimated(videos, estimate), clips, embed)))
         columns.append(videos)
-    true = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): "true clips"}
-    reference = report.Run(true, *measure([clip.video for clip in clips], clips, scenes, estimate, embed))
-    write(config, results, reference, columns, clips)
+    videos = [clip.video for clip in clips]
+    references = []
+    for name, flows in (
+        ("true clips", estimated(videos, estimate)),
+        ("true clips, true flow", [(clip.flow, clip.visible) for clip in clips]),
+    ):
+        labels = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): name}
+        references.append(report.Run(labels, *measure(videos, flows, clips, embed)))
+    write(config, results, references, columns, clips)
 
 
 def read_settings(config: ConfigDict) -> Settings:
@@ -89,8 +100,10 @@ def read_run(text: str, header: str, base: Settings) -> tuple[dict[str, Any], Se
     """Reads "name: setting=value ..." as a run's labels and settings.
 
     Raises:
-      InputError: an unknown setting, or a value of another type.
+      InputError: no text, an unknown setting, or a value of another type.
     """
+    if not isinstance(text, str):
+        raise InputError(f"runs: {text!r} is no text; wanted 'name: setting=value ...'.")
     known = {field: kind for field, value in vars(base).items() if (kind := type(value)) in (int, float, str)}
     name, colon, rest = text.rpartition(":")
     changes = {}
@@ -118,7 +131,7 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
             raise InputError(f"runs: {name} is the same for all; set --config.{name}.")
     if config.height != config.width:
         raise InputError(f"height={config.height}, width={config.width}: clips of the small world are square.")
-    for name, least in (("frames", 2), ("clips", 1), ("batch_per_device", 1), ("shown", 1)):
+    for name, least in LEAST.items():
         if config[name] < least:
             raise InputError(f"{name}={config[name]}: wanted {least} or more.")
     small_world.SmallWorld(config.split)
@@ -126,40 +139,43 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
     media.check_folder(config.output)
 
 
+def estimated(videos: Sequence[flow.Video], estimate: flow.Estimator) -> Seen:
+    flows = ((estimate(video), flow.backward(video, estimate)) for video in videos)
+    return [(ahead, flow.visible(ahead, back)) for ahead, back in flows]
+
+
 def measure(
-    videos, clips, scenes, estimate: flow.Estimator, embed
+    videos: Sequence[flow.Video], seen: Seen, clips: Sequence[small_world.Clip], embed
 ) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
     """Measures each video against its clip, and names its motions; without `embed` there is no CLIPTemp."""
     rows, motions = [], {"by flow": [], "by rendering": []}
-    for video, clip, scene in zip(videos, clips, scenes):
+    for video, (ahead, visible), clip in zip(videos, seen, clips):
         picture = clip.video[0]
-        ahead, back = flow.forward(video, estimate), flow.backward(video, estimate)
-        moving = small_world.CAMERA in (it.of for it in clip.motions)
         motions["by flow"].append(by_flow := motion.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
-        motions["by rendering"].append(by_rendering := motion.told_and_rendered(video, scene))
+        motions["by rendering"].append(by_rendering := motion.told_and_rendered(video, clip.scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
-            warping_error=metrics.warping_error(video, ahead, flow.visible(ahead, back)),
+            warping_error=metrics.warping_error(video, ahead, visible),
             first_frame_psnr=metrics.psnr(video[:1], picture[None]),
             psnr=metrics.psnr(video[1:], clip.video[1:]),
             ssim=metrics.ssim(video[1:], clip.video[1:]),
             direction=motion.direction_accuracy(by_flow),
             rendered_direction=motion.direction_accuracy(by_rendering),
-            background_drift=metrics.background_drift(video, ~clip.masks.any((0, 1)) & (not moving), picture),
+            background_drift=metrics.background_drift(video, clip.still, picture),
         )
         if embed:
-            seen = embed(np.concatenate([picture[None], video]))
-            row["clip_temp"] = metrics.clip_temp(seen[0], seen[1:])
+            of_picture, *of_frames = embed(np.concatenate([picture[None], video]))
+            row["clip_temp"] = metrics.clip_temp(of_picture, np.stack(of_frames))
         rows.append(row)
     return {metric: [row[metric] for row in rows] for metric in rows[0]}, motions
 
 
-def write(config: ConfigDict, results: list[report.Run], reference: report.Run, columns, clips) -> None:
+def write(config: ConfigDict, results: list[report.Run], references: list[report.Run], columns, clips) -> None:
     """All files, or none."""
     shown = [[metric for metric in table if metric in results[0].clips] for table in (PAPERS, OWN)]
     several = [metric for table in shown for metric in table]
-    everything, seed = [*results, reference], config.seed
-    tables = "\n".join(report.as_markdown(results, table, seed, reference) for table in shown)
+    everything, seed = [*results, *references], config.seed
+    tables = "\n".join(report.as_markdown(results, table, seed, references) for table in shown)
     if len(results) > 1:
         paired = report.differences(results)
         tables += "\n" + "\n".join(report.as_markdown(paired, table, seed, compete=False) for table in shown)

@@ -49,6 +49,7 @@ SIZE = 48  # of pictures and of the clips that stages train on
 PICTURES = (0, 2, 13, 16)  # held-out clips to animate: moves left, moves up, the camera pans right, the camera zooms in
 WIDTH = 96  # of encoders and of the UNet's middle level
 MOTION = motion.V3
+APART = 0.1  # share of a text encoder's states by which any two motions should differ, at least
 
 # The configs as their own libraries write them; ours are read from these.
 UNET = dict(
@@ -336,6 +337,12 @@ def main() -> None:
             components[component] |= weights
         apart, one, other = least_apart(components["text_encoder"], tokenizer)
         print(f"least apart to the text encoder: {one!r} and {other!r}, {apart:.0%}", flush=True)
+        if apart < APART:
+            raise InputError(
+                f"Stage {stage}: its text encoder takes {one!r} and {other!r} for one ({apart:.0%} apart, wanted "
+                f"{APART:.0%}), which no later stage can mend. Delete {left.parent} and train it again by another "
+                f"seed: train.py --config configs/train/small_world.py:{stage} --config.seed=1."
+            )
         if stage == "vae":
             if not (RUNS / "base").exists():
                 save(RUNS / "base", components, tokenizer, np.float32, measure_scale(components["vae"]))

@@ -42,7 +42,7 @@ def small(folder: Path, *more: str) -> list[str]:
 
 def test_writes_tables_values_plot_and_videos(tmp_path, monkeypatch, capsys):
     runs = "('w/o I2V-Adapter: adapter_scale=0', 'Full model:')"
-    command(monkeypatch, *small(tmp_path, f"--config.runs={runs}"))
+    command(monkeypatch, *small(tmp_path, f"--config.runs={runs}", "--config.first_clip=7", "--config.opposite"))
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"design{suffix}" for suffix in FILES)
     table = (tmp_path / "design.md").read_text()
     assert (
@@ -51,10 +51,15 @@ def test_writes_tables_values_plot_and_videos(tmp_path, monkeypatch, capsys):
     )
 
     record = json.loads((tmp_path / "design.json").read_text())
-    assert [run["labels"]["Model Design"] for run in record["runs"]] == ["w/o I2V-Adapter", "Full model", "true clips"]
-    assert record["captions"] == [small_world.draw(i, "held_out").caption for i in range(2)]
-    without, full, true = (run["clips"] for run in record["runs"])
+    names = [run["labels"]["Model Design"] for run in record["runs"]]
+    assert names == ["w/o I2V-Adapter", "Full model", "true clips", "true clips, true flow"]
+    scenes = [small_world.draw(number, "held_out").opposite() for number in (7, 8)]
+    assert record["captions"] == [scene.caption for scene in scenes]
+    without, full, true, truth = (run["clips"] for run in record["runs"])
     assert without["psnr"] != full["psnr"] and min(true["ssim"]) == 1
+    assert truth["direction"] == [1, 1] and truth["flow_score"] != true["flow_score"]
+    wanted = [np.linalg.norm(scene.clip(4, 64).flow, axis=-1).mean() for scene in scenes]
+    np.testing.assert_allclose(truth["flow_score"], wanted, rtol=1e-5)
     assert record["weights"] and all(len(values) == 2 for values in full.values())
     with av.open(str(tmp_path / "design.mp4")) as file:
         assert len(list(file.decode(video=0))) == 4
@@ -84,6 +89,9 @@ def test_reads_runs_as_the_papers_tables_label_them():
         ("runs=('x:', 't0=1')", "either all have a name"),
         ("runs=('',)", "neither a name nor a setting"),
         ("runs=()", "wanted one or more"),
+        ("runs=(1, 2)", "1 is no text"),
+        ("height=8", "square"),
+        ("first_clip=-1", "first_clip=-1: wanted 0 or more"),
         ("split=test", "no split 'test'"),
         ("clips=0", "clips=0: wanted 1 or more"),
         ("flow=raft", "No optical flow 'raft'"),
@@ -95,6 +103,11 @@ def test_says_what_is_wrong_before_it_loads_anything(argument, said, tmp_path, m
     with pytest.raises(InputError, match=said):
         command(monkeypatch, *small(tmp_path, f"--config.{argument}"))
     assert not list(tmp_path.iterdir())
+
+
+def test_clips_too_small_for_ssim_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="height=8: wanted 16 or more"):
+        command(monkeypatch, *small(tmp_path, "--config.height=8", "--config.width=8"))
 
 
 @pytest.mark.parametrize("sweep, labels", [("t0", [1.0, 0.9, 0.8, 0.7, 0.6]), ("p", [0.9, 0.7, 0.5, 0.3, 0.1])])

@@ -289,6 +289,23 @@ def test_what_rotates_is_not_round():
                 assert least <= it.radius / larger <= most
 
 
+def test_opposite_clips_begin_alike_and_go_the_other_way(clips):
+    for index in range(len(KINDS)):
+        scene = draw(index, "held_out")
+        one, other = (it.clip(5, 32) for it in (scene, scene.opposite()))
+        assert np.array_equal(one.video[0], other.video[0]) and one.caption != other.caption
+        assert [it.of for it in one.motions] == [it.of for it in other.motions]
+        for mine, its in zip(one.motions, other.motions):
+            assert its.name in KINDS and mine.effect == Effect(*(-sign for sign in its.effect))
+        assert scene.opposite().opposite() == scene
+
+
+def test_the_background_stands_still_but_under_the_camera(clips):
+    for clip in clips:
+        assert (clip.video[:, clip.still] == clip.video[0, clip.still]).all() and not clip.masks[..., clip.still].any()
+        assert 0.25 < clip.still.mean() < 0.95 or CAMERA in (it.of for it in clip.motions) and not clip.still.any()
+
+
 def test_the_darker_half_turns_with_the_shape(clips):
     """Where a shape in front gets lighter, by the plane fitted to its brightness, turns as far as the shape does."""
     least, most = small_world.TURN

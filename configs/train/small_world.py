@@ -14,32 +14,75 @@ from ml_collections import ConfigDict
 
 from i2v_jax.errors import InputError, nearest
 
-STAGES = ("vae", "pictures", "image_tokens", "lessons", "captions", "motion", "adapter")
 BUNDLED = "bundled_"
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "small_world"
 
+MOVING = ("unet/.*", "text_encoder/.*")  # motion modules, and on with all else
+EARLY = dict(first_frame="early", timesteps="cubic")  # where things are at first, so that words can say where they go
+# So that models can do without image tokens, and guidance has something to lead away from.
+DROPOUT = dict(prompt_dropout=0.05, image_dropout=0.15, joint_dropout=0.1)
+STAGES = dict(  # what differs from `common`
+    vae=dict(
+        train=("vae/.*",),
+        loss="reconstruction",
+        reconstruction=dict(crop=32, edges=0.5),
+        optimizer=dict(kind="adamw", learning_rate=2e-3),
+        data=dict(frames=2, stride=15),
+        convolution="xla",  # with few channels faster than the other
+        steps=6000,
+        checkpoints=dict(every_steps=1000),
+        log=dict(every_steps=100),
+    ),
+    # Not the text encoder: it would unlearn words of motion, of which pictures show nothing.
+    pictures=dict(train=("unet/.*",), data=dict(frames=4, stride=5), steps=700, batch=16),
+    image_tokens=dict(
+        train=("unet/.*/image_tokens/.*", "image_encoder/.*", "image_proj/.*"),
+        data=dict(frames=4, stride=5),
+        steps=250,
+        batch=16,
+    ),
+    # One motion a clip, and not another word: what each motion is called.
+    lessons=dict(train=("unet/.*",), objective=EARLY, data=dict(source="small_world:lessons"), steps=900),
+    captions=dict(train=MOVING, objective=EARLY, steps=1400),
+    # What things look like as they go.
+    motion=dict(train=MOVING, objective=EARLY | dict(timesteps="uniform") | DROPOUT, steps=6650),
+    adapter=dict(
+        train=("unet/.*/first_frame/.*",),
+        branches=("first_frame",),
+        objective=dict(first_frame="clean") | DROPOUT,
+        steps=900,
+    ),
+)
+
 
 def get_config(stage: str = "adapter") -> ConfigDict:
-    if stage not in (known := (*STAGES, *(BUNDLED + it for it in STAGES))):
+    names = list(STAGES)
+    if stage not in (known := (*names, *(BUNDLED + it for it in names))):
         raise InputError(f"small_world.py:{stage}: wanted one of {', '.join(known)}.{nearest(stage, known)}")
-    config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
+    config = common()
     config.folder = str(RUNS / stage)
     bundled, stage = stage.startswith(BUNDLED), stage.removeprefix(BUNDLED)
-    config.seed = STAGES.index(stage)
-    before = () if bundled else STAGES[: STAGES.index(stage)]
+    number = config.seed = names.index(stage)
+    before = [] if bundled else names[:number]
     if bundled:
         base = ROOT / "assets" / "small_world"
     else:  # the VAE's scaling factor is known after its stage: `base` has it
         base = RUNS / ("base" if before else "initial")
     config.weights.base = str(base)
     config.weights.trained = tuple(str(RUNS / it / "trained.safetensors") for it in before[1:])
-    with_tokens, with_motion = stage not in STAGES[:2], stage not in STAGES[:3]
+    with_tokens, with_motion = number >= names.index("image_tokens"), number >= names.index("lessons")
     config.weights.image_adapter = str(base / "ip_adapter.safetensors") if with_tokens else ""
     config.weights.image_encoder = str(base / "image_encoder")
     config.weights.motion = str(base / "motion.safetensors") if with_motion else ""
-    config.branches = ()
+    config.update(STAGES[stage])
+    return config
 
+
+def common() -> ConfigDict:
+    """What holds for all stages that do not say otherwise."""
+    config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
+    config.branches = ()
     config.noise_schedule.prediction_type = "v_prediction"  # learns what is common to all frames sooner than epsilon
     config.objective.first_frame = "noisy"
     config.objective.vae_slice = 0
@@ -52,49 +95,11 @@ def get_config(stage: str = "adapter") -> ConfigDict:
     config.data.source = "small_world:train"
     config.data.height = 48
     config.data.width = 48
-    config.data.frames, config.data.stride = (8, 2) if with_motion else (4, 5)
+    config.data.frames, config.data.stride = 8, 2
     config.data.workers = 1
-    if stage in STAGES[-2:]:  # so that models can do without image tokens, and guidance has something to lead away from
-        config.objective.update(prompt_dropout=0.05, image_dropout=0.15, joint_dropout=0.1)
     config.dtype = "float32"
+    config.batch = 8
     config.checkpoints.every_steps = 200
     config.log.every_steps = 20
     config.samples.every_steps = 0
-
-    if stage == "vae":
-        config.train = ("vae/.*",)
-        config.loss = "reconstruction"
-        config.reconstruction.crop = 32
-        config.reconstruction.edges = 0.5
-        config.optimizer.kind = "adamw"
-        config.optimizer.learning_rate = 2e-3
-        config.data.frames, config.data.stride = 2, 15
-        config.convolution = "xla"  # with few channels faster than the other
-        config.steps, config.batch = 6000, 8
-        config.checkpoints.every_steps = 1000
-        config.log.every_steps = 100
-    elif stage == "pictures":  # not the text encoder: it would unlearn words of motion, of which they show nothing
-        config.train = ("unet/.*",)
-        config.steps, config.batch = 700, 16
-    elif stage == "image_tokens":
-        config.train = ("unet/.*/image_tokens/.*", "image_encoder/.*", "image_proj/.*")
-        config.steps, config.batch = 250, 16
-    elif stage in ("lessons", "captions", "motion"):
-        config.train = ("unet/.*",)  # motion modules, and on with all else
-        config.objective.first_frame = "early"  # which says where things are, so that words can say where they go
-        config.objective.timesteps = "cubic"
-        config.steps, config.batch = 900, 8
-        if stage == "lessons":  # one motion a clip, and not another word: what each motion is called
-            config.data.source = "small_world:lessons"
-        else:
-            config.train += ("text_encoder/.*",)
-            config.steps = 1400
-        if stage == "motion":  # what things look like as they go; and a base that can do without image tokens
-            config.objective.timesteps = "uniform"
-            config.steps = 6650
-    else:
-        config.train = ("unet/.*/first_frame/.*",)
-        config.branches = ("first_frame",)
-        config.objective.first_frame = "clean"
-        config.steps, config.batch = 900, 8
     return config

@@ -4,10 +4,11 @@
 
 writes clips as NAME.mp4 with NAME.txt, and a contact sheet of them with their optical flow.
 
-A clip follows from its split and number alone. Its first frame says nothing about the motions; its caption says nothing
-but colours, shapes and motions. The splits share colours, shapes and motions; but no texture, no photograph and no pair
-of a colour and a shape is in both. The photographs come with scikit-image, which says that they are CC0, in the public
-domain, or (coins) without known copyright restrictions.
+A clip follows from its split and number alone. Its first frame does not say which way anything goes, though a shape's
+size hints at whether it grows, shrinks or rotates (`LARGER`); its caption says nothing but colours, shapes and motions.
+The splits share colours, shapes and motions; but no texture, no photograph and no pair of a colour and a shape is in
+both. Other backgrounds, noise and gradients, are of the same kinds in both. The photographs come with scikit-image,
+which says that they are CC0, in the public domain, or (coins) without known copyright restrictions.
 
 Places are (x to the right, y down). In a scene the picture's middle is the origin and its side is 1, so that a scene is
 the same at any size. Everything moves by affine maps, 3x3 matrices: the flow is a product of them, not an estimate.
@@ -149,17 +150,32 @@ class Clip(NamedTuple):
       visible: whether what a pixel's middle shows in frame t is in frame t + 1 within the picture (between the middles
         of its outermost pixels) and behind nothing.
       masks: where each object is seen; later objects are in front of earlier ones. The rest is background.
-      objects: colour, shape and how it is at first.
-      motions: objects without one stand still.
+      scene: what was rendered.
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
-    caption: str
     flow: Float32[np.ndarray, "f-1 h w 2"]
     visible: Bool[np.ndarray, "f-1 h w"]
     masks: Bool[np.ndarray, "o f h w"]
-    objects: tuple[Object, ...]
-    motions: tuple[Motion, ...]
+    scene: "Scene"
+
+    @property
+    def caption(self) -> str:
+        return self.scene.caption
+
+    @property
+    def objects(self) -> tuple[Object, ...]:
+        return self.scene.objects
+
+    @property
+    def motions(self) -> tuple[Motion, ...]:
+        return self.scene.motions
+
+    @property
+    def still(self) -> Bool[np.ndarray, "h w"]:
+        """Background that stays as it is in all frames; none under a moving camera."""
+        camera = CAMERA in (it.of for it in self.motions)
+        return ~self.masks.any((0, 1)) & (self.video == self.video[0]).all((0, -1)) & (not camera)
 
 
 def make(index: int, split: str = "train", frames: int = FRAMES, size: int = SIZE) -> Clip:
@@ -171,9 +187,7 @@ def make(index: int, split: str = "train", frames: int = FRAMES, size: int = SIZ
       frames: over which the motions are spread out evenly.
       size: pixels of a side.
     """
-    scene, times = draw(index, split), np.linspace(0, 1, frames)
-    flow, visible, masks = scene.truth(times, size)
-    return Clip(scene.render(times, size), scene.caption, flow, visible, masks, scene.objects, scene.motions)
+    return draw(index, split).clip(frames, size)
 
 
 class SmallWorld:
@@ -213,7 +227,7 @@ class Scene:
 
     Attributes:
       objects: from the back to the front.
-      motions: at most one for each object, and for the camera.
+      motions: at most one for each object, and for the camera. Objects without one stand still.
       amounts: by how much each motion goes: sides of the picture, radians, or a factor.
       split: says which textures and backgrounds there are.
       seed: of the textures and the background.
@@ -241,6 +255,15 @@ class Scene:
         """What the caption says of motions: "moves left", or "the camera zooms in"."""
         return " and ".join(("the camera " if it.of == CAMERA else "") + it.name for it in self.motions)
 
+    def opposite(self) -> "Scene":
+        """This scene with every motion the other way: the same first frame, another caption, another clip."""
+        motions = []
+        for it in self.motions:
+            effect = Effect(*(-sign for sign in it.effect))
+            names = CAMERA_MOTIONS if it.of == CAMERA else MOTIONS
+            motions.append(Motion(it.of, next(name for name in names if names[name] == effect), effect))
+        return dataclasses.replace(self, motions=tuple(motions))
+
     def alternatives(self, number: int) -> dict[str, "Scene"]:
         """By name, this scene with each motion that its motion of a number could be, itself and none among them.
 
@@ -252,6 +275,11 @@ class Scene:
             motions[number], amounts[number] = Motion(of, name, effect), sum(_amounts(of, effect)) / 2
             found[name] = dataclasses.replace(self, motions=tuple(motions), amounts=tuple(amounts))
         return found
+
+    def clip(self, frames: int, size: int) -> Clip:
+        """Renders it, its motions spread out evenly over frames, with all that is true of it."""
+        times = np.linspace(0, 1, frames)
+        return Clip(self.render(times, size), *self.truth(times, size), self)
 
     def read(self, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
         """Renders the frames that a cut takes of a clip of 16, as `data.decode.read_clip` decodes them of a video.

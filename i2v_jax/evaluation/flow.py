@@ -1,9 +1,10 @@
 """Optical flow behind one interface, and where it can be trusted.
 
 What is at (x, y) in a frame is at (x, y) + flow[y, x] in the next one. The paper takes RAFT's flow; here it is that of
-dense inverse search by default, or the true one where that is known.
+dense inverse search by default. An estimator is a function from a video to the flow from each frame to the next.
 """
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -18,11 +19,23 @@ Picture = UInt8[np.ndarray, "h w 3"]
 Video = UInt8[np.ndarray, "f h w 3"]
 Flow = Float32[np.ndarray, "h w 2"]  # (right, down) in pixels
 Flows = Float32[np.ndarray, "f-1 h w 2"]
-Estimator = Callable[[Picture, Picture], Flow]
+Estimator = Callable[[Video], Flows]
 
 SMALL = 256  # pixels; pictures with a shorter side are small
+REFERENCE = 512  # pixels of the shorter side at which the rules of `visible` and `edges` are read
 
 
+def pair_by_pair(estimate: Callable[[Picture, Picture], Flow]) -> Estimator:
+    """Makes an estimator of one that takes a frame and the next one."""
+
+    @functools.wraps(estimate)
+    def of_video(video):
+        return np.stack([estimate(frame, following) for frame, following in zip(video[:-1], video[1:])])
+
+    return of_video
+
+
+@pair_by_pair
 def dis(frame: Picture, following: Picture) -> Flow:
     """Dense inverse search (Kroeger et al. 2016) down to the finest scale, by OpenCV.
 
@@ -38,11 +51,13 @@ def dis(frame: Picture, following: Picture) -> Flow:
     return cv2.resize(search.calc(*pair, None), size, interpolation=cv2.INTER_AREA) / scale
 
 
+@pair_by_pair
 def tv_l1(frame: Picture, following: Picture) -> Flow:
     """Total variation with an L1 norm (Zach et al. 2007), by scikit-image."""
     return _right_down(optical_flow_tvl1(rgb2gray(frame), rgb2gray(following), attachment=60))
 
 
+@pair_by_pair
 def ilk(frame: Picture, following: Picture) -> Flow:
     """Iterative Lucas-Kanade (Le Besnerais and Champagnat 2005), by scikit-image."""
     return _right_down(optical_flow_ilk(rgb2gray(frame), rgb2gray(following), radius=5))
@@ -66,14 +81,9 @@ def estimator(name: str) -> Estimator:
     return ESTIMATORS[name]
 
 
-def forward(video: Video, estimate: Estimator = dis) -> Flows:
-    """Estimates the flow from each frame to the next."""
-    return np.stack([estimate(frame, following) for frame, following in zip(video[:-1], video[1:])])
-
-
 def backward(video: Video, estimate: Estimator = dis) -> Flows:
     """Estimates the flow from each frame but the first to the one before it."""
-    return forward(video[::-1], estimate)[::-1]
+    return estimate(video[::-1])[::-1]
 
 
 def warp(image: Float[np.ndarray, "h w c"], flow: Flow) -> Float32[np.ndarray, "h w c"]:
@@ -88,7 +98,8 @@ def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:
 
     Not so where the flow leaves the picture, nor where the flow back does not undo it: |a + b|^2 > 0.01 (|a|^2 + |b|^2)
     + 0.5, the rule of Sundaram et al. 2010 with EvalCrafter's numbers, those of Ruder et al. 2016. (EvalCrafter takes
-    the nearest pixel for one outside, which makes every pan an error.)
+    the nearest pixel for one outside, which makes every pan an error.) Its 0.5 is of pixels of a large video: flows are
+    read as if the shorter side had `REFERENCE` pixels, so that the rule is the same at any size.
 
     Args:
       ahead: from each frame to the next, pixels.
@@ -98,13 +109,17 @@ def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:
     end = ahead + np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
     inside = ((end >= 0) & (end <= (width - 1, height - 1))).all(-1)
     returned = np.stack([warp(b, a) for a, b in zip(ahead, back)])
+    ahead, returned = (flows * (REFERENCE / min(height, width)) for flows in (ahead, returned))
     return inside & (_square(ahead + returned) <= 0.01 * (_square(ahead) + _square(returned)) + 0.5)
 
 
 def edges(flows: Flows) -> Bool[np.ndarray, "f-1 h w"]:
-    """Where motions meet, and no flow can be trusted: |grad a|^2 > 0.01 |a|^2 + 0.002, of the same sources."""
+    """Where motions meet, and no flow can be trusted: |grad a|^2 > 0.01 |a|^2 + 0.002, of the same sources.
+
+    Read at `REFERENCE` pixels, as in `visible`; a gradient, pixels over pixels, is the same at any size.
+    """
     steepness = sum(_square(np.diff(flows, axis=axis, append=flows.take([-1], axis))) for axis in (1, 2))
-    return steepness > 0.01 * _square(flows) + 0.002
+    return steepness > 0.01 * _square(flows * (REFERENCE / min(flows.shape[1:3]))) + 0.002
 
 
 def _square(flow: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:

@@ -23,14 +23,16 @@ ROUNDING = 1 / 12  # mean square of what rounding to whole numbers takes away
 def clip_embedding(encoder: Component) -> Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]:
     """Returns a function from pictures to their embeddings by a CLIP vision encoder.
 
-    Those are its projected output, or its pooled output where it has no projection. EvalCrafter takes CLIP ViT-B/32.
+    Those are its projected output. Where it has no projection, as an encoder that was trained for image tokens alone,
+    they are the mean of its penultimate states, which these are made of: nothing trains what comes after. EvalCrafter
+    takes CLIP ViT-B/32.
     """
     model = CLIPVisionEncoder(encoder.config)
 
     @jax.jit
     def embed(parameters, pixels):
         seen = model.apply({"params": parameters}, pixels)
-        return jnp.float32(seen.pooled if seen.image_embeds is None else seen.image_embeds)
+        return jnp.float32(seen.penultimate.mean(1) if seen.image_embeds is None else seen.image_embeds)
 
     def embed_pictures(pictures):
         pixels = np.stack([clip_pixels(picture, encoder.config.image_size) for picture in pictures])
@@ -70,7 +72,8 @@ def warping_error(video: Video, flows: Flows, visible: Bool[np.ndarray, "f-1 h w
     Squared differences of RGB values of 0 to 1, summed over the channels; mean over the pixels that the next frame
     shows too, but for the edges of motion; mean over pairs of neighbouring frames; in thousandths. This is
     EvalCrafter's definition but for the thousandths (the unit of the paper's values, 7 to 25, is not given) and the
-    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear. For its figure, pass them halved.
+    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear (for its figure, pass them halved),
+    and has no rule for what moves little because it is small, see `flow.visible`.
 
     Args:
       flows: from each frame to the next, pixels.

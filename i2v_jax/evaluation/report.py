@@ -160,14 +160,14 @@ def within_clips(runs: Sequence[Run]) -> list[Run]:
 
 
 def as_markdown(
-    runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, reference: Run | None = None, compete: bool = True
+    runs: Sequence[Run], metrics: Sequence[str], seed: int = 0, references: Sequence[Run] = (), compete: bool = True
 ) -> str:
     """Returns a table in the layout of the paper's Tables 1 to 3: a row for each run, its labels, then the metrics.
 
-    A cell is the mean with its 95 % interval; the best mean of a column is bold, if runs compete. A reference, such as
-    what is measured on true clips, is a last row that does not.
+    A cell is the mean with its 95 % interval; the best mean of a column is bold, if runs compete. References, such as
+    what is measured on true clips, are last rows that do not.
     """
-    competing, runs = len(runs) if compete else 0, [*runs, *([reference] if reference else [])]
+    competing, runs = len(runs) if compete else 0, [*runs, *references]
     heads = [*runs[0].labels, *(METRICS[metric].title + ARROWS[METRICS[metric].better] for metric in metrics)]
     rows = [[str(it) for it in run.labels.values()] for run in runs]
     for metric in metrics:
