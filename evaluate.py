@@ -27,8 +27,8 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")
 PAPERS = ("clip_temp", "flow_score", "warping_error")  # columns of its tables that are measured here
 OWN = ("first_frame_psnr", "psnr", "ssim", "direction", "rendered_direction", "background_drift")
+FIDELITY = ("clip_temp", "psnr")  # what Table 3's order is about
 LEAST = dict(height=16, frames=2, clips=1, first_clip=0, batch_per_device=1, shown=1)  # SSIM looks at 11 pixels
-Seen = Sequence[tuple[flow.Flows, np.ndarray]]  # of each video, its flow and what of it stays visible
 
 
 def main() -> None:
@@ -77,16 +77,16 @@ def main() -> None:
             )
         if config.match_colours:
             videos = [media.match_colours(video) for video in videos]
-        results.append(report.Run(labels, *measure(videos, estimated(videos, estimate), clips, embed)))
+        seen = [flow.estimated(video, estimate) for video in videos]
+        results.append(report.Run(labels, *measure(videos, seen, clips, embed)))
         columns.append(videos)
-    videos = [clip.video for clip in clips]
-    references = []
-    for name, flows in (
-        ("true clips", estimated(videos, estimate)),
-        ("true clips, true flow", [(clip.flow, clip.visible) for clip in clips]),
-    ):
+    references, videos = [], [clip.video for clip in clips]
+    for name, seen in {
+        "true clips": [flow.estimated(video, estimate) for video in videos],
+        "true clips, true flow": [(clip.flow, clip.visible) for clip in clips],
+    }.items():
         labels = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): name}
-        references.append(report.Run(labels, *measure(videos, flows, clips, embed)))
+        references.append(report.Run(labels, *measure(videos, seen, clips, embed)))
     write(config, results, references, columns, clips)
 
 
@@ -139,15 +139,18 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
     media.check_folder(config.output)
 
 
-def estimated(videos: Sequence[flow.Video], estimate: flow.Estimator) -> Seen:
-    flows = ((estimate(video), flow.backward(video, estimate)) for video in videos)
-    return [(ahead, flow.visible(ahead, back)) for ahead, back in flows]
-
-
 def measure(
-    videos: Sequence[flow.Video], seen: Seen, clips: Sequence[small_world.Clip], embed
+    videos: Sequence[flow.Video],
+    seen: Sequence[tuple[flow.Flows, np.ndarray]],
+    clips: Sequence[small_world.Clip],
+    embed,
 ) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
-    """Measures each video against its clip, and names its motions; without `embed` there is no CLIPTemp."""
+    """Measures each video against its clip, and names its motions.
+
+    Args:
+      seen: of each video, its flow and what stays visible, see `flow.estimated`.
+      embed: see `metrics.clip_embedding`; without, there is no CLIPTemp.
+    """
     rows, motions = [], {"by flow": [], "by rendering": []}
     for video, (ahead, visible), clip in zip(videos, seen, clips):
         picture = clip.video[0]
@@ -180,11 +183,12 @@ def write(config: ConfigDict, results: list[report.Run], references: list[report
         paired = report.differences(results)
         tables += "\n" + "\n".join(report.as_markdown(paired, table, seed, compete=False) for table in shown)
         tables += "\nIntervals without what clips differ by in all runs alike (Cousineau 2005, Morey 2008):\n\n"
-        tables += report.as_markdown(report.within_clips(results), several, seed)
+        fidelity = [metric for metric in FIDELITY if metric in several]
+        tables += report.as_markdown(report.within_clips(results), fidelity, seed)
     tables += "\n" + report.motions_as_markdown(everything, small_world.KINDS)
     swept = [label for label in results[0].labels if len({run.labels[label] for run in results}) > 1]
     numbers = len(swept) == 1 and all(isinstance(run.labels[swept[0]], int | float) for run in results)
-    plot = report.lines(results, swept[0], several, seed) if numbers else report.bars(everything, several, seed)
+    plot = report.lines(results, swept[0], several, seed) if numbers else report.points(results, several, seed)
     count = min(config.shown, len(clips))
     rows = [[clip.video[:1], clip.video, *(videos[i] for videos in columns)] for i, clip in enumerate(clips[:count])]
     titles = ["input", "true clip", *(report.label(run) for run in results)]
@@ -195,9 +199,11 @@ def write(config: ConfigDict, results: list[report.Run], references: list[report
         versions=sample.versions(),
         weights=sample.hashes(sample.weight_files(config.weights)),
     )
+    way = ", told the other way" if config.opposite else ""
     note = (
-        f"{len(clips)} clips ({config.split}) of {config.frames} frames of {config.height}x{config.width}; means over "
-        f"clips with 95 % intervals (bootstrap); flow: {config.flow}; seed {config.seed}.\n\n"
+        f"{len(clips)} clips ({config.split}, from number {config.first_clip}{way}) of {config.frames} frames of "
+        f"{config.height}x{config.width}; means over clips with 95 % intervals (bootstrap); "
+        f"flow: {config.flow}; seed {config.seed}.\n\n"
     )
     contents = (
         (note + tables).encode(),

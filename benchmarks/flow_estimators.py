@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from evaluate import DEFAULT, estimated
+from evaluate import DEFAULT
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
 from i2v_jax.evaluation import flow, metrics, motion
@@ -36,7 +36,7 @@ def main(count: int) -> None:
     print(f"| true | 0 | 1 | 1 | {true[1].mean():.3f} | {right:.3f} | | |", flush=True)
     for name, estimate in flow.ESTIMATORS.items():
         start = time.process_time()
-        seen = [estimated([it.video], estimate)[0] for it in tqdm(clips, desc=name, unit="clip")]
+        seen = [flow.estimated(it.video, estimate) for it in tqdm(clips, desc=name, unit="clip")]
         pair = (time.process_time() - start) / sum(2 * len(it.flow) for it in clips)
         large = np.stack([media.fit_picture(frame, LARGE, LARGE, "stretch") for frame in clips[0].video[:2]])
         start = time.process_time()

@@ -28,8 +28,7 @@ SIZE = 48
 def world():
     """Two held-out clips of each kind of motion, with their estimated flow and what it says is visible."""
     clips = [small_world.make(index, "held_out") for index in range(36)]
-    ahead = [flow.dis(clip.video) for clip in clips]
-    return clips, ahead, [flow.visible(a, flow.backward(clip.video)) for a, clip in zip(ahead, clips)]
+    return clips, *zip(*(flow.estimated(clip.video) for clip in clips))
 
 
 def sliding(right: float, down: float, frames: int = 3) -> np.ndarray:
@@ -365,6 +364,8 @@ def test_differences_are_taken_clip_by_clip():
     assert one.high > other.low
     assert "**" not in report.as_markdown([paired], ["psnr"], compete=False)
     assert report.differences(some[:1]) == []
+    names = [it.labels["Difference"] for it in report.differences([*some, report.Run({"t0": 0.6}, {"psnr": clips})])]
+    assert names == ["t0=0.8 − t0=1.0", "t0=0.6 − t0=1.0", "t0=0.6 − t0=0.8"]
 
 
 def test_intervals_within_clips_are_those_of_independent_clips_of_the_same_noise():
@@ -415,7 +416,7 @@ def test_json_keeps_every_clip():
 def test_plots_are_pictures_that_change_with_the_values():
     shown = ["clip_temp", "warping_error"]
     first, second = runs()
-    for plot in (lambda runs: report.bars(runs, shown), lambda runs: report.lines(runs, "t0", shown)):
+    for plot in (lambda runs: report.points(runs, shown), lambda runs: report.lines(runs, "t0", shown)):
         pictures = [np.asarray(Image.open(io.BytesIO(plot(runs)))) for runs in ([first, second], [first])]
         assert min(pictures[0].shape[:2]) > 150 and not np.array_equal(*(it[:150, :150] for it in pictures))
 

@@ -51,7 +51,7 @@ STAGES = dict(  # what differs from `common`
         train=("unet/.*/first_frame/.*",),
         branches=("first_frame",),
         objective=dict(first_frame="clean") | DROPOUT,
-        steps=900,
+        steps=1500,
     ),
 )
 

@@ -113,6 +113,12 @@ def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:
     return inside & (_square(ahead + returned) <= 0.01 * (_square(ahead) + _square(returned)) + 0.5)
 
 
+def estimated(video: Video, estimate: Estimator = dis) -> tuple[Flows, Bool[np.ndarray, "f-1 h w"]]:
+    """Estimates the flow from each frame to the next, and what the next frame shows too."""
+    ahead = estimate(video)
+    return ahead, visible(ahead, backward(video, estimate))
+
+
 def edges(flows: Flows) -> Bool[np.ndarray, "f-1 h w"]:
     """Where motions meet, and no flow can be trusted: |grad a|^2 > 0.01 |a|^2 + 0.002, of the same sources.
 

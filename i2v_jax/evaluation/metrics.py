@@ -72,8 +72,8 @@ def warping_error(video: Video, flows: Flows, visible: Bool[np.ndarray, "f-1 h w
     Squared differences of RGB values of 0 to 1, summed over the channels; mean over the pixels that the next frame
     shows too, but for the edges of motion; mean over pairs of neighbouring frames; in thousandths. This is
     EvalCrafter's definition but for the thousandths (the unit of the paper's values, 7 to 25, is not given) and the
-    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear (for its figure, pass them halved),
-    and has no rule for what moves little because it is small, see `flow.visible`.
+    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear, and tells what can be trusted in
+    pixels of what is left; here it is told as at 512 pixels, see `flow.visible`.
 
     Args:
       flows: from each frame to the next, pixels.

@@ -1,6 +1,7 @@
 """From measurements to what people read: means with intervals, tables as in the paper, plots, videos in a grid."""
 
 import io
+import itertools
 import json
 import math
 import textwrap
@@ -124,18 +125,17 @@ def _without_nan(value: Any) -> Any:
 
 
 def differences(runs: Sequence[Run]) -> list[Run]:
-    """What the last run has more than each one before, clip by clip.
+    """What each run has more than each one before, clip by clip.
 
     Clips differ from each other more than runs do, so that the means of these have narrower intervals. One that does
     not hold 0 tells two runs apart, even where their own intervals overlap.
     """
-    *others, last = runs
     return [
         Run(
-            {"Difference": f"{label(last)} − {label(run)}"},
-            {name: np.subtract(values, run.clips[name]) for name, values in last.clips.items() if name in run.clips},
+            {"Difference": f"{label(run)} − {label(other)}"},
+            {name: np.subtract(values, other.clips[name]) for name, values in run.clips.items() if name in other.clips},
         )
-        for run in others
+        for other, run in itertools.combinations(runs, 2)
     ]
 
 
@@ -206,15 +206,23 @@ def motions_as_markdown(runs: Sequence[Run], kinds: Sequence[str]) -> str:
     return "\n".join(tables)
 
 
-def bars(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
-    """Returns a PNG with a bar chart of each metric over the runs, with 95 % intervals."""
+def points(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
+    """Returns a PNG with each metric of each run: its mean with two 95 % intervals.
+
+    The thin one is over clips, the thick one without what clips differ by in all runs alike, see `within_clips`.
+    """
     names = [label(run) for run in runs]
     figure, panels = _panels(metrics, 1.2 + 0.35 * len(runs))
+    thick = "; thick: of the same without what clips differ by in all runs alike" if len(runs) > 1 else ""
+    figure.suptitle(f"thin: 95 % intervals of means over clips{thick}", fontsize="small")
     for i, (panel, metric) in enumerate(zip(panels, metrics)):
-        means, errors = _means_errors(runs, metric, seed)
-        panel.barh(range(len(runs)), means, xerr=errors, capsize=3, color=[f"C{k}" for k in range(len(runs))])
+        for some, width in ((runs, 1), (within_clips(runs) if len(runs) > 1 else [], 4)):
+            for row, run in enumerate(some):
+                means, errors = _means_errors([run], metric, seed)
+                panel.errorbar(means, [row], xerr=errors, fmt="o", color=f"C{row}", elinewidth=width)
         panel.set_yticks(range(len(runs)), names if i % ACROSS == 0 else [""] * len(runs))
-        panel.invert_yaxis()
+        panel.set_ylim(len(runs) - 0.5, -0.5)
+        panel.grid(axis="x", alpha=0.4)
         panel.set_xlabel(_axis(metric))
     return _png(figure)
 
