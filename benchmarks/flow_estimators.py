@@ -5,7 +5,7 @@ WarpingError with those by the true flow (95 % intervals by the bootstrap over c
 motions told rightly, and milliseconds a pair of frames on one core, of these clips and of one enlarged to 512x512.
 """
 
-import sys
+import argparse
 import time
 
 import cv2
@@ -15,12 +15,19 @@ from tqdm import tqdm
 from evaluate import DEFAULT
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
+from i2v_jax.errors import InputError
 from i2v_jax.evaluation import flow, metrics, motion
 
 LARGE = 512  # pixels
+LEAST = 10  # clips, for a correlation with an interval
 
 
-def main(count: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", nargs="?", type=int, default=200)
+    count = parser.parse_args().clips
+    if count < LEAST:
+        raise InputError(f"{count} clips: wanted {LEAST} or more, for a correlation with an interval.")
     cv2.setNumThreads(1)
     config = commands.load_config(DEFAULT)
     numbers = range(config.first_clip, config.first_clip + count)
@@ -74,4 +81,4 @@ def accuracy(flows: flow.Flows, clip: small_world.Clip) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    commands.run(main)
