@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import sample
-from i2v_jax import commands, jobs, media, parallel
+from i2v_jax import commands, media
 from i2v_jax.data import small_world
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.evaluation import flow, metrics, motion, report
-from i2v_jax.pipeline import Pipeline, Settings
+from i2v_jax.evaluation import direction, flow, metrics, report
+from i2v_jax.sampling import jobs
+from i2v_jax.sampling.pipeline import Pipeline, Settings
 from i2v_jax.weights import load
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
@@ -46,7 +48,7 @@ def main() -> None:
     estimate = flow.estimator(config.flow)
     sample.check_weights(config.weights)
     load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
     numbers = range(config.first_clip, config.first_clip + config.clips)
@@ -154,16 +156,16 @@ def measure(
     rows, motions = [], {"by flow": [], "by rendering": []}
     for video, (ahead, visible), clip in zip(videos, seen, clips):
         picture = clip.video[0]
-        motions["by flow"].append(by_flow := motion.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
-        motions["by rendering"].append(by_rendering := motion.told_and_rendered(video, clip.scene))
+        motions["by flow"].append(by_flow := direction.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
+        motions["by rendering"].append(by_rendering := direction.told_and_rendered(video, clip.scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
             warping_error=metrics.warping_error(video, ahead, visible),
             first_frame_psnr=metrics.psnr(video[:1], picture[None]),
             psnr=metrics.psnr(video[1:], clip.video[1:]),
             ssim=metrics.ssim(video[1:], clip.video[1:]),
-            direction=motion.direction_accuracy(by_flow),
-            rendered_direction=motion.direction_accuracy(by_rendering),
+            direction=direction.direction_accuracy(by_flow),
+            rendered_direction=direction.direction_accuracy(by_rendering),
             background_drift=metrics.background_drift(video, clip.still, picture),
         )
         if embed:

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from i2v_jax import __version__, commands, jobs, media, parallel
+from i2v_jax import __version__, commands, media
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.pipeline import Models, Pipeline, Settings
-from i2v_jax.tokenizer import ClipTokenizer
+from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.sampling import jobs
+from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
 from i2v_jax.weights import load
 from i2v_jax.weights.files import check_reader, open_tensors, sha256
 
@@ -59,7 +61,7 @@ def main() -> None:
         raise InputError(f"batch_per_device={config.batch_per_device}: wanted 1 or more.")
     check_weights(config.weights)
     load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
     tokenizer = load_tokenizer(config.weights)
     tokenizer.encode([prompt for job in todo for prompt in (job.prompt, job.negative_prompt)], config.truncate_prompts)

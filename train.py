@@ -16,14 +16,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import multihost
 
-from i2v_jax import commands, media, parallel
+from i2v_jax import commands, media
 from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
+from i2v_jax.devices import processes
+from i2v_jax.devices.mesh import make_mesh, on_this_host, put, put_batch, replicated, use_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
-from i2v_jax.pipeline import Component, Models, Pipeline, Settings
-from i2v_jax.sources import on_disk
-from i2v_jax.tokenizer import ClipTokenizer
+from i2v_jax.hub import on_disk
+from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
 from i2v_jax.training import setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
@@ -32,9 +34,9 @@ from i2v_jax.training.lock import lock
 from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
+from i2v_jax.tree import count, unflatten
 from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
-from i2v_jax.weights.tree import count, unflatten
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "sd15_stage1.py"
 FPS = 8  # of samples
@@ -45,9 +47,9 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
 
     # Devices.
-    parallel.start(**config.distributed)
+    processes.join(**config.distributed)
     preemption = Preemption()
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     check(config, mesh)
     is_first = jax.process_index() == 0
     say = print if is_first else lambda *_: None
@@ -109,7 +111,7 @@ def main() -> None:
     del trained, used
 
     # The loop.
-    key = parallel.put(np.asarray(jax.random.key_data(jax.random.key(config.seed))), parallel.replicated(mesh))
+    key = put(np.asarray(jax.random.key_data(jax.random.key(config.seed))), replicated(mesh))
     key = jax.random.wrap_key_data(key)
     first, stopping = int(state.step), False
     rate = Optimizer(**config.optimizer).rate(config.steps)
@@ -119,13 +121,13 @@ def main() -> None:
     monitor.last_good = checkpoints.describe_latest()
     sampler = Sampler(config, configs, tokenizer, frozen, mesh) if config.samples.every_steps else None
     # whatever ends the loop, the checkpoint that is being written is finished
-    with parallel.use_mesh(mesh, config.rules), contextlib.closing(checkpoints):
+    with use_mesh(mesh, config.rules), contextlib.closing(checkpoints):
         run = setup.jit_step(step, abstract, mesh)
         for number in range(first + 1, config.steps + 1):
             began = time.perf_counter()
             batch, ids = next(loader)
             waited = time.perf_counter() - began
-            batch = parallel.put_batch(batch, mesh)
+            batch = put_batch(batch, mesh)
             if number == first + 1:
                 monitor.pause()
                 traced = run.trace(state, frozen, batch, key)
@@ -141,7 +143,7 @@ def main() -> None:
                 monitor.pause()
                 report = loader.report()
                 monitor.counts(number, {"good": report["good"], **report["bad"]})
-                positions = parallel.gather_json(loader.state())
+                positions = processes.gather_json(loader.state())
                 checkpoints.save(number, state, positions, about, metric=monitor.mean_loss())
                 monitor.last_good = f"step {number} in {checkpoints.folder}"
                 monitor.resume()
@@ -159,7 +161,7 @@ def main() -> None:
         sys.exit(EXIT_CODE)
     for name, weights in (("trained", state.trained), ("average", state.average)):
         if weights is not None:
-            whole = parallel.on_this_host(weights, mesh)
+            whole = on_this_host(weights, mesh)
             if is_first:
                 save_own(folder / f"{name}.safetensors", unflatten(jax.device_get(whole)), configs)
                 say(folder / f"{name}.safetensors")
@@ -214,10 +216,10 @@ class Sampler:
     def show(self, step: int, trained: Mapping[str, Any], folder: Path, monitor: Monitor) -> None:
         """Writes an mp4 of each picture, and puts it beside the curves; every process must call it."""
         narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in trained.items()}
-        weights = unflatten(parallel.on_this_host(self.frozen | narrow, self.mesh))
+        weights = unflatten(on_this_host(self.frozen | narrow, self.mesh))
         if jax.process_index() != 0:
             return
-        here = parallel.make_mesh({}, jax.local_devices()[:1])
+        here = make_mesh({}, jax.local_devices()[:1])
         models = Models(
             *(Component(self.configs[name], weights[name]) for name in ("unet", "vae", "text_encoder")),
             self.tokenizer,

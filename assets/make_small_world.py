@@ -26,20 +26,21 @@ from jaxtyping import Array
 from safetensors.numpy import load_file
 
 import sample
-from i2v_jax import commands, media, parallel
+from i2v_jax import commands, media
 from i2v_jax.data import small_world
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from i2v_jax.models.image_projection import ResamplerConfig
+from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
-from i2v_jax.tokenizer import ClipTokenizer, byte_level_vocabulary
+from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import formats, shapes
 from i2v_jax.weights.files import Tensors, save_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.translate import export_tensors, position_tables
-from i2v_jax.weights.tree import flatten, unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "assets" / "small_world"
@@ -272,7 +273,7 @@ def put(files: Sequence[str], to: Path) -> None:
     config.weights.trained = tuple(files)
     sample.check_weights(config.weights)
     tokenizer = sample.load_tokenizer(config.weights)
-    models = sample.load_models(config, parallel.make_mesh({}, jax.devices()[:1]), tokenizer)
+    models = sample.load_models(config, make_mesh({}, jax.devices()[:1]), tokenizer)
     components = dict(
         unet=models.unet,
         vae=models.vae,

@@ -16,7 +16,7 @@ from evaluate import DEFAULT
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
-from i2v_jax.evaluation import flow, metrics, motion
+from i2v_jax.evaluation import direction, flow, metrics
 
 LARGE = 512  # pixels
 LEAST = 10  # clips, for a correlation with an interval
@@ -77,7 +77,7 @@ def correlation(one: np.ndarray, other: np.ndarray, resamples: int = 10_000) -> 
 
 
 def accuracy(flows: flow.Flows, clip: small_world.Clip) -> float:
-    return motion.direction_accuracy(motion.told_and_seen(flows, clip.masks[:, 0], clip.motions))
+    return direction.direction_accuracy(direction.told_and_seen(flows, clip.masks[:, 0], clip.motions))
 
 
 if __name__ == "__main__":

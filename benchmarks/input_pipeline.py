@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from i2v_jax.data.decode import Cut, choose_frames
+from i2v_jax.data.decoding import Cut, choose_frames
 from i2v_jax.data.loader import Loader, Reader
 from i2v_jax.data.sources import open_source
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from i2v_jax import tree
 from i2v_jax.models.motion import V1
 from i2v_jax.models.unet import SD15
-from i2v_jax.weights import tree
 from i2v_jax.weights.files import Entry, Tensors, save_tensors
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.load import load_unet

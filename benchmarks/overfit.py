@@ -2,7 +2,7 @@
 
     python -m benchmarks.overfit [FOLDER] [--steps 1200]
 
-Four made-up clips, as mp4 files, are stored by `i2v_jax.data.latents`, and `train.py` trains a new adapter on the
+Four made-up clips, as mp4 files, are stored by `i2v_jax.training.store`, and `train.py` trains a new adapter on the
 small model of `tests/data` without its own. Before and after: the training's loss on the same draws at a hundred
 timesteps, evenly spread; and how far videos sampled from the first frames with the same seeds are from the clips, from
 pure noise and with the Frame Similarity Prior of `tests/configs/sample.py`. Writes `samples.png` (clips, both kinds
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from i2v_jax import commands
 from i2v_jax.data import loader, stored
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
-from i2v_jax.pipeline import Models, Pipeline, Settings
+from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
 from i2v_jax.training.objective import Loss, Objective
 from tests import clips, processes, train_runs
 
@@ -79,7 +79,7 @@ def train(folder: Path, made: Videos, steps: int) -> ConfigDict:
         checkpoints__every_steps=steps,
         log__every_steps=1,
     )
-    processes.finish(processes.start(["-m", "i2v_jax.data.latents", f"--output={folder / 'stored'}", *flags]))
+    processes.finish(processes.start(["-m", "i2v_jax.training.store", f"--output={folder / 'stored'}", *flags]))
     flags.append(f"--config.data.source={folder / 'stored'}")
     processes.finish(processes.start(["train.py", *flags]), seconds=3600)
     return commands.read_config(CONFIG, ["overfit", *flags])

@@ -1,4 +1,4 @@
-"""The table of docs/pods.md: what the shipped configs need on TPU slices, planned by `i2v_jax.plan`.
+"""The table of docs/pods.md: what the shipped configs need on TPU slices, planned by `i2v_jax.planning.plan`.
 
     python -m benchmarks.pods [--only v5e]
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from i2v_jax import commands, plan
+from i2v_jax import commands
+from i2v_jax.planning import plan
 
 CACHE = Path(".cache/jax/plans")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"

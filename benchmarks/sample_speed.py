@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.models import clip, image_projection, motion, unet, vae
-from i2v_jax.models.kernels import choose
-from i2v_jax.pipeline import Component, Models, Pipeline, Settings
-from i2v_jax.tokenizer import ClipTokenizer, byte_level_vocabulary
+from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
+from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
+from i2v_jax.tree import unflatten
 from i2v_jax.weights import shapes
-from i2v_jax.weights.tree import unflatten
 
 
 def random_parameters(expected: shapes.Shapes) -> dict:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i2v_jax import commands, parallel
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.training import setup
-from i2v_jax.weights import tree
 
 
 def prepare(config, how, mesh, stored: bool):
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
-    mesh = parallel.make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh({}, jax.devices()[:1])
     for name in dict.fromkeys((arguments.config, arguments.timed)):
         videos, stored = (teraflops(*load(name, arguments.batch), mesh, stored) for stored in (False, True))
         print(f"{name}: {videos:.4f} TFLOP on videos, {stored:.4f} on stored clips: {videos / stored:.2f} times less")

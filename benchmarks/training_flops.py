@@ -9,16 +9,16 @@ Attention is plain, nothing is recomputed, and batches hold latents, text and im
 import jax
 import jax.numpy as jnp
 
-from i2v_jax import commands, parallel
-from i2v_jax.plan import DEFAULT
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.planning.plan import DEFAULT
 from i2v_jax.training import setup
 from i2v_jax.training.step import init_state
-from i2v_jax.weights import tree
 
 
 def flops(config, patterns: tuple[str, ...]) -> tuple[float, float]:
     """Returns the operations of the loss, and those of a training step of what the patterns match."""
-    mesh = parallel.make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh({}, jax.devices()[:1])
     configs = setup.networks(config, setup.arithmetic(config, jax.devices()[0]))
     text = configs["text_encoder"]
     loss, optimizer, step = setup.make(config, configs, jnp.zeros((text.max_positions, text.width)))

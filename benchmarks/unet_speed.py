@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.models import motion, unet
-from i2v_jax.models.kernels import fastest
+from i2v_jax.models.kernels.choice import fastest
+from i2v_jax.tree import unflatten
 from i2v_jax.weights.shapes import unet_shapes
-from i2v_jax.weights.tree import unflatten
 
 VIDEOS, TOKENS = 2, 77
 

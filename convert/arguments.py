@@ -36,7 +36,7 @@ def lora(text: str) -> tuple[str, float]:
 
 def component_config(text: str) -> tuple[str, dict[str, Any]]:
     """Reads `COMPONENT=FILE`, the file a config.json."""
-    from i2v_jax.weights.formats import TABLES  # imports JAX, for which --help need not wait
+    from i2v_jax.weights.formats import TABLES
 
     component, equals, name = text.partition("=")
     if not equals:

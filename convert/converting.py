@@ -16,7 +16,7 @@ from tqdm import tqdm
 from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.sources import on_disk
+from i2v_jax.hub import on_disk
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from i2v_jax.weights.files import WEIGHT_SUFFIXES, Entry, Tensors
 from i2v_jax.weights.lazy import cast, check_finite

@@ -11,7 +11,7 @@ from convert.converting import opened, output, selected, summary, writing
 from convert.formats import FORMATS
 from convert.parts import part_of
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.sources import local
+from i2v_jax.hub import local
 from i2v_jax.weights.checkpoint import Checkpoint
 from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, save_pickle, save_tensors
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index

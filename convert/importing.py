@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
             "`export` writes the formats of others."
         )
     else:
-        from i2v_jax.weights.orbax import save_own_orbax as save  # seconds to import
+        from i2v_jax.weights.orbax import save_own_orbax as save
     with output(arguments) as path:
         checkpoint = opened(arguments)
         configs = {name: it.config for name, it in checkpoint.components.items() if it.config is not None}

@@ -60,9 +60,9 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     if _is_one_of_several():
-        from i2v_jax import together
+        from i2v_jax.devices import processes
 
-        together.leave(message, code)
+        processes.leave(message, code)
     sys.exit(code)
 
 

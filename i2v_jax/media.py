@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from skimage import color, exposure
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.sources import on_disk
+from i2v_jax.hub import on_disk
 
 # From the preprocessor_config.json of every CLIP checkpoint.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)

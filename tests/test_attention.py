@@ -8,12 +8,12 @@ import torch
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from i2v_jax import parallel
+from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.models import attention as attention_file
 from i2v_jax.models.attention import IMPLEMENTATIONS, attention
 from i2v_jax.models.convolution import conv3x3
-from i2v_jax.models.kernels import fastest
+from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.models.layers import FeedForward, row_blocks
 from tests.helpers import relative_error
 
@@ -85,14 +85,14 @@ def test_tpu_kernel_compiles_for_a_tpu(name):
     """Mosaic accepts our sizes, in bfloat16, forward and backward: compiled for v5e chips without any."""
     shape, mesh = FOR_TPU[name]
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
-    mesh = parallel.make_mesh(mesh, devices[: 4 if mesh else 1])
-    sharding = parallel.batch_sharding(mesh) if mesh.size > 1 else parallel.replicated(mesh)
+    mesh = make_mesh(mesh, devices[: 4 if mesh else 1])
+    sharding = batch_sharding(mesh) if mesh.size > 1 else replicated(mesh)
     given = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding) for x in qkv(*shape)]
 
     def loss(q, k, v):
         return jnp.sum(attention(q, k, v, "flash").astype(jnp.float32) ** 2)
 
-    with jax.default_matmul_precision("default"), parallel.use_mesh(mesh):  # the kernel knows no other for bfloat16
+    with jax.default_matmul_precision("default"), use_mesh(mesh):  # the kernel knows no other for bfloat16
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*given)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     assert "tpu_custom_call" in compiled.as_text()
@@ -128,10 +128,10 @@ def test_the_fastest_kernels_run_where_they_are_chosen():
 
 def test_each_device_runs_its_own_share():
     """A kernel that cannot be partitioned gives the same on a mesh, keys shared or not."""
-    mesh = parallel.make_mesh({"data": 2, "frames": 4})
+    mesh = make_mesh({"data": 2, "frames": 4})
     for shape, shared in [((2, 4, 48, 48, 2, 8), False), ((2, 4, 48, 7, 2, 8), True), ((2, 3, 16, 16, 2, 8), False)]:
         given = qkv(shape, shared)
-        with parallel.use_mesh(mesh):
+        with use_mesh(mesh):
             out = jax.jit(lambda *x: attention(*x, "blocked"))(*given)
         assert relative_error(out, attention(*given)) < 1e-6
 
@@ -157,5 +157,5 @@ def test_feed_forward_in_blocks_equals_whole():
     assert row_blocks(x.size // 80, 8 * 80) > 1
     whole = FeedForward().apply(parameters, x)
     assert relative_error(FeedForward(blocked=True).apply(parameters, x), whole) < 1e-6
-    with parallel.use_mesh(parallel.make_mesh({"data": 8})):
+    with use_mesh(make_mesh({"data": 8})):
         assert row_blocks(x.size // 80, 8 * 80) == 1

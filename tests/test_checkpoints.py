@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from i2v_jax import parallel
+from i2v_jax.devices.mesh import make_mesh, parameter_sharding, placer
 from i2v_jax.errors import InputError
 from i2v_jax.training.checkpoints import Checkpoints, checksum
 from i2v_jax.training.fingerprint import fingerprint
@@ -27,7 +27,7 @@ ABOUT = dict(frozen={"unet": dict(sha256="0", parameters=1, dtype="float32")}, s
 
 
 def mesh_of(shape):
-    return parallel.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
+    return make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
 
 
 def state_on(shape, value=0.0, optimizer="adamw"):
@@ -37,7 +37,7 @@ def state_on(shape, value=0.0, optimizer="adamw"):
     trained = {"unet": {"kernel": rng.normal(size=(512, 256)).astype("f4"), "norm": {"bias": np.ones(7, "f4")}}}
     state = init_state(trained, Optimizer(optimizer).make(10), averaging=True)
     state = jax.tree.map(lambda x: x + jnp.asarray(value, x.dtype), state)
-    return jax.tree.map(lambda x: jax.device_put(x, parallel.parameter_sharding(mesh, x.shape)), state)
+    return jax.tree.map(lambda x: jax.device_put(x, parameter_sharding(mesh, x.shape)), state)
 
 
 def same(one, other):
@@ -210,7 +210,7 @@ def test_a_fingerprint_is_the_same_on_any_mesh_and_of_nothing_else():
     arrays = {f"unet/{i}": rng.normal(size=(256, 512)).astype("f4") for i in range(5)} | {"vae/x": np.ones(3, "f4")}
     prints = []
     for shape in MESHES:
-        put = parallel.place(mesh_of(shape))
+        put = placer(mesh_of(shape))
         prints.append(fingerprint({path: put(path, array) for path, array in arrays.items()}))
     assert all(it == prints[0] for it in prints)
     assert prints[0]["unet"]["parameters"] == 5 * 256 * 512
@@ -228,7 +228,7 @@ def test_a_fingerprint_is_the_same_on_any_mesh_and_of_nothing_else():
 
 def test_a_checksum_sees_any_bit_and_any_exchange_on_any_mesh():
     array = np.random.default_rng(0).normal(size=(512, 256)).astype("f4")
-    sums = {int(checksum(parallel.place(mesh_of(shape))("", array))) for shape in MESHES}
+    sums = {int(checksum(placer(mesh_of(shape))("", array))) for shape in MESHES}
     assert len(sums) == 1
     flipped = array.copy()
     flipped.view("u4")[3, 5] ^= 1

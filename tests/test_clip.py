@@ -21,7 +21,7 @@ from i2v_jax.models.clip import (
     CLIPVisionConfig,
     CLIPVisionEncoder,
 )
-from i2v_jax.weights.tree import flatten
+from i2v_jax.tree import flatten
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, our_shapes, randomise
 

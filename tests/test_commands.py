@@ -9,7 +9,7 @@ import pytest
 
 from i2v_jax.commands import load_config, read_config
 from i2v_jax.errors import InputError
-from i2v_jax.jobs import Job, read_jobs
+from i2v_jax.sampling.jobs import Job, read_jobs
 
 CONFIG = """
 from ml_collections import ConfigDict, config_dict

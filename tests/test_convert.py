@@ -25,10 +25,10 @@ from safetensors.torch import save_file as save_torch
 from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
+from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.lora import load_lora
-from i2v_jax.weights.tree import flatten, unflatten
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_weights as library

@@ -11,12 +11,13 @@ import pytest
 from conftest import CACHE
 
 import evaluate
-from i2v_jax import commands, parallel
+from i2v_jax import commands
 from i2v_jax.data import small_world
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
-from i2v_jax.pipeline import Settings
+from i2v_jax.sampling.pipeline import Settings
 
-make_mesh = parallel.make_mesh
+make_mesh = make_mesh
 FILES = (".md", ".json", ".png", ".mp4", ".gif")
 
 
@@ -28,7 +29,7 @@ def compile_quickly():
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr(parallel, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+    monkeypatch.setattr(evaluate, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     evaluate.main()
 

@@ -15,9 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from i2v_jax import media
 from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
-from i2v_jax.evaluation import flow, metrics, motion, report
+from i2v_jax.evaluation import direction, flow, metrics, report
 from i2v_jax.models.clip import CLIPVisionConfig
-from i2v_jax.pipeline import Component
+from i2v_jax.sampling.pipeline import Component
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, randomise
 
@@ -250,7 +250,7 @@ def test_clip_temp_is_that_of_transformers(cls, measured):
 
 def accuracy(flows, clip, frame: int = 0) -> float:
     """With objects where they are in a frame."""
-    return motion.direction_accuracy(motion.told_and_seen(flows, clip.masks[:, frame], clip.motions))
+    return direction.direction_accuracy(direction.told_and_seen(flows, clip.masks[:, frame], clip.motions))
 
 
 def test_the_true_flow_tells_every_motion(world):
@@ -281,24 +281,24 @@ def test_renderings_tell_what_happened():
     for index in range(18):
         clip = small_world.make(index, "held_out", 5, 32)
         scene = clip.scene
-        assert motion.direction_accuracy(motion.told_and_rendered(clip.video, scene)) == 1, clip.caption
+        assert direction.direction_accuracy(direction.told_and_rendered(clip.video, scene)) == 1, clip.caption
         if not any(it.effect.clockwise for it in clip.motions):  # a turn is lost in blur; in more of it, a ring fades
             blurred = ndimage.gaussian_filter(clip.video, (0, 2.5, 2.5, 0))
-            assert motion.direction_accuracy(motion.told_and_rendered(blurred, scene)) == 1, clip.caption
+            assert direction.direction_accuracy(direction.told_and_rendered(blurred, scene)) == 1, clip.caption
         for name, other in list(scene.alternatives(0).items())[::3]:  # the last stands still
             happened = other.render(np.linspace(0, 1, 5), 32)
-            assert motion.told_and_rendered(happened, scene)[0] == (clip.motions[0].name, name)
+            assert direction.told_and_rendered(happened, scene)[0] == (clip.motions[0].name, name)
 
 
 def test_movements_are_measured_in_sides_of_the_picture():
     disc = np.hypot(*(np.mgrid[:SIZE, :SIZE] - 20)) < 8
     flows = np.array(steady(-0.5, 0, 5))  # the camera pans right
     flows[:] += np.where(disc[..., None], (0.25, -0.1), 0)
-    own, camera = motion.movements(flows, disc[None])
+    own, camera = direction.movements(flows, disc[None])
     np.testing.assert_allclose(np.array(camera) * SIZE, (-2, 0, 0, 0), atol=1e-5)
     np.testing.assert_allclose(np.array(own[:2]) * SIZE, (1, -0.4), atol=0.1)
-    assert motion.name(camera, small_world.CAMERA_MOTIONS) == "pans right"
-    assert motion.name(motion.Movement(0, 0, 0, 0), small_world.MOTIONS) == motion.STILL
+    assert direction.name(camera, small_world.CAMERA_MOTIONS) == "pans right"
+    assert direction.name(direction.Movement(0, 0, 0, 0), small_world.MOTIONS) == direction.STILL
 
 
 # Reports.
@@ -383,7 +383,7 @@ def test_intervals_within_clips_are_those_of_independent_clips_of_the_same_noise
 
 
 def test_motions_are_counted_by_kind():
-    left, up = ("moves left", "moves left"), ("moves up", motion.STILL)
+    left, up = ("moves left", "moves left"), ("moves up", direction.STILL)
     some = [
         report.Run({"Model": name}, {}, {"by flow": motions, "by rendering": [[left, left], [left]]})
         for name, motions in (("a", [[left, up], [left]]), ("b", [[("moves left", "moves right"), up], [left]]))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from i2v_jax import commands, parallel
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.models.attention import attention
 from i2v_jax.training import setup
 from i2v_jax.training.flops import count_flops
-from i2v_jax.weights import tree
 
 CONFIG = Path(__file__).resolve().parents[1] / "tests" / "configs" / "train.py"
 
@@ -51,7 +51,7 @@ def test_rounds_of_loops_recomputation_and_all_devices():
 
     assert both(loop, w)[0] == 10 * product
     assert both(jax.value_and_grad(twice), w)[0] == 4 * product  # forward, again, and two backward
-    mesh = parallel.make_mesh({"data": 8})
+    mesh = make_mesh({"data": 8})
     spread = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
     assert both(spread, jnp.ones((32, 16)))[0] == 8 * 2 * 4 * 16 * 4
 
@@ -71,7 +71,7 @@ def step_of(**changes):
         config.attention = config.convolution = "xla"
         config.accumulate = changes.get("accumulate", 1)
         config.objective.vae_slice = changes.get("vae_slice", 0)
-    mesh = parallel.make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh({}, jax.devices()[:1])
     configs = setup.networks(config, setup.arithmetic(config, jax.devices()[0]))
     made = setup.make(config, configs, np.zeros(configs["text_encoder"].max_positions, np.int32))
     trained, frozen = tree.split(setup.abstract_weights(configs), config.train)

@@ -12,10 +12,10 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from i2v_jax import tree
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, controlnet, unet, vae
 from i2v_jax.models.motion import SDXL_BETA, V1, V2, V3, MotionConfig
-from i2v_jax.weights import tree
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
 from i2v_jax.weights.formats import PUBLISHED_UNET

@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights import orbax, tree
+from i2v_jax.weights import orbax
 from i2v_jax.weights.files import READ_AHEAD, Entry, Tensors, open_tensors
 from i2v_jax.weights.load import load_unet
 from i2v_jax.weights.orbax import open_orbax, save_own_orbax

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from i2v_jax import parallel
+from i2v_jax.devices.mesh import make_mesh, placer, use_mesh
 from i2v_jax.diffusion import guidance
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
 from i2v_jax.models.image_projection import Resampler
-from i2v_jax.pipeline import Models, Pipeline, Settings
+from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
 from tests.helpers import relative_error
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "small"
@@ -26,7 +26,7 @@ PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
 
 @functools.cache
 def pipeline(devices=1, **shape):
-    mesh = parallel.make_mesh(shape, jax.devices()[:devices])
+    mesh = make_mesh(shape, jax.devices()[:devices])
     models = Models.load(
         str(SMALL),
         motion=str(SMALL / "motion.safetensors"),
@@ -172,8 +172,8 @@ def test_rescaled_guidance_ignores_what_is_predicted_for_the_first_frame():
 
 
 def test_weights_are_cut_over_fsdp():
-    mesh = parallel.make_mesh(dict(fsdp=4, data=2))
-    place = parallel.place(mesh)
+    mesh = make_mesh(dict(fsdp=4, data=2))
+    place = placer(mesh)
     large, small = place("large", np.zeros((300, 512), np.float32)), place("small", np.zeros((8, 8), np.float32))
     assert {shard.data.shape for shard in large.addressable_shards} == {(300, 128)}
     assert {shard.data.shape for shard in small.addressable_shards} == {(8, 8)}
@@ -241,12 +241,12 @@ def test_frames_that_cannot_be_spread():
 )
 def test_meshes_that_do_not_fit(shape, message):
     with pytest.raises(InputError, match=message):
-        parallel.make_mesh(shape)
+        make_mesh(shape)
 
 
 @pytest.mark.parametrize("rules, named", [({"batsh": ("data",)}, "batsh"), ({"batch": ("dta",)}, "dta")])
 def test_rules_name_axes_that_are_there(rules, named):
-    with pytest.raises(InputError, match=named), parallel.use_mesh(parallel.make_mesh({"data": 8}), rules):
+    with pytest.raises(InputError, match=named), use_mesh(make_mesh({"data": 8}), rules):
         pass
 
 

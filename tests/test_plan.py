@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from i2v_jax import commands, hlo, parallel, plan
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import make_mesh, use_mesh
 from i2v_jax.errors import InputError
+from i2v_jax.planning import hlo, plan
 from i2v_jax.training import setup
-from i2v_jax.weights import tree
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPOLOGY = "v5e:2x2"
@@ -32,7 +33,7 @@ def slice_():
 
 def program(function, *arrays, devices):
     """A program of arrays given as (shape, whether cut over the devices)."""
-    mesh = parallel.make_mesh({"data": -1}, devices)
+    mesh = make_mesh({"data": -1}, devices)
     given = [
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P("data") if cut else P()))
         for shape, cut in arrays
@@ -67,7 +68,7 @@ def test_a_tiny_training_step(slice_, tmp_path, measured):
 def test_a_sampling_step_is_traced(slice_):
     """It is compiled by hand; what is compiled is the pipeline's own program."""
     found = plan.sampling_program(tiny(), slice_[1])
-    with parallel.use_mesh(found.mesh):
+    with use_mesh(found.mesh):
         state, finite = jax.eval_shape(found.function, *found.arguments)
     assert state.latents.shape == (4, 8, 8, 8, 4) and finite.dtype == bool
     assert {"frozen", "latents", "conditions"} == found.kinds.keys()
@@ -95,7 +96,7 @@ def test_sends_are_told_by_kind(slice_):
         return jax.lax.with_sharding_constraint(x, P()) @ w
 
     found = program(gathering, ((128, 128), False), ((4096, 128), True), devices=slice_[1])
-    with parallel.use_mesh(found.mesh):
+    with use_mesh(found.mesh):
         figures = plan.measure(found, TOPOLOGY)
     share = 1024 * 128 * 2
     assert figures.sent == {"all-gather": [share, 3 * share]}

@@ -22,9 +22,10 @@ from conftest import CACHE
 from PIL import Image
 
 import sample
-from i2v_jax import commands, media, parallel
+from i2v_jax import commands, media
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
-from i2v_jax.pipeline import Pipeline
+from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.weights import load
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 
@@ -44,7 +45,7 @@ FLAGS = [
 SUFFIXES = [".gif", ".json", ".mp4", ".png"]
 LONG_PROMPT = " ".join(map(str, range(10, 60)))  # a token for each digit: 37 numbers and a half fit
 
-make_mesh, load_models, MODELS = parallel.make_mesh, sample.load_models, {}
+make_mesh, load_models, MODELS = make_mesh, sample.load_models, {}
 
 
 def shared_models(config, mesh, tokenizer):

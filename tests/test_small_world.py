@@ -12,7 +12,7 @@ from skimage.registration import optical_flow_tvl1
 
 from i2v_jax import commands
 from i2v_jax.data import loader, small_world
-from i2v_jax.data.decode import BadClip, Cut, read_clip
+from i2v_jax.data.decoding import BadClip, Cut, read_clip
 from i2v_jax.data.small_world import (
     CAMERA,
     CAMERA_MOTIONS,

@@ -16,16 +16,18 @@ from safetensors.numpy import load_file, save_file
 import evaluate
 import sample
 from assets import make_small_world
-from i2v_jax import commands, jobs, media, parallel
+from i2v_jax import commands, media
 from i2v_jax.data import small_world
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import report
 from i2v_jax.models.clip import CLIPTextEncoder
+from i2v_jax.sampling import jobs
 from i2v_jax.training import setup
+from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
-from i2v_jax.weights.tree import flatten, unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "small_world"
@@ -222,7 +224,7 @@ def test_bundled_weights_are_those_of_the_configs():
     """The files beside each other make the UNet that the stages train, with every branch."""
     config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
     models = sample.load_models(
-        config, parallel.make_mesh({}, jax.devices()[:1]), sample.load_tokenizer(config.weights)
+        config, make_mesh({}, jax.devices()[:1]), sample.load_tokenizer(config.weights)
     )
     assert models.unet.config.self_attention_branches == ("first_frame",)
     ours = make_small_world.unet_config()
@@ -250,8 +252,7 @@ def test_the_parts_do_what_the_paper_says(tmp_path, monkeypatch):
     With the adapter, frames are nearer to the true clip than with tokens alone; with tokens, they are more like the
     first one to CLIP; from a smaller t0, they move less.
     """
-    make_mesh = parallel.make_mesh
-    monkeypatch.setattr(parallel, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+    monkeypatch.setattr(evaluate, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     runs = "('no adapter: adapter_scale=0', 'no tokens: image_token_scale=0', 'calm: t0=0.6', 'full:')"
     values = dict(
         first_clip=0, clips=12, steps=8, batch_per_device=6, output=tmp_path, compilation_cache=CACHE, runs=runs

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from i2v_jax import pipeline
-from i2v_jax.data import latents, loader, stored
-from i2v_jax.data.decode import BadClip
+from i2v_jax import tree
+from i2v_jax.data import loader, stored
+from i2v_jax.data.decoding import BadClip
 from i2v_jax.data.sources import Clip, open_source
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, image_projection, motion, unet, vae
-from i2v_jax.training import setup
+from i2v_jax.sampling import pipeline
+from i2v_jax.training import setup, store
 from i2v_jax.training.objective import Loss, Objective
-from i2v_jax.weights import tree
 from tests import clips
 from tests.helpers import relative_error
 
@@ -76,11 +76,11 @@ def test_loss_on_stored_clips_is_that_on_videos(tmp_path, measured):
     weights = random_weights()
     make = dict(seed=0, tokenize=letters, image_size=clip.TINY_VISION.image_size)
     videos = loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make)
-    encoders = latents.Encoders(CONFIGS, weights, vae_slice=2)
+    encoders = store.Encoders(CONFIGS, weights, vae_slice=2)
     writer = stored.Writer(tmp_path / "stored", 0, ABOUT)
     empty = encoders.empty(letters([" " * 9]))
     writer.write_empty(**empty)
-    latents.store(videos, encoders, writer, epochs=1)
+    store.store(videos, encoders, writer, epochs=1)
     assert (stored.empty_prompt(tmp_path / "stored") == empty["text"].astype(np.float16)).all()
     assert (stored.empty_image(tmp_path / "stored") == empty["image_tokens"].astype(np.float16)).all()
 
@@ -122,7 +122,7 @@ def test_joint_dropout_gives_what_guidance_leads_away_from(reads, from_store):
     tokens = pipeline._image_tokens(models)(weights["image_encoder"], weights["image_proj"], None, 2)
     rng, size = np.random.default_rng(0), clip.TINY_VISION.image_size
     latent = dict(latents=rng.normal(size=(2, 4, 8, 8, 4)).astype(np.float32))
-    encoders, prompts = latents.Encoders(configs, weights), letters(["a" * 9, "b" * 9])
+    encoders, prompts = store.Encoders(configs, weights), letters(["a" * 9, "b" * 9])
     empty = encoders.empty(letters([" " * 9]))
     np.testing.assert_allclose(empty["image_tokens"], tokens[0], rtol=1e-5, atol=1e-5)
     batch = latent | dict(tokens=prompts, pixels=rng.normal(size=(2, size, size, 3)).astype(np.float32))
@@ -188,7 +188,7 @@ def test_pass_that_is_cut_off_goes_on(tmp_path, monkeypatch, hosts):
 
     def run(host, encode):
         source = loader.Loader(Toys(), number_of, 2, seed=1, host=host, hosts=hosts)
-        latents.store(source, encode, stored.Writer(tmp_path, host, about), epochs=3)
+        store.store(source, encode, stored.Writer(tmp_path, host, about), epochs=3)
 
     for host in range(hosts):
         for calls in (1, 4, 2):
@@ -205,7 +205,7 @@ def test_pass_that_is_cut_off_goes_on(tmp_path, monkeypatch, hosts):
 
 
 def test_stored_clips_in_worker_processes(tmp_path):
-    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
     alone, helped = (
         loader.Loader(open_source(tmp_path), stored.StoredReader(False), 4, seed=2, workers=workers)
         for workers in (0, 2)
@@ -218,7 +218,7 @@ def test_stored_clips_in_worker_processes(tmp_path):
 
 def test_errors(tmp_path):
     make = dict(seed=0, image_size=8)
-    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
     with pytest.raises(InputError, match="data.height=64, but the clips .* height=32"):
         loader.make(CONFIG | dict(source=str(tmp_path), height=64), 2, **make)
     with pytest.raises(InputError, match="stored with another hosts"):
@@ -238,7 +238,7 @@ def test_command(tmp_path):
         (tmp_path / f"clip{i}.txt").write_text("a clip")
     small = {"frames": 2, "stride": 1, "height": 16, "width": 16}
     flags = [f"--config.data.{key}={value}" for key, value in (small | dict(source=tmp_path)).items()]
-    command = [sys.executable, "-m", "i2v_jax.data.latents", f"--output={tmp_path / 'stored'}", "--epochs=2"]
+    command = [sys.executable, "-m", "i2v_jax.training.store", f"--output={tmp_path / 'stored'}", "--epochs=2"]
     run = subprocess.run([*command, f"--config={TINY}", *flags], capture_output=True, text=True, cwd=TINY.parents[2])
     assert run.returncode == 0, run.stderr
     batch, ids = next(loader.make(CONFIG | small | dict(source=str(tmp_path / "stored")), 6, seed=0, image_size=1))
@@ -258,8 +258,8 @@ def test_command(tmp_path):
     ],
 )
 def test_commands_that_make_no_sense(tmp_path, monkeypatch, flags, message):
-    latents.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
+    store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
     monkeypatch.setattr(sys, "argv", ["latents", f"--config={TINY}", *(flag.format(stored=tmp_path) for flag in flags)])
-    monkeypatch.setattr(latents.jax.config, "update", lambda *_: None)  # the tests' own cache stays
+    monkeypatch.setattr(store.jax.config, "update", lambda *_: None)  # the tests' own cache stays
     with pytest.raises(InputError, match=message):
-        latents.main()
+        store.main()

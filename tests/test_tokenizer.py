@@ -11,7 +11,7 @@ import pytest
 from transformers import CLIPTokenizerFast
 
 from i2v_jax.errors import InputError
-from i2v_jax.tokenizer import END, START, ClipTokenizer, byte_level_vocabulary
+from i2v_jax.models.tokenizer import END, START, ClipTokenizer, byte_level_vocabulary
 
 TEXTS = [
     "a photo of a cat walking on the beach, the best quality, it's raining, we're running",
@@ -170,5 +170,5 @@ def test_sources_are_found_in_the_home_folder_and_on_the_hub(tmp_path, vocabular
 
 
 def test_torch_and_transformers_are_not_imported():
-    check = "import sys, i2v_jax.tokenizer; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    check = "import sys, i2v_jax.models.tokenizer; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "set()"

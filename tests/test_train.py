@@ -19,7 +19,8 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from i2v_jax import commands, parallel
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import make_mesh, on_this_host, parameter_sharding, put, put_batch, replicated, use_mesh
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
 from i2v_jax.models.unet import SD15
@@ -32,7 +33,6 @@ from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.step import Metrics, init_state, make_step
-from i2v_jax.weights import tree
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
 from tests import processes, train_runs
@@ -53,7 +53,7 @@ class Run:
         config = commands.load_config("tests/configs/train.py").copy_and_resolve_references()
         config.update_from_flattened_dict(dict(batch=BATCH) | changes)
         count = int(np.prod(list(shape.values())))
-        self.mesh = parallel.make_mesh(shape, jax.devices()[:count])
+        self.mesh = make_mesh(shape, jax.devices()[:count])
         self.assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
         configs = {name: it.config for name, it in self.assembled.items()}
         chosen = setup.trained_paths(self.assembled, config.train)
@@ -68,11 +68,11 @@ class Run:
     def go(self, steps):
         """Goes on for some steps, and returns their losses."""
         losses = []
-        with parallel.use_mesh(self.mesh):
+        with use_mesh(self.mesh):
             for _ in range(steps):
                 rng = np.random.default_rng(int(self.state.step))
                 batch = {name: rng.normal(size=shape).astype("f4") for name, shape in self.shapes.items()}
-                placed = parallel.put_batch(batch, self.mesh)
+                placed = put_batch(batch, self.mesh)
                 self.state, metrics = self.step(self.state, self.frozen, placed, jax.random.key(0))
                 losses.append(float(metrics.loss))
         return np.array(losses)
@@ -486,13 +486,13 @@ def test_what_is_trained_can_be_loaded(unbroken, tmp_path):
 
 
 def test_no_second_copy_of_what_lies_whole_on_a_device_already():
-    mesh = parallel.make_mesh({"data": 4, "fsdp": 2})
+    mesh = make_mesh({"data": 4, "fsdp": 2})
     array = np.arange(1 << 17, dtype=np.float32)
     arrays = {
-        "whole": parallel.put(array, parallel.replicated(mesh)),
-        "cut": parallel.put(array, parallel.parameter_sharding(mesh, array.shape)),
+        "whole": put(array, replicated(mesh)),
+        "cut": put(array, parameter_sharding(mesh, array.shape)),
     }
-    here = parallel.on_this_host(arrays, mesh)
+    here = on_this_host(arrays, mesh)
     assert not arrays["cut"].is_fully_replicated
     for name, leaf in here.items():
         np.testing.assert_array_equal(leaf, array)

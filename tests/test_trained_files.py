@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from i2v_jax import parallel
+from i2v_jax import tree
+from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
-from i2v_jax.pipeline import Models
-from i2v_jax.weights import tree
+from i2v_jax.sampling.pipeline import Models
 from i2v_jax.weights.save import save_own
 
 SMALL = Path(__file__).resolve().parents[1] / "tests" / "data" / "small"
@@ -22,7 +22,7 @@ ADAPTER = SMALL / "i2v_adapter.safetensors"
 
 
 def load(**options):
-    one = parallel.make_mesh({}, jax.devices()[:1])
+    one = make_mesh({}, jax.devices()[:1])
     models = Models.load(SMALL, mesh=one, **PARTS | options)
     named = dict(unet=models.unet, vae=models.vae, text_encoder=models.text_encoder, image_proj=models.image_projection)
     return models, tree.flatten({name: it.parameters for name, it in named.items()})

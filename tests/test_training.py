@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from i2v_jax import tree
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.models.unet import SD15, SDXL, UNet
@@ -16,7 +17,6 @@ from i2v_jax.training import objective
 from i2v_jax.training.objective import Draws, Loss, Objective, denoising_loss, draw, min_snr_weight
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import init_state, make_step
-from i2v_jax.weights import tree
 from i2v_jax.weights.formats import PUBLISHED_UNET
 from i2v_jax.weights.shapes import unet_shapes
 from tests import oracles

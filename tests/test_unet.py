@@ -18,8 +18,8 @@ from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion, unet
 from i2v_jax.models.unet import UNet, UNetConfig
+from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.shapes import unet_shapes
-from i2v_jax.weights.tree import flatten, unflatten
 from tests import oracles
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, randomise

@@ -14,17 +14,11 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from i2v_jax import tree
 from i2v_jax.models.image_projection import Resampler
-from i2v_jax.weights import tree
 from i2v_jax.weights.files import Tensors, open_tensors, save_tensors, sha256
 from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES
-from i2v_jax.weights.load import (
-    load_image_encoder,
-    load_image_projection,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-)
+from i2v_jax.weights.load import load_image_encoder, load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import config_from_json, config_to_json, save_own
 from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.translate import export_tensors, import_tensors, position_tables, recognise

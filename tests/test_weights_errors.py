@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights import tree
 from i2v_jax.weights.files import PICKLE_SUFFIXES, Tensors, check_reader, open_tensors, save_tensors
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from i2v_jax.tree import unflatten
 from i2v_jax.weights.files import Tensors
 from i2v_jax.weights.translate import Imported, recognise
-from i2v_jax.weights.tree import unflatten
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i2v_jax import parallel
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
@@ -39,7 +38,7 @@ class Toy(Loss):
 def start(mesh, base=0.0):
     """Returns trained and frozen weights, optimizer and state; `base` is the frozen weights' value."""
     rng = np.random.default_rng(0)
-    make = parallel.place(mesh)
+    make = mesh.place(mesh)
     trained = {
         "unet": {
             "up": make("", rng.normal(size=(CHANNELS, WIDTH)).astype(np.float32) / 2),
@@ -49,7 +48,7 @@ def start(mesh, base=0.0):
     frozen = {"unet/bias": make("", np.full(CHANNELS, base, np.float32))}
     optimizer = Optimizer(learning_rate=1e-2).make(1000)
     state = jax.jit(lambda tree: init_state(tree, optimizer, averaging=True))(trained)
-    state = jax.tree.map(lambda x: jax.device_put(x, parallel.parameter_sharding(mesh, x.shape)), state)
+    state = jax.tree.map(lambda x: jax.device_put(x, mesh.parameter_sharding(mesh, x.shape)), state)
     return frozen, optimizer, state
 
 
@@ -58,15 +57,15 @@ def batch_of(taken, mesh):
     latents = np.random.default_rng(taken).normal(size=(BATCH, FRAMES, SIZE, SIZE, CHANNELS)).astype(np.float32)
     share = BATCH // jax.process_count()
     first = jax.process_index() * share
-    return parallel.put_batch({"latents": latents[first : first + share]}, mesh)
+    return mesh.put_batch({"latents": latents[first : first + share]}, mesh)
 
 
 def main(folder, steps, mesh="{}", *distributed):
     if distributed:
         coordinator, processes, process = distributed
-        parallel.start("flags", coordinator, int(processes), int(process))
+        mesh.start("flags", coordinator, int(processes), int(process))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    mesh = parallel.make_mesh({"data": -1} | json.loads(mesh))
+    mesh = mesh.make_mesh({"data": -1} | json.loads(mesh))
     preemption = Preemption()
     frozen, optimizer, state = start(mesh)
     loss = Toy({}, ANIMATEDIFF_SD15, Objective(), jnp.zeros(1))
@@ -78,20 +77,20 @@ def main(folder, steps, mesh="{}", *distributed):
         state, positions, _ = checkpoints.restore(state, about)
         taken = positions[jax.process_index()]["taken"]
     print(f"begins at {int(state.step)}", flush=True)
-    with parallel.use_mesh(mesh):
+    with mesh.use_mesh(mesh):
         for number in range(int(state.step) + 1, int(steps) + 1):
             state, metrics = run(state, frozen, batch_of(taken, mesh), jax.random.key(0))
             taken += 1
             losses.append(metrics.loss)
             stopping = preemption.reached(number)
-            checkpoints.save(number, state, parallel.gather_json({"taken": taken}), about, float(metrics.loss))
+            checkpoints.save(number, state, mesh.gather_json({"taken": taken}), about, float(metrics.loss))
             print(f"step {number}", flush=True)
             if stopping:
                 checkpoints.close()
                 sys.exit(EXIT_CODE)
             time.sleep(0.01 if int(steps) < 1000 else 0.2)
     checkpoints.close()
-    whole = jax.device_get(parallel.on_this_host(state.trained, mesh))
+    whole = jax.device_get(mesh.on_this_host(state.trained, mesh))
     if jax.process_index() == 0:
         np.savez(
             Path(folder) / "result.npz", losses=np.array(losses), **{k.replace("/", "."): v for k, v in whole.items()}

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from i2v_jax import commands
-from i2v_jax.data.decode import CAUSES, BadClip, read_bytes
+from i2v_jax.data.decoding import CAUSES, BadClip, read_bytes
 from i2v_jax.data.sources import SPLIT, Source, open_source
 from i2v_jax.errors import InputError
-from i2v_jax.sources import on_disk
+from i2v_jax.hub import on_disk
 
 LEFT_OUT = "left out"  # Beam's namespace for the counters of these
 SHARE = 256  # clips that are one element to Beam

@@ -25,12 +25,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
-from i2v_jax.data.decode import CAUSES, BadClip, Cut, read_clip
+from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
 from i2v_jax.data.sources import Clip, Source, open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
+from i2v_jax.hub import on_disk
 from i2v_jax.media import clip_pixels
-from i2v_jax.sources import on_disk
 
 DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
 JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer

@@ -30,7 +30,7 @@ from skimage import color
 
 from i2v_jax import commands, media
 from i2v_jax.data import sources
-from i2v_jax.data.decode import Cut, choose_frames
+from i2v_jax.data.decoding import Cut, choose_frames
 from i2v_jax.errors import InputError
 
 FRAMES, SIZE, FPS = 16, 64, 8

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from i2v_jax.data.decode import Cut
+from i2v_jax.data.decoding import Cut
 from i2v_jax.data.stored import Stored, is_stored
 from i2v_jax.errors import InputError
-from i2v_jax.sources import on_disk
+from i2v_jax.hub import on_disk
 
 VIDEO, CAPTION = ".mp4", ".txt"
 PREPARED = "dataset_info.json"  # what every folder prepared by tensorflow-datasets holds
@@ -56,7 +56,7 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
       InputError: nothing there, or nothing in it that is a clip, or an address in place of a path.
     """
     if str(path).startswith(SMALL_WORLD):
-        from i2v_jax.data.small_world import SmallWorld  # which is a source of this module's clips
+        from i2v_jax.data.small_world import SmallWorld
 
         return SmallWorld(str(path).removeprefix(SMALL_WORLD))
     path = on_disk(path)

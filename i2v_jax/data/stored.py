@@ -17,9 +17,9 @@ import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float32
 
-from i2v_jax.data.decode import Cut
+from i2v_jax.data.decoding import Cut
 from i2v_jax.errors import InputError
-from i2v_jax.sources import on_disk
+from i2v_jax.hub import on_disk
 
 ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
 ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")

@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 from i2v_jax.evaluation.flow import Flows, Picture, Video, edges, warp
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
-from i2v_jax.pipeline import Component
+from i2v_jax.sampling.pipeline import Component
 
 ROUNDING = 1 / 12  # mean square of what rounding to whole numbers takes away
 

@@ -125,12 +125,12 @@ def _cudnn(q, k, v):
 def _flash(q, k, v):
     """As `attention`: these kernels know groups."""
     if q.shape[2] >= 64:
-        from i2v_jax.models.flash_tpu import flash_attention
+        from i2v_jax.models.kernels.flash_tpu import flash_attention
 
         return flash_attention(q, k, v)
     if q.shape[1] < 64 or q.shape[1] != k.shape[1]:  # little of anything
         return _run(_xla, q, k, v)
-    from i2v_jax.models.frames_tpu import frames_attention
+    from i2v_jax.models.kernels.frames_tpu import frames_attention
 
     return frames_attention(q, k, v)
 

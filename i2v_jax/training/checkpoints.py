@@ -23,8 +23,8 @@ from jaxtyping import Array, UInt32
 from i2v_jax.errors import InputError
 from i2v_jax.training.fingerprint import differences
 from i2v_jax.training.step import Flat, State
+from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.save import own_metadata
-from i2v_jax.weights.tree import flatten, unflatten
 
 ABOUT = "about"
 OLD = "old"  # where checkpoints go before they are deleted, so that none is ever half there

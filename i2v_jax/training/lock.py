@@ -9,7 +9,7 @@ from typing import TextIO
 
 import jax
 
-from i2v_jax import parallel
+from i2v_jax.devices import processes
 from i2v_jax.errors import InputError
 
 NAME = "lock"
@@ -28,7 +28,7 @@ def lock(folder: Path) -> TextIO | None:
       InputError: another run is at work there, or the folder cannot be made.
     """
     held, problem = _take(folder) if jax.process_index() == 0 else (None, "")
-    if problem := next(filter(None, parallel.gather_json(problem)), ""):
+    if problem := next(filter(None, processes.gather_json(problem)), ""):
         raise InputError(problem)
     return held
 

@@ -17,7 +17,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 class Preemption:
     """Watches for SIGTERM from its making on, so that it no longer ends the process at once.
 
-    To be made after `parallel.start`, in the main thread.
+    To be made after `processes.join`, in the main thread.
     """
 
     def __init__(self):

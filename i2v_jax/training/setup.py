@@ -15,16 +15,16 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from i2v_jax import parallel
+from i2v_jax import tree
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.hub import local
 from i2v_jax.models import clip, image_projection, motion, unet, vae
-from i2v_jax.models.kernels import choose
-from i2v_jax.sources import local
+from i2v_jax.models.kernels.choice import choose
 from i2v_jax.training.objective import Loss, Objective, Reconstruction, ReconstructionLoss
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import State, init_state, make_step
-from i2v_jax.weights import load, shapes, tree
+from i2v_jax.weights import load, shapes
 
 LOSSES = ("denoising", "reconstruction")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -188,18 +188,18 @@ def jit_step(step: Callable, state: State, mesh: jax.sharding.Mesh) -> Callable:
       mesh: of the run.
     """
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(same, parallel.replicated(mesh)))
+    return jax.jit(step, donate_argnums=0, out_shardings=(same, mesh.replicated(mesh)))
 
 
 def frozen_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
-    """Where a frozen weight lies: whole on every device, or by `parallel.parameter_sharding`.
+    """Where a frozen weight lies: whole on every device, or by `mesh.parameter_sharding`.
 
     Raises:
       InputError: an unknown choice.
     """
     if config.frozen not in ("replicated", "fsdp"):
         raise InputError(f"frozen={config.frozen!r}; known: replicated, fsdp.")
-    return parallel.replicated(mesh) if config.frozen == "replicated" else parallel.parameter_sharding(mesh, shape)
+    return mesh.replicated(mesh) if config.frozen == "replicated" else mesh.parameter_sharding(mesh, shape)
 
 
 def trained_paths(assembled: Mapping[str, load.Assembled], patterns: Sequence[str]) -> set[str]:
@@ -239,11 +239,11 @@ def load_weights(
             is_trained = path in trained
             array = np.asarray(entry.read(), np.float32 if is_trained else it.config.param_dtype)
             sharding = (
-                parallel.parameter_sharding(mesh, array.shape)
+                mesh.parameter_sharding(mesh, array.shape)
                 if is_trained
                 else frozen_sharding(config, mesh, array.shape)
             )
-            loaded[not is_trained][path] = parallel.put(array, sharding)
+            loaded[not is_trained][path] = mesh.put(array, sharding)
     return loaded
 
 
@@ -266,7 +266,7 @@ def abstract_state(config: ConfigDict, trained: Mapping[str, Any], optimizer, me
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, config.average_decay is not None), trained)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=parallel.parameter_sharding(mesh, leaf.shape)
+            leaf.shape, leaf.dtype, sharding=mesh.parameter_sharding(mesh, leaf.shape)
         ),
         state,
     )
@@ -308,7 +308,7 @@ def abstract_batch(
             if stored
             else dict(pixels=((picture, picture, 3), jnp.float32))
         )
-    sharding = parallel.batch_sharding(mesh)
+    sharding = mesh.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in wanted.items()

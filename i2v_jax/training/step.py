@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from i2v_jax.errors import InputError
 from i2v_jax.training.objective import Batch, Loss
-from i2v_jax.weights.tree import flatten, unflatten
+from i2v_jax.tree import flatten, unflatten
 
 Flat = dict[str, Array]
 """Path (`unet/...`) -> leaf."""

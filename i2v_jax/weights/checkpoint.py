@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.sources import fetch, local
+from i2v_jax.hub import fetch, local
 from i2v_jax.weights import load
 from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, holds_weights, open_tensors, read_json
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table

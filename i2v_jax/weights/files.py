@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from i2v_jax.errors import InputError
-from i2v_jax.sources import fetch, local
+from i2v_jax.hub import fetch, local
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -328,7 +328,7 @@ def _open_file(path: Path) -> Tensors:
     elif start.startswith(PICKLE_STARTS):
         tensors = _open_pickle(path)
     elif start.startswith(MSGPACK_STARTS):
-        from i2v_jax.weights.msgpack import open_msgpack  # which is built on this file
+        from i2v_jax.weights.msgpack import open_msgpack
 
         tensors = open_msgpack(path)
     elif start.startswith(b"version https://git-lfs"):
@@ -354,7 +354,7 @@ def _open_folder(path: Path, folder: str, variant: str | None) -> Tensors:
     if found := _find_weights(path, folder, variant):
         return _open_shards(found) if found.suffix == ".json" else _open_file(found)
     if (path / ORBAX_METADATA).is_file():
-        from i2v_jax.weights.orbax import open_orbax  # which is built on this file, and takes a second to import
+        from i2v_jax.weights.orbax import open_orbax
 
         return open_orbax(path)
     place = path / folder if (path / folder).is_dir() else path

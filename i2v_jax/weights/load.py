@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.hub import local
 from i2v_jax.models.branches import BRANCHES
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig
@@ -25,7 +26,7 @@ from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConf
 from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import SDXL_VAE, VAEConfig
-from i2v_jax.sources import local
+from i2v_jax.tree import unflatten
 from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.infer import infer_config
@@ -42,7 +43,6 @@ from i2v_jax.weights.shapes import (
     vae_shapes,
 )
 from i2v_jax.weights.translate import POSITIONS, Imported, OwnTable, check_positions, recognise
-from i2v_jax.weights.tree import unflatten
 
 Source = str | Path | Tensors | Imported
 Place = Callable[[str, np.ndarray], Any]

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from i2v_jax.errors import InputError
+from i2v_jax.tree import Tree, flatten, unflatten
 from i2v_jax.weights.files import DTYPES, MAX_NAME, MAX_RANK, Entry, Tensors, contents, reader, replacing
-from i2v_jax.weights.tree import Tree, flatten, unflatten
 
 ARRAY, SCALAR = 1, 3
 """Flax's extension types; both hold the list [shape, dtype name, bytes]."""

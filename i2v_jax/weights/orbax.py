@@ -19,10 +19,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from i2v_jax.errors import InputError
+from i2v_jax.tree import Tree, unflatten
 from i2v_jax.weights.files import ORBAX_METADATA, Entry, Tensors, contents, read_json
 from i2v_jax.weights.save import own_metadata, own_tensors
 from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION
-from i2v_jax.weights.tree import Tree, unflatten
 
 EMPTY = "empty"
 """Key of our metadata: names, dtypes and shapes of the tensors without elements, which orbax cannot keep."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from i2v_jax.errors import InputError
+from i2v_jax.tree import Tree, flatten
 from i2v_jax.weights.files import Tensors, save_tensors
 from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION, Imported, OwnTable
-from i2v_jax.weights.tree import Tree, flatten
 
 
 def save_own(

@@ -12,7 +12,7 @@ from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.image_projection import AnyConfig, projection_of
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
-from i2v_jax.weights.tree import flatten
+from i2v_jax.tree import flatten
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from i2v_jax.models.flash_tpu import LANES, MEMORY
+from i2v_jax.models.kernels.flash_tpu import LANES, MEMORY
 
 
 def frames_attention(

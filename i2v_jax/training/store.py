@@ -1,6 +1,6 @@
 """Runs the frozen encoders over all clips once, and stores what they make of them, so that training never runs them.
 
-    python -m i2v_jax.data.latents --output=stored --config=configs/train/sd15_stage1.py [--epochs=1] [--config.KEY=...]
+    python -m i2v_jax.training.store --output=stored --config=configs/train/sd15_stage1.py [--epochs=1]
     python train.py --config=configs/train/sd15_stage1.py --config.data.source=stored
 
 Each of `--epochs` epochs stores each clip once, with other frames of it. On several hosts the same command is run on
@@ -20,15 +20,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 from tqdm import tqdm
 
-from i2v_jax import commands, parallel
+from i2v_jax import commands
 from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
+from i2v_jax.devices import processes
+from i2v_jax.devices.mesh import make_mesh, placer, put_batch, use_mesh
 from i2v_jax.errors import InputError
+from i2v_jax.hub import on_disk
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
 from i2v_jax.models.image_projection import projection_of
+from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.models.vae import AutoencoderKL
-from i2v_jax.sources import on_disk
-from i2v_jax.tokenizer import ClipTokenizer
 from i2v_jax.training import setup
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "train" / "sd15_stage1.py"
@@ -151,16 +153,16 @@ def main() -> None:
     if stored.is_stored(config.data.source):
         raise InputError(f"data.source={config.data.source!r} holds stored clips already; wanted one of videos.")
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    parallel.start(**config.distributed)
+    processes.join(**config.distributed)
     host, hosts = jax.process_index(), jax.process_count()
-    mesh = parallel.make_mesh({"data": -1}, jax.local_devices())  # each host works on its own
+    mesh = make_mesh({"data": -1}, jax.local_devices())  # each host works on its own
 
     assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
     assembled = {name: it for name, it in assembled.items() if name in stored.ENCODERS}
     paths = {f"{name}/{path}" for name, it in assembled.items() for path in it.parameters.entries}
     stored.check_frozen(path for path in sorted(paths) if any(re.fullmatch(it, path) for it in config.train))
     configs = {name: it.config for name, it in assembled.items()}
-    weights = {name: it.load(parallel.place(mesh))[1] for name, it in assembled.items()}
+    weights = {name: it.load(placer(mesh))[1] for name, it in assembled.items()}
     encoders = Encoders(configs, weights, config.objective.vae_slice)
     tokenizer = ClipTokenizer.from_pretrained(
         config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
@@ -187,12 +189,12 @@ def main() -> None:
         image_tokens=image_size is not None,
         weights=config.weights.to_dict(),
     )
-    with parallel.use_mesh(mesh):
+    with use_mesh(mesh):
         writer = stored.Writer(output, host, about)
         if host == 0:
             writer.write_empty(**encoders.empty(tokenizer.encode("")))
         with tqdm(total=arguments.epochs * loader.order.clips // hosts, unit="clip", disable=host > 0) as bar:
-            store(loader, lambda batch: encoders(parallel.put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
+            store(loader, lambda batch: encoders(put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
     loader.close()
     print(f"stored in {output}", *(f"bad: {n} {cause}" for cause, n in loader.report()["bad"].items()), sep="\n")
 

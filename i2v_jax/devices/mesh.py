@@ -5,21 +5,16 @@ layers, its places). One device is a mesh of size 1: there is no other code path
 """
 
 import contextlib
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from i2v_jax import together
 from i2v_jax.errors import InputError, nearest
 
 AXES = ("data", "fsdp", "frames")
@@ -105,7 +100,7 @@ def parameter_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, P(*spec))
 
 
-def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
     """Returns a `place(path, array)` for weight loaders: each array goes to the mesh as soon as it is read."""
 
     def put_path(path: str, array: np.ndarray) -> jax.Array:
@@ -137,56 +132,3 @@ def on_this_host(tree: Any, mesh: Mesh) -> Any:
     whole = iter(jax.jit(lambda cut: cut, out_shardings=replicated(mesh))(cut))
     arrays = [array if array.is_fully_replicated else next(whole) for array in arrays]
     return jax.tree.unflatten(structure, [array.addressable_data(0) for array in arrays])
-
-
-def gather_json(value: Any) -> list[Any]:
-    """Returns every process's value, which JSON can hold; every process must call it."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.process_allgather(np.array([len(text)])).max())
-    rows = multihost_utils.process_allgather(np.pad(text, (0, length - len(text)), constant_values=ord(" ")))
-    return [json.loads(row.tobytes()) for row in rows]
-
-
-def start(mode: str, coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the processes of a run over several hosts; to be called before anything else of JAX is.
-
-    Args:
-      mode: "auto" joins what TPU metadata or Slurm tell of, and does nothing elsewhere; "flags" joins by the other
-        arguments; "off" does nothing.
-      coordinator: "address:port" of process 0, on a port that is free there.
-      processes: how many there are.
-      process: which this is, from 0.
-
-    Raises:
-      InputError: an unknown mode, arguments missing or out of range, or the others cannot be reached.
-    """
-    modes = ("auto", "flags", "off")
-    if mode not in modes:
-        raise InputError(f"distributed mode {mode!r}; known: {', '.join(modes)}.{nearest(mode, modes)}")
-    given = {"coordinator": coordinator, "processes": processes, "process": process}
-    if mode == "flags":
-        if missing := [name for name, value in given.items() if value is None]:
-            raise InputError(f"distributed mode 'flags' also wants {', '.join(missing)}.")
-        if not 0 <= process < processes:
-            raise InputError(f"process={process} of processes={processes}: wanted 0 to {processes - 1}.")
-        options = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
-    elif named := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"{', '.join(named)} given with distributed mode {mode!r}; set the mode to 'flags'.")
-    elif mode == "off" or not (_on_a_tpu_host() or int(os.environ.get("SLURM_NTASKS", 1)) > 1):
-        return
-    else:
-        options = {}
-    try:
-        jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, ValueError) and not options and "SLURM_NTASKS" not in os.environ:
-            return  # a device that only looked like a TPU
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"Cannot join the other processes ({options or mode}): {reason}") from error
-    together.watch()
-
-
-def _on_a_tpu_host() -> bool:
-    return any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))

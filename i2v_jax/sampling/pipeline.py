@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Key, UInt8
 
-from i2v_jax import parallel
+from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, placer, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
@@ -23,10 +23,10 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.media import FITS, clip_pixels, fit_picture, to_model_range
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
 from i2v_jax.models.image_projection import projection_of
-from i2v_jax.models.kernels import choose
+from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.models.unet import UNet
 from i2v_jax.models.vae import AutoencoderKL, sample_posterior
-from i2v_jax.tokenizer import ClipTokenizer
 from i2v_jax.weights import load
 
 
@@ -156,8 +156,8 @@ class Models:
           InputError: something cannot be loaded; says what.
         """
         load.check_prediction_type(unet or base, schedule.prediction_type)
-        mesh = mesh or parallel.make_mesh({"data": -1})
-        common = dict(dtype=dtype, trained=trained, place=parallel.place(mesh))
+        mesh = mesh or make_mesh({"data": -1})
+        common = dict(dtype=dtype, trained=trained, place=placer(mesh))
         kernels = choose(mesh.devices.flat[0], dtype, attention, convolution)
         if not isinstance(tokenizer, ClipTokenizer):
             tokenizer = ClipTokenizer.from_pretrained(tokenizer or base, "" if tokenizer else "tokenizer")
@@ -287,10 +287,10 @@ class Pipeline:
     def __init__(self, models: Models, mesh: jax.sharding.Mesh | None = None):
         """Args:
         models: loaded onto the same mesh.
-        mesh: from `parallel.make_mesh`; by default all devices, as data.
+        mesh: from `make_mesh`; by default all devices, as data.
         """
         self.models = models
-        self.mesh = mesh or parallel.make_mesh({"data": -1})
+        self.mesh = mesh or make_mesh({"data": -1})
         text, vae = CLIPTextEncoder(models.text_encoder.config), AutoencoderKL(models.vae.config)
         scale = models.vae.config.scaling_factor
         self._encode_text = jax.jit(lambda p, ids: text.apply({"params": p}, ids).last_hidden)
@@ -357,7 +357,7 @@ class Pipeline:
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = [*range(count), *[count - 1] * (-count % devices)]  # whole shares; the surplus is dropped at the end
         pick = lambda items: [items[row] for row in rows]  # noqa: E731
-        with parallel.use_mesh(self.mesh):
+        with use_mesh(self.mesh):
             seeds = self._spread(np.asarray(pick(seeds), np.uint32))
             conditions = self._conditions(pick(pictures), pick(prompts), pick(negative_prompts), seeds, settings)
             return self._sample(conditions, seeds, sampler, settings, on_step)[:count]
@@ -372,8 +372,8 @@ class Pipeline:
         flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
         share = settings.vae_slice * self.mesh.size
         flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
-        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(parallel.AXES))
-        with parallel.use_mesh(self.mesh, rules={"batch": parallel.AXES}):
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))
+        with use_mesh(self.mesh, rules={"batch": AXES}):
             slices = []
             for i in range(0, len(flat), share):
                 piece = jax.device_put(flat[i : i + share], everywhere)
@@ -442,7 +442,7 @@ class Pipeline:
         unet = UNet(self.models.unet.config)
         sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
 
-        spread, whole = parallel.video_sharding(self.mesh), parallel.replicated(self.mesh)
+        spread, whole = video_sharding(self.mesh), replicated(self.mesh)
         state_sharding = samplers.State(
             latents=spread, x0=spread, steps_taken=whole
         )  # the same before and after a step
@@ -484,7 +484,7 @@ class Pipeline:
         return begin, step
 
     def _spread(self, array):
-        return jax.device_put(array, parallel.batch_sharding(self.mesh))
+        return jax.device_put(array, batch_sharding(self.mesh))
 
 
 def _image_tokens(models: Models):

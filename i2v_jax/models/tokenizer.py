@@ -13,7 +13,7 @@ from jaxtyping import Int32
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from i2v_jax.errors import InputError
-from i2v_jax.sources import fetch, local
+from i2v_jax.hub import fetch, local
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"

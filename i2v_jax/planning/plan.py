@@ -1,6 +1,6 @@
 """Plans a run on a TPU slice, from a machine without one: what fits, how long a step takes, what an epoch costs.
 
-    python -m i2v_jax.plan --config configs/train/sd15_stage2.py --topology v5e:16x16 [--config.KEY=VALUE ...]
+    python -m i2v_jax.planning.plan --config configs/train/sd15_stage2.py --topology v5e:16x16 [--config.KEY=VALUE ...]
 
 Compiles the training step and the sampling step with the TPU's own compiler (`libtpu`), and reads memory, arithmetic
 and traffic off the result. Needs no weights. The step time is a roofline: the largest of arithmetic over peak, bytes
@@ -27,15 +27,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from i2v_jax import commands, hlo, parallel
+from i2v_jax import commands, tree
+from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.samplers import State as SamplerState
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.pipeline import Component, Conditions, Models, Pipeline, Settings
+from i2v_jax.planning import hlo
+from i2v_jax.sampling.pipeline import Component, Conditions, Models, Pipeline, Settings
 from i2v_jax.training import setup
-from i2v_jax.weights import tree
 
-DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "train" / "sd15_stage1.py"
+DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "train" / "sd15_stage1.py"
 CLIPS = 10_000_000  # of an epoch: WebVid-10M
 
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--topology", default="")
     parser.add_argument("--batches", default="videos")
     given, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    config = commands.read_config(DEFAULT, ["python -m i2v_jax.plan", *rest], usage=__doc__)
+    config = commands.read_config(DEFAULT, ["python -m i2v_jax.planning.plan", *rest], usage=__doc__)
     if given.batches not in ("videos", "stored"):
         raise InputError(f"--batches={given.batches!r}; known: videos, stored (latents, text and image tokens).")
     jax.config.update("jax_platforms", "cpu")
@@ -176,7 +177,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     Raises:
       InputError: a batch that does not divide, weights of an unknown network, any setting out of range.
     """
-    mesh = parallel.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     if config.batch % (least := mesh.size * config.accumulate):
         raise InputError(
             f"batch={config.batch} does not divide into accumulate={config.accumulate} parts over {mesh.size} devices: "
@@ -195,7 +196,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     frozen = setup.abstract_frozen(config, frozen, mesh)
     batch = setup.abstract_batch(config, configs, mesh, stored)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=parallel.replicated(mesh))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     function = setup.jit_step(made.step, state, mesh)
     kinds = dict(
         frozen=frozen, trained=(state.trained, state.average), optimizer=(state.optimizer, state.step), batch=batch
@@ -205,11 +206,11 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
 
 def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
     """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
-    mesh = parallel.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     how = setup.arithmetic(config, devices[0])._replace(remat="none")
     configs = setup.networks(config, how)
     weights = setup.abstract_weights({"unet": configs["unet"]})
-    spread, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    spread, whole = batch_sharding(mesh), replicated(mesh)
 
     def array(shape, dtype=jnp.float32, sharding=spread):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -238,7 +239,7 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     conditions = Conditions(
         array((rows, text.max_positions, text.width), how.dtype), image_tokens, array((videos, 1, *latents[2:]))
     )
-    spread_video = parallel.video_sharding(mesh)
+    spread_video = video_sharding(mesh)
     state = SamplerState(
         array(latents, sharding=spread_video), array(latents, sharding=spread_video), array((), jnp.int32, whole)
     )
@@ -258,7 +259,7 @@ def measure(program: Program, topology: str, cache: Path | None = None) -> Figur
       topology: its slice; with the program's text, the key of what is remembered.
       cache: a folder, made when missing; None remembers nothing.
     """
-    with parallel.use_mesh(program.mesh):
+    with use_mesh(program.mesh):
         lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("tpu",))
     known = f"{topology} {metadata.version('libtpu')} {program.name} {lowered.as_text()}"
     file = cache and cache / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
