@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.models import clip, image_projection, motion, unet, vae
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
@@ -74,7 +75,7 @@ def step_flops(models: Models, settings: Settings) -> float:
     parameters = jax.eval_shape(lambda: models.unet.parameters)
 
     def call(p, sample, text, image_tokens):
-        return unet.UNet(config).apply({"params": p}, sample, 500.0, text, image_tokens)
+        return unet.UNet(config).apply({"params": p}, sample, 500.0, Conditions.of_videos(text, image_tokens))
 
     return jax.jit(call).lower(parameters, *given).cost_analysis()["flops"]
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.models import motion, unet
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.tree import unflatten
 from i2v_jax.weights.shapes import unet_shapes
@@ -62,9 +63,9 @@ def ours(args, adapter: bool, parameters):
             parameters[path] = jnp.asarray(np.resize(block, leaf.shape))
     own = unflatten({path: parameters[path] for path in unet_shapes(config)})
     sample = rng.standard_normal((VIDEOS, args.frames, args.size, args.size, 4), np.float32)
-    text = rng.standard_normal((VIDEOS, TOKENS, 768), np.float32)
-    run = jax.jit(unet.UNet(config).apply).lower({"params": own}, sample, 500.0, text).compile()
-    return lambda: jax.block_until_ready(run({"params": own}, sample, 500.0, text))
+    conditions = Conditions.of_videos(rng.standard_normal((VIDEOS, TOKENS, 768), np.float32))
+    run = jax.jit(unet.UNet(config).apply).lower({"params": own}, sample, 500.0, conditions).compile()
+    return lambda: jax.block_until_ready(run({"params": own}, sample, 500.0, conditions))
 
 
 def serve(connection, side: str, args) -> None:

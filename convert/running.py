@@ -16,6 +16,7 @@ from convert.parts import part_of
 from convert.tables import table
 from i2v_jax.errors import InputError
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet
 from i2v_jax.models.image_projection import ImageProjection, Resampler, ResamplerConfig
 from i2v_jax.models.unet import UNet, UNetConfig
@@ -193,9 +194,9 @@ def _controlnet_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray
 
 
 def _our_call(given: dict[str, np.ndarray]) -> dict[str, Any]:
-    added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
-    call = {name: array for name, array in given.items() if name not in added}
-    return call | {"added": added or None}
+    names = ("text", "image_tokens", "text_embeds", "time_ids")
+    call = {name: array for name, array in given.items() if name not in names}
+    return call | {"conditions": Conditions.of_videos(*map(given.get, names))}
 
 
 def _our_unet(c: UNetConfig, variables: dict, given: dict[str, np.ndarray]) -> Outputs:

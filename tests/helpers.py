@@ -1,6 +1,11 @@
 """What several test files share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+
+from i2v_jax.models.conditions import Conditions
 
 
 def relative_error(out, ref) -> float:
@@ -8,3 +13,11 @@ def relative_error(out, ref) -> float:
     out, ref = np.asarray(out, np.float64), np.asarray(ref, np.float64)
     assert out.shape == ref.shape, (out.shape, ref.shape)
     return float(np.linalg.norm(out - ref) / np.linalg.norm(ref))
+
+
+def with_conditions(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a network's inputs with `text`, `image_tokens` and PyTorch's `added` made its conditions."""
+    given = dict(given)
+    added = given.pop("added", None) or {}
+    tokens = given.pop("text"), given.pop("image_tokens", None)
+    return given | dict(conditions=Conditions.of_videos(*tokens, added.get("text_embeds"), added.get("time_ids")))

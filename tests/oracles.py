@@ -4,10 +4,10 @@ import functools
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.weights.load import load_image_projection, load_unet
 
 FOLDER = Path(__file__).parent / "data" / "oracles"
@@ -42,8 +42,11 @@ def image_projection(name: str):
     )
 
 
-def split_tokens(encoder_hidden_states: np.ndarray) -> dict[str, jnp.ndarray]:
-    """Splits the published code's prompt, text tokens then 16 image tokens, into the UNet's two arguments."""
-    return dict(
-        text=jnp.asarray(encoder_hidden_states[:, :-16]), image_tokens=jnp.asarray(encoder_hidden_states[:, -16:])
-    )
+def text_and_image(encoder_hidden_states: np.ndarray) -> dict[str, np.ndarray]:
+    """Splits the published code's prompt: text tokens, then 16 image tokens."""
+    return dict(text=encoder_hidden_states[:, :-16], image_tokens=encoder_hidden_states[:, -16:])
+
+
+def split_tokens(encoder_hidden_states: np.ndarray) -> dict[str, Conditions]:
+    """Makes the published code's prompt the UNet's conditions."""
+    return dict(conditions=Conditions.of_videos(**text_and_image(encoder_hidden_states)))

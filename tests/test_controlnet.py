@@ -18,7 +18,7 @@ from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.load import load_controlnet, load_unet
 from i2v_jax.weights.shapes import controlnet_shapes
 from i2v_jax.weights.translate import export_tensors, recognise
-from tests.helpers import relative_error
+from tests.helpers import relative_error, with_conditions
 from tests.torch_models import our_parameters, our_shapes, randomise
 
 SMALL = dict(
@@ -97,7 +97,7 @@ def test_equals_diffusers_controlnet(shape, pooled, measured):
     config = ControlNetConfig.from_diffusers(yardstick.config)
     parameters = our_parameters("controlnet", yardstick.state_dict())
     call = jax.jit(ControlNet(config).apply)
-    down, middle = call({"params": parameters}, **given, picture=picture, conditioning_scale=0.7)
+    down, middle = call({"params": parameters}, **with_conditions(given), picture=picture, conditioning_scale=0.7)
     assert len(down) == len(wanted.down_block_res_samples)
     residuals = zip([*down, middle], [*wanted.down_block_res_samples, wanted.mid_block_res_sample], strict=True)
     error = max(relative_error(as_pictures(ours), it) for ours, it in residuals)
@@ -109,6 +109,7 @@ def test_unet_with_residuals_equals_diffusers(shape, measured):
     yardstick, unet = controlnet(shape), randomise(diffusers.UNet2DConditionModel(**unet_settings(shape)), seed=1)
     given, picture = inputs(1, 2, 8, 8)
     picture = picture[:, :1]  # one for both frames
+    ours = with_conditions(given)
     residuals = theirs(yardstick, given, controlnet_cond=pictures(np.repeat(picture, 2, axis=1)))
     corrected = theirs(
         unet,
@@ -122,8 +123,8 @@ def test_unet_with_residuals_equals_diffusers(shape, measured):
 
     @jax.jit
     def run(scale):
-        residuals = control.apply({"params": parameters[0]}, **given, picture=picture, conditioning_scale=scale)
-        return network.apply({"params": parameters[1]}, **given, residuals=residuals)
+        residuals = control.apply({"params": parameters[0]}, **ours, picture=picture, conditioning_scale=scale)
+        return network.apply({"params": parameters[1]}, **ours, residuals=residuals)
 
     plain = theirs(unet, given).sample
     assert relative_error(plain, corrected) > 1e-2
@@ -148,7 +149,7 @@ def test_equals_diffusers_flax_controlnet(tmp_path, measured, monkeypatch):
     call = (pictures(given["sample"]).numpy(), given["timesteps"], given["text"], pictures(picture).numpy())
     wanted = jax.jit(yardstick.apply)({"params": weights}, *map(jnp.asarray, call))
     config, parameters = load_controlnet(tmp_path)
-    down, middle = jax.jit(ControlNet(config).apply)({"params": parameters}, **given, picture=picture)
+    down, middle = jax.jit(ControlNet(config).apply)({"params": parameters}, **with_conditions(given), picture=picture)
     residuals = zip([*down, middle], [*wanted.down_block_res_samples, wanted.mid_block_res_sample], strict=True)
     error = max(relative_error(ours[:, 0], it) for ours, it in residuals)
     measured("diffusers FlaxControlNetModel from its checkpoint, worst residual", error, 1e-5)

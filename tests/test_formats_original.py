@@ -16,6 +16,7 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 
 from i2v_jax.models.clip import OPENCLIP_BIGG_TEXT, SD15_TEXT, CLIPTextEncoder
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import SD15_CONTROLNET
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, AutoencoderKL
@@ -478,7 +479,7 @@ def test_unet_and_autoencoder_give_the_models_outputs(files, measured):
     with pytest.warns(UserWarning, match="attention heads"):
         config, params = load_unet(files["SD1.5"])
     out = jax.jit(UNet(config).apply)(
-        {"params": params}, sample.transpose(0, 2, 3, 1)[:, None], np.array([3.0, 500.0]), text
+        {"params": params}, sample.transpose(0, 2, 3, 1)[:, None], np.array([3.0, 500.0]), Conditions.of_videos(text)
     )
     with torch.no_grad():
         ref = models["unet"](torch.tensor(sample), torch.tensor([3, 500]), torch.tensor(text)).sample

@@ -17,7 +17,7 @@ from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.load import load_image_projection, load_unet
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
-from tests.helpers import relative_error
+from tests.helpers import relative_error, with_conditions
 from tests.torch_models import randomise
 
 TOKEN = 24  # width
@@ -174,7 +174,8 @@ def test_outputs_are_those_of_diffusers(kind, changes, tmp_path, measured):
 
     def run(params):
         video = jnp.asarray(sample).transpose(0, 2, 3, 1)[:, None]
-        out = UNet(config).apply({"params": params}, video, 500, text, tokens, added or None)
+        given = dict(sample=video, timesteps=500, text=text, image_tokens=tokens, added=added)
+        out = UNet(config).apply({"params": params}, **with_conditions(given))
         return out[:, 0].transpose(0, 3, 1, 2)
 
     measured(f"UNet with an IP-Adapter, {kind}, against diffusers", relative_error(jax.jit(run)(params), wanted), 1e-5)

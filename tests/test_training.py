@@ -42,7 +42,7 @@ def recorded_step():
     """Runs one step on the recorded batch; returns the gradients' loss too."""
     config, parameters = oracles.unet(NAME)
     io = oracles.recorded(NAME, "train")
-    tokens = oracles.split_tokens(io["encoder_hidden_states"])
+    tokens = oracles.text_and_image(io["encoder_hidden_states"])
     loss = Recorded({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(tokens["text"][0]))
     batch = dict(latents=io["latents"], **tokens)
     trained, frozen = tree.split({"unet": parameters}, [ADAPTER])
@@ -193,7 +193,7 @@ def test_dropped_image_tokens_add_nothing():
     """A clip without its image tokens has the loss that it has with a branch of no strength; the others keep theirs."""
     config, parameters = oracles.unet(NAME)
     io = oracles.recorded(NAME, "train")
-    batch = dict(latents=io["latents"], **oracles.split_tokens(io["encoder_hidden_states"]))
+    batch = dict(latents=io["latents"], **oracles.text_and_image(io["encoder_hidden_states"]))
     draws = Recorded.draw(None, None, batch)
     drop = jnp.arange(len(draws.drop)) == 0
 
@@ -201,7 +201,7 @@ def test_dropped_image_tokens_add_nothing():
         unet = UNet(config)
 
         def apply(variables, *inputs):
-            return unet.apply(variables, *inputs, scales=dict(image_tokens=strength))
+            return unet.apply(variables, *inputs, dict(image_tokens=strength))
 
         loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(batch["text"][0]))
         with pytest.MonkeyPatch.context() as patch:

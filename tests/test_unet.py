@@ -21,7 +21,7 @@ from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.shapes import unet_shapes
 from tests import oracles
-from tests.helpers import relative_error
+from tests.helpers import relative_error, with_conditions
 from tests.torch_models import our_parameters, randomise
 
 KERNELS = [("xla", "xla"), ("blocked", "winograd")]
@@ -125,7 +125,7 @@ def test_equals_diffusers_picture_unet(shape, size, attention, convolution, meas
         ).sample
     config = UNetConfig.from_diffusers(yardstick.config, attention=attention, convolution=convolution)
     parameters = our_parameters("unet", yardstick.state_dict())
-    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **with_conditions(given))
     error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), wanted)
     measured(f"diffusers UNet2DConditionModel, {shape} shape, {size} ({attention}, {convolution})", error, 1e-5)
 
@@ -151,7 +151,7 @@ def test_equals_diffusers_flax_unet(shape, measured, monkeypatch):
     wanted = yardstick.apply({"params": flax_parameters}, *call).sample
     config = UNetConfig.from_diffusers(torch_model.config)
     parameters = our_parameters("unet", torch_model.state_dict())
-    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **with_conditions(given))
     error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), wanted)
     measured(f"diffusers FlaxUNet2DConditionModel, {shape} shape", error, 1e-5)
     error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), approximate)
@@ -209,7 +209,7 @@ def test_equals_diffusers_motion_unet(layout, measured):
     assert (layout_read.max_positions, layout_read.mid_block) == (ours.max_positions, ours.mid_block)
     config = dataclasses.replace(config, motion=layout_read)
     parameters = our_parameters("unet", yardstick.state_dict())
-    out = jax.jit(UNet(config).apply)({"params": parameters}, **given)
+    out = jax.jit(UNet(config).apply)({"params": parameters}, **with_conditions(given))
     error = relative_error(jnp.moveaxis(out, -1, 1), wanted)
     measured(f"diffusers UNetMotionModel, {layout} layout", error, 1e-5)
 
@@ -240,7 +240,7 @@ def test_branch_scales():
     tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
     run = jax.jit(
         lambda config, scales: UNet(config).apply(
-            {"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens, scales=scales
+            {"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens, strengths=scales
         ),
         static_argnums=0,
     )
@@ -291,7 +291,8 @@ def test_remat_changes_no_gradient(remat):
 
     def gradient(remat):
         network = UNet(dataclasses.replace(config, remat=remat))
-        return jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, **given) ** 2)))(parameters)
+        inputs = with_conditions(given)
+        return jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, **inputs) ** 2)))(parameters)
 
     for ours, wanted in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-7)
@@ -313,7 +314,7 @@ def test_settings_this_network_does_not_have_are_refused():
         UNetConfig.from_diffusers(SMALL | dict(act_fn="mish"))
     with pytest.raises(InputError, match="num_heads has 2 entries, wanted 3"):
         UNetConfig.from_diffusers(SMALL | dict(attention_head_dim=(2, 4)))
-    with pytest.raises(InputError, match="Unknown attention branch 'first_fram'.*Did you mean 'first_frame'"):
+    with pytest.raises(InputError, match="Unknown adapter 'first_fram'.*Did you mean 'first_frame'"):
         unet_shapes(dataclasses.replace(unet.TINY, self_attention_branches=("first_fram",)))
     with pytest.raises(InputError, match="Unknown attention implementation 'xls'.*Did you mean 'xla'"):
         unet_shapes(dataclasses.replace(unet.TINY, attention="xls"))

@@ -150,8 +150,8 @@ class Projections(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention `A(Q, K, V) W_O`, with any number of branches beside it.
 
-    A branch is a module that sees the `Projections` and the network's conditioning and returns `(inner, outer)`: what
-    to add before and after the output projection (either may be 0). This module knows no branch by name.
+    A branch is a module that sees the `Projections` and what the network's layers share, and returns `(inner, outer)`:
+    what to add before and after the output projection (either may be 0). This module knows no branch by name.
     """
 
     num_heads: int
@@ -165,7 +165,7 @@ class Attention(nn.Module):
         self,
         hidden: Float[Array, "b g s c"],
         context: Float[Array, "b k t e"] | None = None,
-        conditioning: Any = None,
+        shared: Any = None,
     ) -> Float[Array, "b g s c"]:
         channels = hidden.shape[-1]
         context = hidden if context is None else context
@@ -181,7 +181,7 @@ class Attention(nn.Module):
         outer = 0
         for name, branch in self.branches:
             module = branch(implementation=self.implementation, name=name, **dtypes)
-            more_inner, more_outer = module(projections, conditioning)
+            more_inner, more_outer = module(projections, shared)
             inner, outer = inner + more_inner, outer + more_outer
         return Dense(channels, name="to_out", **dtypes)(inner) + outer
 

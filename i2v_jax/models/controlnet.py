@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
-from i2v_jax.models.branches import Conditioning
+from i2v_jax.models.adapters import Shared
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Dense, shard
 from i2v_jax.models.unet import SD15, SDXL, TINY, UNetConfig, conv, down_and_middle, time_embedding
 
@@ -104,21 +105,19 @@ class ControlNet(nn.Module):
         self,
         sample: Float[Array, "b f h w i"],
         timesteps: Float[Array, " b"],
-        text: Float[Array, "b t e"],
+        conditions: Conditions,
         picture: Float[Array, "b f H W 3"],
         conditioning_scale: float | Float[Array, ""] = 1.0,
-        added: Mapping[str, Array] | None = None,
     ) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
         """Runs the network.
 
         Args:
           sample: noisy latents.
           timesteps: in [0, 1000), one per video, or a scalar for all.
-          text: prompt tokens.
+          conditions: the UNet's.
           picture: conditioning pictures (edges, depth, poses, ...) in [0, 1], `config.picture_scale` times the latents'
             height and width; one frame serves for all.
           conditioning_scale: strength; 0 leaves the UNet as it is.
-          added: SDXL's `text_embeds` [b d] and `time_ids` [b 6].
 
         Returns:
           Residuals of every output of the UNet's way down, `conv_in`'s first, and of its middle block: what
@@ -135,13 +134,11 @@ class ControlNet(nn.Module):
                 f"of {sample.shape[2]}x{sample.shape[3]}; wanted {(height, width, 3)}. Resize them."
             )
         sample = shard(sample, "batch", "frames", "height", "width", None)
-        conditioning = Conditioning(
-            time=time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), added),
-            text=jnp.asarray(text, c.dtype)[:, None],
-        )
+        time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
+        shared = Shared(time, conditions.in_dtype(c.dtype))
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
         x += PictureEmbedding(c, name="controlnet_cond_embedding")(picture)
-        outputs, middle = down_and_middle(c, x, conditioning)
+        outputs, middle = down_and_middle(c, x, shared)
 
         def residual(x, name):
             zeros = nn.initializers.zeros_init()  # a new ControlNet changes nothing

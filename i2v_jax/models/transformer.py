@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from i2v_jax.models.adapters import Shared, adapter
 from i2v_jax.models.attention import Attention
-from i2v_jax.models.branches import Conditioning, branch
 from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm
 
 
@@ -23,16 +23,16 @@ class TransformerBlock(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f s c"], conditioning: Conditioning) -> Float[Array, "b f s c"]:
+    def __call__(self, x: Float[Array, "b f s c"], shared: Shared) -> Float[Array, "b f s c"]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         attend = functools.partial(Attention, self.num_heads, implementation=self.attention, **dtypes)
-        beside_self = tuple(branch(name) for name in self.self_attention_branches)
-        beside_cross = tuple(branch(name) for name in self.cross_attention_branches)
+        beside_self = tuple((name, adapter(name).module) for name in self.self_attention_branches)
+        beside_cross = tuple((name, adapter(name).module) for name in self.cross_attention_branches)
 
         hidden = LayerNorm(name="norm1", **dtypes)(x)
-        x = x + attend(branches=beside_self, name="attn1")(hidden, conditioning=conditioning)
+        x = x + attend(branches=beside_self, name="attn1")(hidden, shared=shared)
         hidden = LayerNorm(name="norm2", **dtypes)(x)
-        x = x + attend(branches=beside_cross, name="attn2")(hidden, conditioning.text, conditioning)
+        x = x + attend(branches=beside_cross, name="attn2")(hidden, shared.conditions.text, shared)
         return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
 
 
@@ -49,7 +49,7 @@ class SpatialTransformer(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"], conditioning: Conditioning) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], shared: Shared) -> Float[Array, "b f h w c"]:
         b, f, h, w, c = x.shape
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm", **dtypes)(x)
@@ -62,5 +62,5 @@ class SpatialTransformer(nn.Module):
                 self.attention,
                 name=f"blocks_{i}",
                 **dtypes,
-            )(hidden, conditioning)
+            )(hidden, shared)
         return x + Dense(c, name="proj_out", **dtypes)(hidden).reshape(x.shape)

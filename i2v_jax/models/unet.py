@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
-from i2v_jax.models.branches import Conditioning
+from i2v_jax.models.adapters import Shared
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
 from i2v_jax.models.motion import MotionConfig, MotionModule
 from i2v_jax.models.resnet import ResnetBlock, nearest_resize
@@ -33,6 +34,11 @@ class AddedConditioning:
 
     time_dim: int = 256
     projection_input_dim: int = 2816
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled text."""
+        return self.projection_input_dim - 6 * self.time_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ class UNetConfig:
       added_conditioning: SDXL's, or None.
       motion: layout of the motion modules, or None for a picture model.
       pooled_norms: resnet norms and the output norm pool over frames (AnimateDiff v1).
-      self_attention_branches, cross_attention_branches: names in `models.branches.BRANCHES`.
+      self_attention_branches, cross_attention_branches: names in `models.adapters.ADAPTERS`.
       attention, convolution: implementations, see `models.attention` and `models.convolution`.
       remat: what the backward pass makes again of a layer's activations: "none"; "products", what is cheap (see
         `save_products`); "full", all; or a name in `jax.checkpoint_policies`.
@@ -229,11 +235,11 @@ class Layer(nn.Module):
     attention: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w i"], conditioning: Conditioning) -> Float[Array, "b f h w o"]:
+    def __call__(self, x: Float[Array, "b f h w i"], shared: Shared) -> Float[Array, "b f h w o"]:
         c = self.config
-        x = resnet(c, self.level, "resnet")(x, conditioning.time)
+        x = resnet(c, self.level, "resnet")(x, shared.time)
         if self.attention:
-            x = transformer(c, self.level)(x, conditioning)
+            x = transformer(c, self.level)(x, shared)
         if c.motion:
             x = motion(c)(x)
         return shard(x, "batch", "frames", "height", "width", None)
@@ -245,13 +251,13 @@ class MidBlock(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"], conditioning: Conditioning) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], shared: Shared) -> Float[Array, "b f h w c"]:
         c, level = self.config, len(self.config.block_out_channels) - 1
-        x = resnet(c, level, "resnet_0")(x, conditioning.time)
-        x = transformer(c, level)(x, conditioning)
+        x = resnet(c, level, "resnet_0")(x, shared.time)
+        x = transformer(c, level)(x, shared)
         if c.motion and c.motion.mid_block:
             x = motion(c)(x)
-        return resnet(c, level, "resnet_1")(x, conditioning.time)
+        return resnet(c, level, "resnet_1")(x, shared.time)
 
 
 class DownBlock(nn.Module):
@@ -261,11 +267,11 @@ class DownBlock(nn.Module):
     level: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w i"], conditioning: Conditioning) -> list[Float[Array, "b f _h _w o"]]:
+    def __call__(self, x: Float[Array, "b f h w i"], shared: Shared) -> list[Float[Array, "b f _h _w o"]]:
         c, outputs = self.config, []
         for i in range(c.layers_per_block):
             layer = remat(Layer, c)(c, self.level, c.down_attention[self.level], name=f"layers_{i}")
-            x = layer(x, conditioning)
+            x = layer(x, shared)
             outputs.append(x)
         if self.level < len(c.block_out_channels) - 1:
             outputs.append(conv(c, c.block_out_channels[self.level], "downsample", stride=2)(x))
@@ -280,13 +286,13 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b f h w i"], skips: list[Float[Array, "b f _h _w _c"]], conditioning: Conditioning
+        self, x: Float[Array, "b f h w i"], skips: list[Float[Array, "b f _h _w _c"]], shared: Shared
     ) -> Float[Array, "b f h2 w2 o"]:
         c = self.config
         attention = c.up_attention[len(c.block_out_channels) - 1 - self.level]
         for i in range(c.layers_per_block + 1):
             x = jnp.concatenate([x, skips.pop()], -1)
-            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, conditioning)
+            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, shared)
         if self.level > 0:
             x = nearest_resize(x, *skips[-1].shape[-3:-1])  # odd sizes: exactly the next skip's
             x = conv(c, c.block_out_channels[self.level], "upsample")(x)
@@ -306,10 +312,8 @@ class UNet(nn.Module):
         self,
         sample: Float[Array, "b f h w i"],
         timesteps: Float[Array, " b"],
-        text: Float[Array, "b t e"],
-        image_tokens: Float[Array, "b n e"] | None = None,
-        added: Mapping[str, Array] | None = None,
-        scales: Mapping[str, Any] | None = None,
+        conditions: Conditions,
+        strengths: Mapping[str, Any] | None = None,
         residuals: tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]] | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Runs the network.
@@ -317,28 +321,22 @@ class UNet(nn.Module):
         Args:
           sample: noisy latents; any height and width.
           timesteps: in [0, 1000), one per video, or a scalar for all.
-          text: prompt tokens.
-          image_tokens: image prompt tokens, for UNets with the "image_tokens" branch.
-          added: SDXL's `text_embeds` [b d] and `time_ids` [b 6].
-          scales: strength of each branch by name (scalars, may be traced); 1 where absent.
+          conditions: see `Conditions`; those that the network does not look at may be there or not.
+          strengths: of adapters, by name (scalars, may be traced); 1 where absent.
           residuals: what a ControlNet returned, added to every output of the way down and to the middle's.
         """
         c = self.config
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         sample = shard(sample, "batch", "frames", "height", "width", None)
-        conditioning = Conditioning(
-            time=time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), added),
-            text=jnp.asarray(text, c.dtype)[:, None],
-            image_tokens=None if image_tokens is None else jnp.asarray(image_tokens, c.dtype)[:, None],
-            scales=scales or {},
-        )
+        time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
+        shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {})
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
-        skips, x = down_and_middle(c, x, conditioning)
+        skips, x = down_and_middle(c, x, shared)
         if residuals is not None:
             skips = [skip + residual for skip, residual in zip(skips, residuals[0], strict=True)]
             x += residuals[1]
         for i, level in enumerate(reversed(range(len(c.block_out_channels)))):
-            x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, conditioning)
+            x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, shared)
         x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
         x = conv(c, c.out_channels, "conv_out")(x)
         return shard(x, "batch", "frames", "height", "width", None)
@@ -348,29 +346,29 @@ class UNet(nn.Module):
 
 
 def time_embedding(
-    c: UNetConfig, timesteps: Float[Array, " b"], added: Mapping[str, Array] | None
+    c: UNetConfig, timesteps: Float[Array, " b"], conditions: Conditions
 ) -> Float[Array, "b e"]:
     """Embeds the timesteps and, for SDXL, the pooled text and the sizes."""
     width = c.block_out_channels[0]
     mlp = dict(features=4 * width, param_dtype=c.param_dtype)
     time = EmbeddingMLP(name="time_embedding", **mlp)(sinusoidal_embedding(timesteps, width))
     if c.added_conditioning:
-        if added is None:
-            raise InputError("This network (SDXL) wants `added` with `text_embeds` [b d] and `time_ids` [b 6].")
-        sizes = sinusoidal_embedding(added["time_ids"], c.added_conditioning.time_dim)
-        joined = jnp.concatenate([added["text_embeds"], sizes.reshape(sizes.shape[0], -1)], -1)
+        if conditions.pooled is None or conditions.sizes is None:
+            raise InputError("This network (SDXL) wants conditions with `pooled` text and `sizes`.")
+        sizes = sinusoidal_embedding(conditions.sizes[:, 0], c.added_conditioning.time_dim)
+        joined = jnp.concatenate([conditions.pooled[:, 0], sizes.reshape(sizes.shape[0], -1)], -1)
         time += EmbeddingMLP(name="add_embedding", **mlp)(jnp.asarray(joined, jnp.float32))
     return jnp.asarray(time, c.dtype)
 
 
 def down_and_middle(
-    c: UNetConfig, x: Float[Array, "b f h w c"], conditioning: Conditioning
+    c: UNetConfig, x: Float[Array, "b f h w c"], shared: Shared
 ) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
     """Runs the way down and the middle block; returns every output of the way down, `x` first, and the middle's."""
     skips = [x]
     for level in range(len(c.block_out_channels)):
-        skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], conditioning)
-    return skips, remat(MidBlock, c)(c, name="mid_block")(skips[-1], conditioning)
+        skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], shared)
+    return skips, remat(MidBlock, c)(c, name="mid_block")(skips[-1], shared)
 
 
 # How a config builds each kind of part.

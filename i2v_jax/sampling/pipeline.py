@@ -22,6 +22,7 @@ from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.media import FITS, clip_pixels, fit_picture, to_model_range
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.conditions import Conditions as Denoise
 from i2v_jax.models.image_projection import projection_of
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer
@@ -463,9 +464,8 @@ class Pipeline:
                 {"params": parameters},
                 jnp.concatenate([sample, sample]) if guided else sample,
                 jnp.asarray(sampler.timesteps)[i],
-                conditions.text,
-                conditions.image_tokens,
-                scales=strengths,
+                Denoise.of_videos(conditions.text, conditions.image_tokens),
+                strengths,
             )
             if guided:
                 predicted = None  # frame 1's prediction means nothing, and should not move the others' spread

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
 from i2v_jax.errors import InputError
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.image_projection import projection_of
 from i2v_jax.models.unet import UNet
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig, sample_posterior
@@ -197,7 +198,7 @@ class Loss:
         text, image_tokens = self._text(tree, batch, draws), self._image_tokens(tree, batch, draws)
 
         def predict(noisy, timesteps):
-            return unet.apply({"params": tree["unet"]}, noisy, timesteps, text, image_tokens)
+            return unet.apply({"params": tree["unet"]}, noisy, timesteps, Conditions.of_videos(text, image_tokens))
 
         latents = self._latents(tree, batch, draws.posterior)
         return denoising_loss(predict, self.schedule, latents, draws.noise, draws.timesteps, self.objective)

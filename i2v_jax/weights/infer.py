@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models.branches import BRANCHES
+from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
@@ -32,7 +32,7 @@ _LAST_AXIS_IS_WIDTH = re.compile(
     r"|(?:attention|motion)/(?:norm/scale|blocks_\d+/attn[12]/(?:\w+/)?to_(?:q|k|v|out)/kernel)"
 )
 _CLIP_NORM = r"layers_\d+/layer_norm\d/(?:scale|bias)"  # there are many, so that one odd tensor is then what is wrong
-_BRANCH = re.compile(rf".*/attention/blocks_\d+/attn[12]/(?:{'|'.join(BRANCHES)})/.*")
+_BRANCH = re.compile(r".*/attention/blocks_\d+/attn[12]/(?!to_)\w+/.*")
 
 
 def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
@@ -99,8 +99,8 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
         added_conditioning=like.added_conditioning if is_part else _added_conditioning(shapes),
         motion=motion,
         pooled_norms=bool(motion and motion.max_positions == 24 and not motion.mid_block),  # AnimateDiff v1
-        self_attention_branches=tuple(name for name in BRANCHES if any(f"/attn1/{name}/" in path for path in shapes)),
-        cross_attention_branches=tuple(name for name in BRANCHES if any(f"/attn2/{name}/" in path for path in shapes)),
+        self_attention_branches=tuple(name for name in ADAPTERS if any(f"/attn1/{name}/" in path for path in shapes)),
+        cross_attention_branches=tuple(name for name in ADAPTERS if any(f"/attn2/{name}/" in path for path in shapes)),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
-from i2v_jax.models.branches import BRANCHES
+from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig
 from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
@@ -166,8 +166,8 @@ def assemble_unet(
     derived = dict(
         motion=layout,
         pooled_norms=_pools_frames(layout, settings),
-        self_attention_branches=tuple(name for name in BRANCHES if ("attn1", name) in held),
-        cross_attention_branches=tuple(name for name in BRANCHES if ("attn2", name) in held),
+        self_attention_branches=tuple(name for name in ADAPTERS if ("attn1", name) in held),
+        cross_attention_branches=tuple(name for name in ADAPTERS if ("attn2", name) in held),
         dtype=dtype,
         param_dtype=dtype,
     )

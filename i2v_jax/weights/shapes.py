@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.image_projection import AnyConfig, projection_of
 from i2v_jax.models.unet import UNet, UNetConfig
@@ -20,8 +21,7 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 @functools.cache  # tracing takes seconds
 def unet_shapes(config: UNetConfig) -> Shapes:
     """Returns {path: shape and dtype} of a UNet's parameters."""
-    tokens = _array((1, 1, config.cross_attention_dim))
-    return _shapes(UNet(config), **_inputs(config), image_tokens=tokens)
+    return _shapes(UNet(config), **_inputs(config))
 
 
 @functools.cache
@@ -33,16 +33,13 @@ def controlnet_shapes(config: ControlNetConfig) -> Shapes:
 
 def _inputs(config: UNetConfig) -> dict[str, Any]:
     """The smallest that a UNet or a ControlNet takes."""
-    size = config.downscale
-    inputs = dict(
-        sample=_array((1, 1, size, size, config.in_channels)),
-        timesteps=_array((1,)),
-        text=_array((1, 1, config.cross_attention_dim)),
-    )
-    if added := config.added_conditioning:
-        pooled = _array((1, added.projection_input_dim - 6 * added.time_dim))
-        inputs["added"] = dict(text_embeds=pooled, time_ids=_array((1, 6)))
-    return inputs
+    size, added = config.downscale, config.added_conditioning
+    tokens = _array((1, 1, 1, config.cross_attention_dim))
+    conditions = Conditions(text=tokens, image_tokens=tokens)
+    if added:
+        conditions = conditions._replace(pooled=_array((1, 1, added.pooled_dim)), sizes=_array((1, 1, 6)))
+    sample = _array((1, 1, size, size, config.in_channels))
+    return dict(sample=sample, timesteps=_array((1,)), conditions=conditions)
 
 
 @functools.cache

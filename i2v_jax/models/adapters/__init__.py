@@ -1,0 +1,63 @@
+"""Adapters, one file each, found by name.
+
+To add one: write a file like `first_frame.py` and register its `Adapter` here, or in a module of your own that is named
+by `config.weights.adapter_modules` (for `python -m convert`: `--adapter-module`).
+"""
+
+import importlib
+from collections.abc import Iterable
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.adapters.adapter import SITES, Adapter, Shared
+from i2v_jax.models.adapters.first_frame import FIRST_FRAME
+from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
+
+__all__ = ["ADAPTERS", "Adapter", "Shared", "adapter", "at_site", "import_modules", "register"]
+
+ADAPTERS: dict[str, Adapter] = {}
+
+
+def register(adapter: Adapter) -> Adapter:
+    """Makes an adapter known by its name; returns it.
+
+    Raises:
+      InputError: another one has the name, or it has no such site.
+    """
+    if ADAPTERS.setdefault(adapter.name, adapter) != adapter:
+        raise InputError(f"Two adapters are called {adapter.name!r}. Give one of them another name.")
+    if adapter.site not in SITES:
+        raise InputError(f"Adapter {adapter.name!r} has site {adapter.site!r}; known: {', '.join(SITES)}.")
+    return adapter
+
+
+def adapter(name: str) -> Adapter:
+    """Looks up an adapter. Raises InputError for an unknown name."""
+    if name not in ADAPTERS:
+        raise InputError(
+            f"Unknown adapter {name!r}; known: {', '.join(ADAPTERS)}.{nearest(name, ADAPTERS)} One of your own is "
+            "known once weights.adapter_modules names the module that registers it."
+        )
+    return ADAPTERS[name]
+
+
+def at_site(names: Iterable[str], site: str) -> tuple[str, ...]:
+    """Returns those of the names whose adapters are at a site, in the order of the registry."""
+    chosen = {adapter(name).name for name in names}
+    return tuple(name for name, it in ADAPTERS.items() if name in chosen and it.site == site)
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports modules that register adapters.
+
+    Raises:
+      InputError: a module that cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"adapter_modules: {name!r} cannot be imported ({error}).") from error
+
+
+register(FIRST_FRAME)
+register(IMAGE_TOKENS)

@@ -1,0 +1,44 @@
+"""What a denoiser is conditioned on beside latents and time, for every family of models."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Conditions(NamedTuple):
+    """A pytree of arrays `[batch, frames or 1, ...]`: guidance joins them along axis 0, windows of frames slice axis 1.
+
+    Attributes:
+      text: prompt states.
+      image_tokens: tokens of a picture, for networks with the "image_tokens" adapter.
+      pooled: pooled, projected prompt states (SDXL).
+      sizes: original height and width, crop's top and left, target height and width, in pixels (SDXL).
+    """
+
+    text: Float[Array, "b f t e"]
+    image_tokens: Float[Array, "b f n e"] | None = None
+    pooled: Float[Array, "b f p"] | None = None
+    sizes: Float[Array, "b f 6"] | None = None
+
+    @classmethod
+    def of_videos(
+        cls,
+        text: Float[Array, "b t e"],
+        image_tokens: Float[Array, "b n e"] | None = None,
+        pooled: Float[Array, "b p"] | None = None,
+        sizes: Float[Array, "b 6"] | None = None,
+    ) -> "Conditions":
+        """Returns conditions that all frames of a video share."""
+        return jax.tree.map(lambda x: jnp.asarray(x)[:, None], cls(text, image_tokens, pooled, sizes))
+
+    def in_dtype(self, dtype: Any) -> "Conditions":
+        """Returns them with the tokens in a network's dtype; pooled states and sizes stay as they are."""
+        tokens = (None if x is None else jnp.asarray(x, dtype) for x in (self.text, self.image_tokens))
+        return Conditions(*tokens, self.pooled, self.sizes)
+
+
+def join(unconditional: Conditions, conditional: Conditions) -> Conditions:
+    """Returns both as one batch, `[unconditional, conditional]`, as classifier-free guidance runs it."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), unconditional, conditional)
