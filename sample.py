@@ -25,7 +25,8 @@ from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.sampling import jobs
 from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
 from i2v_jax.weights import load
-from i2v_jax.weights.files import check_reader, open_tensors, sha256
+from i2v_jax.weights.storage.open import check_reader, open_tensors
+from i2v_jax.weights.tensors import sha256
 
 DEFAULT = Path(__file__).parent / "configs" / "sample" / "sd15.py"
 SUFFIXES = (".mp4", ".gif", ".png", ".json")
