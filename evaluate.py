@@ -23,7 +23,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.evaluation import direction, flow, metrics, report
 from i2v_jax.sampling import jobs
 from i2v_jax.sampling.pipeline import Pipeline, Settings
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")

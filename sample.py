@@ -24,7 +24,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.sampling import jobs
 from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 from i2v_jax.weights.storage.open import check_reader, open_tensors
 from i2v_jax.weights.tensors import sha256
 

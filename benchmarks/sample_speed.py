@@ -18,13 +18,13 @@ import numpy as np
 from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.networks import Shapes, parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
 from i2v_jax.tree import unflatten
-from i2v_jax.weights import shapes
 
 
-def random_parameters(expected: shapes.Shapes) -> dict:
+def random_parameters(expected: Shapes) -> dict:
     """Small random kernels, made on the device, one at a time; norms that change nothing."""
     draw = jax.jit(
         lambda number, shape, dtype: 0.02 * jax.random.normal(jax.random.key(number), shape, dtype),
@@ -52,16 +52,13 @@ def real_size_models(dtype) -> Models:
         **dtypes,
     )
     configs = dict(
-        unet=(unet_config, shapes.unet_shapes),
-        vae=(dataclasses.replace(vae.SD_VAE, **kernels, **dtypes), shapes.vae_shapes),
-        text_encoder=(dataclasses.replace(clip.SD15_TEXT, **dtypes), shapes.text_encoder_shapes),
-        image_encoder=(dataclasses.replace(clip.VIT_H_VISION, **dtypes), shapes.image_encoder_shapes),
-        image_projection=(
-            dataclasses.replace(image_projection.IP_ADAPTER_PLUS_SD15, **dtypes),
-            shapes.image_projection_shapes,
-        ),
+        unet=unet_config,
+        vae=dataclasses.replace(vae.SD_VAE, **kernels, **dtypes),
+        text_encoder=dataclasses.replace(clip.SD15_TEXT, **dtypes),
+        image_encoder=dataclasses.replace(clip.VIT_H_VISION, **dtypes),
+        image_projection=dataclasses.replace(image_projection.IP_ADAPTER_PLUS_SD15, **dtypes),
     )
-    components = {name: Component(config, random_parameters(find(config))) for name, (config, find) in configs.items()}
+    components = {name: Component(it, random_parameters(parameter_shapes(it))) for name, it in configs.items()}
     return Models(**components, tokenizer=ClipTokenizer(*byte_level_vocabulary()))
 
 

@@ -22,8 +22,8 @@ from i2v_jax.models.image_projection import ImageProjection, Resampler, Resample
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL
 from i2v_jax.tree import unflatten
+from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.checkpoint import Checkpoint, recognise_in
-from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.tensors import Tensors
 
 BAR = 1e-5

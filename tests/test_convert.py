@@ -26,7 +26,7 @@ from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.lora import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
@@ -154,8 +154,8 @@ def pipeline(files):
 
 
 def test_joined_sources_are_the_model_that_its_parts_make(files, joined):
-    parts = dict(motion="motion.ckpt", adapter="adapter.safetensors", image_tokens="ip.bin")
-    same(load_unet(joined), load_unet(files / "base", **{part: files / name for part, name in parts.items()}))
+    adapters = dict(first_frame=files / "adapter.safetensors", image_tokens=files / "ip.bin")
+    same(load_unet(joined), load_unet(files / "base", motion=files / "motion.ckpt", adapters=adapters))
     same(load_image_projection(joined), load_image_projection(files / "ip.bin"))
 
 

@@ -28,7 +28,7 @@ from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.models.unet import UNet
 from i2v_jax.models.vae import AutoencoderKL, sample_posterior
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 
 
 class Component(NamedTuple):
@@ -170,8 +170,7 @@ class Models:
                 *load.load_unet(
                     unet or base,
                     motion=motion,
-                    adapter=adapter,
-                    image_tokens=image_adapter,
+                    adapters=dict(first_frame=adapter, image_tokens=image_adapter),
                     **(kernels | common | unet_settings),
                 )
             ),

@@ -21,20 +21,14 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
 from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.training.objective import Loss, Objective, Reconstruction, ReconstructionLoss
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import State, init_state, make_step
-from i2v_jax.weights import load, shapes
+from i2v_jax.weights import assemble as load
 
 LOSSES = ("denoising", "reconstruction")
 DTYPES = ("auto", "float32", "bfloat16")
-SHAPES = dict(
-    unet=shapes.unet_shapes,
-    vae=shapes.vae_shapes,
-    text_encoder=shapes.text_encoder_shapes,
-    image_encoder=shapes.image_encoder_shapes,
-    image_proj=shapes.image_projection_shapes,
-)
 
 # Networks of published weights, by the names they have in configs.
 PUBLISHED = {
@@ -91,8 +85,7 @@ def assemble(config: ConfigDict, how: Arithmetic) -> dict[str, load.Assembled]:
         unet=load.assemble_unet(
             named.unet or named.base,
             motion=named.motion or None,
-            adapter=named.adapter or None,
-            image_tokens=named.image_adapter or None,
+            adapters=dict(first_frame=named.adapter or None, image_tokens=named.image_adapter or None),
             self_attention_branches=tuple(config.branches),
             remat=how.remat,
             **dtypes,
@@ -324,7 +317,7 @@ def image_tokens(configs: Mapping[str, Any]) -> int:
 
 def abstract_weights(configs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {component: nested shapes} of networks' weights."""
-    return {component: tree.unflatten(SHAPES[component](config)) for component, config in configs.items()}
+    return {component: tree.unflatten(parameter_shapes(config)) for component, config in configs.items()}
 
 
 SILENT = (
