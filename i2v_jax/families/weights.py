@@ -8,7 +8,7 @@ from typing import Any
 from i2v_jax.encoders.text import tokenizer_name
 from i2v_jax.errors import InputError
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.weights.files import check_reader, open_tensors
+from i2v_jax.weights.storage.open import check_reader, open_tensors
 
 OF_BASE = ("unet", "vae", "text_encoder", "tokenizer")
 """What the base gives, in every family, unless something is named in its place."""

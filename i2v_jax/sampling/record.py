@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from i2v_jax import __version__
-from i2v_jax.weights.files import sha256
+from i2v_jax.weights.tensors import sha256
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
 
