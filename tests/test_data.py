@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2v_jax.data import builder, loader
+from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import CAUSES, BadClip, Cut, choose_frames, read_clip, resize
 from i2v_jax.data.loader import Loader
-from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 from tests import clips

@@ -15,8 +15,9 @@ import pytest
 
 from i2v_jax import tree
 from i2v_jax.data import loader, stored
+from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import BadClip
-from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, image_projection, motion, unet, vae

@@ -25,8 +25,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from i2v_jax.data.clip import Clip, Source
 from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
-from i2v_jax.data.sources import Clip, Source, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
