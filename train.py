@@ -82,8 +82,9 @@ def main() -> None:
         seed=config.seed,
         host=jax.process_index(),
         hosts=jax.process_count(),
-        tokenize=tokenizer.encode_captions,
+        tokenize=lambda captions: {"tokens": tokenizer.encode_captions(captions)},
         image_size=configs["image_encoder"].image_size if "image_encoder" in configs else None,
+        wanted=("text", "image_tokens") if "image_encoder" in configs else ("text",),
     )
 
     # Weights, trained and frozen.

@@ -352,7 +352,9 @@ def config():
 
 
 def test_a_loader_reads_the_small_world(config):
-    some = loader.make(config, 3, seed=1, tokenize=lambda captions: np.array([[len(it)] for it in captions]))
+    some = loader.make(
+        config, 3, seed=1, tokenize=lambda captions: {"tokens": np.array([[len(it)] for it in captions])}
+    )
     batch, ids = next(some)
     assert batch["video"].shape == (3, 8, 64, 64, 3)
     for video, tokens, name in zip(batch["video"], batch["tokens"], ids):
@@ -367,7 +369,10 @@ def test_a_loader_reads_the_small_world(config):
 def test_cuts_of_the_small_world():
     source = open_source("small_world:held_out")
     assert len(source) == 1000 and source[999].id == "held_out-000999"
-    assert source[0].video(Cut(4, 5, 32, 48), np.random.default_rng(0)).shape == (4, 32, 48, 3)
+    middle, sizes = source[0].video(Cut(4, 5, 32, 49), np.random.default_rng(0))
+    assert sizes.tolist() == [49, 49, 8, 0, 32, 49] and sizes.dtype == np.float32
+    whole = source[0].video(Cut(4, 5, 49, 49), np.random.default_rng(0)).video
+    assert (middle == whole[:, 8 : 8 + 32]).all()
     with pytest.raises(BadClip, match="too short"):
         source[0].video(Cut(17, 1, 32, 32), np.random.default_rng(0))
     with pytest.raises(IndexError):
@@ -389,7 +394,8 @@ def test_lessons_have_one_object_and_tell_its_motion_alone():
         assert lesson.caption in drawn.caption.replace(",", "")
     cut = Cut(4, 5, 32, 32)
     lesson, whole = (
-        open_source(f"small_world:{name}")[2].video(cut, np.random.default_rng(0)) for name in ("lessons", "train")
+        open_source(f"small_world:{name}")[2].video(cut, np.random.default_rng(0)).video
+        for name in ("lessons", "train")
     )
     assert draw(2).caption == "a yellow square moves up" and (lesson == whole).all()
 
@@ -401,7 +407,7 @@ def test_written_clips_are_a_source(tmp_path, monkeypatch, capsys, measured):
     assert [clip.id for clip in source] == ["train-000000", "train-000001"]
     clip = make(1, frames=8, size=96)
     assert source[1].caption == clip.caption
-    error = np.abs(read_clip(source[1].video, Cut(8, 1, 96, 96), rng).astype(float) - clip.video).mean() / 255
+    error = np.abs(read_clip(source[1].video, Cut(8, 1, 96, 96), rng).video.astype(float) - clip.video).mean() / 255
     measured("small world, as an mp4 file against as made, mean of the range", error, 0.03)
     with pytest.raises(InputError, match="is there already"):
         sheet.main()

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 
-from i2v_jax.data.decoding import Cut
+from i2v_jax.data.decoding import Cut, Frames
 
 VIDEO_SUFFIX, CAPTION_SUFFIX = ".mp4", ".txt"  # of a clip that is two files
 
@@ -21,7 +20,7 @@ class Clip(NamedTuple):
 
     id: str
     caption: str
-    video: Path | bytes | Callable[[Cut, np.random.Generator], UInt8[np.ndarray, "f h w 3"]]
+    video: Path | bytes | Callable[[Cut, np.random.Generator], Frames]
 
 
 class Source(Protocol):

@@ -177,7 +177,7 @@ def main() -> None:
         seed=config.seed,
         host=host,
         hosts=hosts,
-        tokenize=tokenizer.encode_captions,
+        tokenize=lambda captions: {"tokens": tokenizer.encode_captions(captions)},
         image_size=image_size,
     )
     about = dict(
@@ -186,7 +186,7 @@ def main() -> None:
         epochs=arguments.epochs,
         seed=config.seed,
         hosts=hosts,
-        image_tokens=image_size is not None,
+        arrays=["text"] if image_size is None else ["text", "image_tokens"],
         weights=config.weights.to_dict(),
     )
     with use_mesh(mesh):

@@ -3,10 +3,9 @@
 import functools
 
 import numpy as np
-from jaxtyping import UInt8
 
 from i2v_jax.data.clip import Clip
-from i2v_jax.data.decoding import Cut, choose_frames
+from i2v_jax.data.decoding import Cut, Frames, choose_frames
 from i2v_jax.data.small_world.drawing import render
 from i2v_jax.data.small_world.scene import CLIPS, FRAMES, Scene, check_split, draw
 
@@ -44,8 +43,10 @@ def clip_id(index: int, split: str) -> str:
     return f"{split}-{index:06d}"
 
 
-def read(scene: Scene, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
+def read(scene: Scene, cut: Cut, rng: np.random.Generator) -> Frames:
     """Renders the frames that a cut takes of a clip of 16, as `data.decoding.read_clip` decodes them of a video.
+
+    The scene is rendered as a square that covers the cut, whose middle is taken: nothing is scaled.
 
     Raises:
       BadClip: the cut has more frames.
@@ -53,4 +54,5 @@ def read(scene: Scene, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, 
     size = max(cut.height, cut.width)
     top, left = (size - cut.height) // 2, (size - cut.width) // 2
     video = render(scene, np.array(choose_frames(FRAMES, cut, rng)) / (FRAMES - 1), size)
-    return video[:, top : top + cut.height, left : left + cut.width]
+    sizes = np.array([size, size, top, left, cut.height, cut.width], np.float32)
+    return Frames(video[:, top : top + cut.height, left : left + cut.width], sizes)
