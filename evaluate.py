@@ -59,7 +59,7 @@ def main() -> None:
     scenes = [small_world.draw(number, config.split) for number in numbers]
     if config.opposite:
         scenes = [scene.opposite() for scene in scenes]
-    clips = [scene.clip(config.frames, config.height) for scene in scenes]
+    clips = [small_world.render_clip(scene, config.frames, config.height) for scene in scenes]
     model = Model.of_config(config, mesh)
     for _, settings in runs:
         settings.check(model)
@@ -144,7 +144,7 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
 def measure(
     videos: Sequence[flow.Video],
     seen: Sequence[tuple[flow.Flows, np.ndarray]],
-    clips: Sequence[small_world.Clip],
+    clips: Sequence[small_world.RenderedClip],
     embed,
 ) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
     """Measures each video against its clip, and names its motions.
