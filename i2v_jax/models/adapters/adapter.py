@@ -42,7 +42,8 @@ class Adapter:
         `(inner, outer)`, see `models.attention.Attention`.
       title: what messages call it.
       weights: what tables of `python -m convert` call its weights; "" for its title.
-      product: what `python -m convert inspect` says of a model that has it; "" where other weights of the file tell.
+      product: what `python -m convert inspect` says of a model that has it; None for its title, "" where other weights
+        of the file tell.
       published: (name below the attention's in PyTorch, name here) of each of its dense layers.
       spellings: further names, by who writes them: "diffusers" for a UNet that has loaded it.
       copies: layer here -> the attention's own layer that a new one, or one that a file lacks, starts as; all other
@@ -58,5 +59,5 @@ class Adapter:
     spellings: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: str = ""
-    product: str = ""
+    product: str | None = None
     layout: str = "the published I2V-Adapter layout"
