@@ -797,6 +797,19 @@ def test_verify_runs_what_diffusers_reads_of_single_files(files, tmp_path, capsy
         measured(f"verify --run: OpenCLIP {component}, {output}", error, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["base", "full face"])
+def test_verify_runs_every_kind_of_image_projection(kind, tmp_path, capsys, measured):
+    """The resampler runs above, in the joined file."""
+    random = torch.Generator().manual_seed(3)
+    weights = ip_adapter.PROJECTIONS[kind](lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5)
+    file = ip_adapter.saved({"image_proj": weights}, tmp_path / "projection.safetensors")
+    assert convert("import", file, tmp_path / "ours.safetensors") == 0
+    assert convert("verify", file, tmp_path / "ours.safetensors", "--run") == 0
+    ((error, bar),) = errors(capsys.readouterr().out).values()
+    assert bar == 1e-5
+    measured(f"verify --run: image_proj, {kind}", error, 1e-5)
+
+
 def test_verify_runs_nothing_without_pytorch(files, tmp_path, monkeypatch):
     assert convert("import", files / "text_encoder", tmp_path / "ours.safetensors") == 0
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "diffusers" else True)
