@@ -14,15 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-import sample
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.evaluation import direction, flow, metrics, report
-from i2v_jax.sampling import jobs
-from i2v_jax.sampling.pipeline import Pipeline, Settings
+from i2v_jax.families.arithmetic import choose_dtype
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
+from i2v_jax.sampling import jobs, record
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.settings import Settings
 from i2v_jax.weights import load
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
@@ -40,27 +43,30 @@ def main() -> None:
 
     # Whatever can be wrong is found before anything costly begins.
     jobs.check_seed(config.seed)
-    base = read_settings(config)
+    base = Settings.of_config(config)
     runs = [read_run(text, config.header, base) for text in config.runs]
     for _, settings in runs:
         settings.check_values(NoiseSchedule(**config.noise_schedule))
     check(config, runs)
     estimate = flow.estimator(config.flow)
-    sample.check_weights(config.weights)
-    load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
+    weights = Weights.of_config(config.weights)
+    weights.check()
+    load.check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
     mesh = make_mesh(config.mesh)
-    config.dtype = sample.choose_dtype(config.dtype, mesh.devices.flat[0].platform)
+    config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
     numbers = range(config.first_clip, config.first_clip + config.clips)
     scenes = [small_world.draw(number, config.split) for number in numbers]
     if config.opposite:
         scenes = [scene.opposite() for scene in scenes]
-    clips = [scene.clip(config.frames, config.height) for scene in scenes]
-    models = sample.load_models(config, mesh, sample.load_tokenizer(config.weights))
+    clips = [small_world.render_clip(scene, config.frames, config.height) for scene in scenes]
+    model = Model.of_config(config, mesh)
     for _, settings in runs:
-        settings.check(models)
-    embed = metrics.clip_embedding(models.image_encoder) if models.image_encoder else None
-    pipeline = Pipeline(models, mesh)
+        settings.check(model)
+    embed = None
+    if "image_encoder" in model.configs:
+        embed = metrics.clip_embedding(model.configs["image_encoder"], model.parameters["image_encoder"])
+    pipeline = Pipeline(model, mesh)
     size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
 
     results, columns = [], []
@@ -90,12 +96,6 @@ def main() -> None:
         labels = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): name}
         references.append(report.Run(labels, *measure(videos, seen, clips, embed)))
     write(config, results, references, columns, clips)
-
-
-def read_settings(config: ConfigDict) -> Settings:
-    """What holds for all runs that do not say otherwise."""
-    given = {name: config[name] for name in Settings.__dataclass_fields__ if name in config}
-    return Settings(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
 
 
 def read_run(text: str, header: str, base: Settings) -> tuple[dict[str, Any], Settings]:
@@ -144,7 +144,7 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
 def measure(
     videos: Sequence[flow.Video],
     seen: Sequence[tuple[flow.Flows, np.ndarray]],
-    clips: Sequence[small_world.Clip],
+    clips: Sequence[small_world.RenderedClip],
     embed,
 ) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
     """Measures each video against its clip, and names its motions.
@@ -198,8 +198,8 @@ def write(config: ConfigDict, results: list[report.Run], references: list[report
     about = dict(
         config=json.loads(config.to_json()),
         captions=[clip.caption for clip in clips],
-        versions=sample.versions(),
-        weights=sample.hashes(sample.weight_files(config.weights)),
+        versions=record.versions(),
+        weights=record.hashes(Weights.of_config(config.weights).files()),
     )
     way = ", told the other way" if config.opposite else ""
     note = (

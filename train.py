@@ -4,29 +4,33 @@ Started again with the same folder, a run goes on from its last checkpoint. The 
 """
 
 import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import multihost
 
-from i2v_jax import commands, media
+from i2v_jax import commands
 from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
 from i2v_jax.devices import processes
 from i2v_jax.devices.mesh import make_mesh, on_this_host, put, put_batch, replicated, use_mesh
-from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.encoders.text import tokenize_captions
 from i2v_jax.errors import InputError
+from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.family import family_of
+from i2v_jax.families.model import assemble, load_tokenizers
+from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
-from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
-from i2v_jax.training import setup
+from i2v_jax.sampling import preview
+from i2v_jax.training import placement, setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.flops import count_flops
@@ -34,12 +38,27 @@ from i2v_jax.training.lock import lock
 from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
+from i2v_jax.training.resume import changes
+from i2v_jax.training.step import State
 from i2v_jax.tree import count, unflatten
 from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "sd15_stage1.py"
-FPS = 8  # of samples
+
+
+class Run(NamedTuple):
+    """What a run works with."""
+
+    config: ConfigDict
+    folder: Path
+    mesh: jax.sharding.Mesh
+    loader: clips.Loader
+    checkpoints: Checkpoints
+    monitor: Monitor
+    preview: preview.Preview | None
+    preemption: Preemption
+    about: dict[str, Any]  # what checkpoints keep beside the arrays
 
 
 def main() -> None:
@@ -51,120 +70,159 @@ def main() -> None:
     preemption = Preemption()
     mesh = make_mesh(config.mesh)
     check(config, mesh)
-    is_first = jax.process_index() == 0
-    say = print if is_first else lambda *_: None
     folder = on_disk(config.folder)
     _lock = lock(folder)  # until this ends
 
     # Networks, and what of them is trained.
+    weights = Weights.of_config(config.weights)
     if config.loss == "denoising":
-        load.check_prediction_type(config.weights.unet or config.weights.base, config.noise_schedule.prediction_type)
-    tokenizer = ClipTokenizer.from_pretrained(
-        config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
-    )
-    assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
-    configs = {name: it.config for name, it in assembled.items()}
+        load.check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
+    assembled = assemble(weights, Arithmetic.of_config(config, mesh.devices.flat[0]), adapters=config.branches)
+    configs = {name: part.config for name, part in assembled.items()}
+    tokenizers = load_tokenizers(weights, family_of(configs["unet"]))
     setup.check_size(config, configs["vae"])
     on_stored = stored.is_stored(config.data.source)
-    if on_stored:
-        empty = stored.empty_prompt(config.data.source), stored.empty_image(config.data.source)
-    else:
-        empty = tokenizer.encode("")[0], None
-    _, optimizer, step = setup.make(config, configs, *empty)
-    chosen = setup.trained_paths(assembled, config.train)
+    chosen = placement.trained_paths(assembled, config.train)
     if on_stored:
         stored.check_frozen(sorted(chosen))
-
-    # Clips.
-    loader = clips.make(
-        dict(config.data) | dict(bad_list=config.data.bad_list or str(folder / "bad_clips.{host}.jsonl")),
-        config.batch // jax.process_count(),
-        seed=config.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        tokenize=tokenizer.encode_captions,
-        image_size=configs["image_encoder"].image_size if "image_encoder" in configs else None,
-    )
+    tokenize = functools.partial(tokenize_captions, tokenizers)
+    empty = stored.empty(config.data.source) if on_stored else {name: ids[0] for name, ids in tokenize([""]).items()}
+    _, optimizer, step = setup.make(config, configs, empty)
+    loader = open_clips(config, configs, tokenize, folder)
 
     # Weights, trained and frozen.
     say(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}")
     if on_stored and not config.samples.every_steps:  # then nothing is left to encode
         assembled = {"unet": assembled["unet"]}
-    trained, frozen = setup.load_weights(assembled, chosen, config, mesh)
+    trained, frozen = placement.load_weights(assembled, chosen, config, mesh)
     say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
 
     # The state: the last checkpoint's, or new.
+    used = {path: leaf for path, leaf in frozen.items() if path.startswith("unet/") or not on_stored}
     keep, best = config.checkpoints.keep, config.checkpoints.best
     checkpoints = Checkpoints(folder / "checkpoints", keep=keep, best=best, configs=configs)
-    used = {path: leaf for path, leaf in frozen.items() if path.startswith("unet/") or not on_stored}
     about = dict(config=json.loads(config.to_json_best_effort()), frozen=fingerprint(used), seed=config.seed)
-    abstract = setup.abstract_state(config, unflatten(trained), optimizer, mesh)
-    if checkpoints.latest() is None:
-        state = setup.new_state(trained, optimizer, config, abstract)
-        say(f"a new run in {folder}")
-    else:
-        state, positions, before = checkpoints.restore(abstract, about)
-        loader.restore(positions)
-        say(f"going on in {folder} from step {int(state.step)}")
-        for line in setup.changes(before["config"], about["config"]):
-            say(f"going on with {line}")
+    abstract = placement.abstract_state(config, unflatten(trained), optimizer, mesh)
+    state = first_state(config, trained, optimizer, abstract, checkpoints, loader, about)
     del trained, used
 
     # The loop.
-    key = put(np.asarray(jax.random.key_data(jax.random.key(config.seed))), replicated(mesh))
+    monitor = Monitor(
+        folder / "curves",
+        first_step=int(state.step),
+        steps=config.steps,
+        every=config.log.every_steps,
+        clips=config.batch,
+    )
+    monitor.last_good = checkpoints.describe_latest()
+    samples = preview.Preview(config, configs, tokenizers, frozen, mesh) if config.samples.every_steps else None
+    run = Run(config, folder, mesh, loader, checkpoints, monitor, samples, preemption, about)
+    state, stopped = loop(run, state, frozen, placement.jit_step(step, abstract, mesh))
+    monitor.close()
+    loader.close()
+    if stopped:
+        say(f"stopped by a signal after step {int(state.step)}; the same command goes on from there")
+        sys.exit(EXIT_CODE)
+    write_weights(state, folder, configs, mesh)
+
+
+def say(*words: Any) -> None:
+    """Prints on the first process."""
+    if jax.process_index() == 0:
+        print(*words)
+
+
+def open_clips(config: ConfigDict, configs: Mapping[str, Any], tokenize: Callable, folder: Path) -> clips.Loader:
+    """The clips of this process."""
+    family, with_image_tokens = family_of(configs["unet"]), "image_encoder" in configs
+    return clips.make(
+        dict(config.data) | dict(bad_list=config.data.bad_list or str(folder / "bad_clips.{host}.jsonl")),
+        config.batch // jax.process_count(),
+        seed=config.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        tokenize=tokenize,
+        image_size=configs["image_encoder"].image_size if with_image_tokens else None,
+        wanted=family.stored_names(with_image_tokens),
+    )
+
+
+def first_state(config, trained, optimizer, abstract: State, checkpoints, loader, about) -> State:
+    """The last checkpoint's state, with the loader where that stood; a new one where there is none."""
+    folder = checkpoints.folder.parent
+    if checkpoints.latest() is None:
+        say(f"a new run in {folder}")
+        return placement.new_state(trained, optimizer, config, abstract)
+    state, positions, before = checkpoints.restore(abstract, about)
+    loader.restore(positions)
+    say(f"going on in {folder} from step {int(state.step)}")
+    for line in changes(before["config"], about["config"]):
+        say(f"going on with {line}")
+    return state
+
+
+def loop(run: Run, state: State, frozen: Mapping[str, jax.Array], step: Callable) -> tuple[State, bool]:
+    """Trains to the end, or until a signal comes; returns the state, and whether a signal came."""
+    config, monitor = run.config, run.monitor
+    key = put(np.asarray(jax.random.key_data(jax.random.key(config.seed))), replicated(run.mesh))
     key = jax.random.wrap_key_data(key)
     first, stopping = int(state.step), False
     rate = Optimizer(**config.optimizer).rate(config.steps)
-    monitor = Monitor(
-        folder / "curves", first_step=first, steps=config.steps, every=config.log.every_steps, clips=config.batch
-    )
-    monitor.last_good = checkpoints.describe_latest()
-    sampler = Sampler(config, configs, tokenizer, frozen, mesh) if config.samples.every_steps else None
     # whatever ends the loop, the checkpoint that is being written is finished
-    with use_mesh(mesh, config.rules), contextlib.closing(checkpoints):
-        run = setup.jit_step(step, abstract, mesh)
+    with use_mesh(run.mesh, config.rules), contextlib.closing(run.checkpoints):
         for number in range(first + 1, config.steps + 1):
             began = time.perf_counter()
-            batch, ids = next(loader)
+            batch, ids = next(run.loader)
             waited = time.perf_counter() - began
-            batch = put_batch(batch, mesh)
+            batch = put_batch(batch, run.mesh)
             if number == first + 1:
-                monitor.pause()
-                traced = run.trace(state, frozen, batch, key)
-                monitor.flops = count_flops(traced.jaxpr) / mesh.size
-                run = traced.lower().compile()
-                wait_for_all("compiled")
-                monitor.resume()
-            state, metrics = run(state, frozen, batch, key)
+                step = compiled(run, step, state, frozen, batch, key)
+            state, metrics = step(state, frozen, batch, key)
             monitor.step(number, metrics, ids, waited, learning_rate=float(rate(number - 1)))
 
-            stopping = preemption.reached(number)
+            stopping = run.preemption.reached(number)
             if stopping or number % config.checkpoints.every_steps == 0 or number == config.steps:
-                monitor.pause()
-                report = loader.report()
-                monitor.counts(number, {"good": report["good"], **report["bad"]})
-                positions = processes.gather_json(loader.state())
-                checkpoints.save(number, state, positions, about, metric=monitor.mean_loss())
-                monitor.last_good = f"step {number} in {checkpoints.folder}"
-                monitor.resume()
+                save_checkpoint(run, number, state)
             if stopping:
                 break
-            if sampler and (number % config.samples.every_steps == 0 or number == config.steps):
+            if run.preview and (number % config.samples.every_steps == 0 or number == config.steps):
                 monitor.pause()
-                sampler.show(number, state.average or state.trained, folder / "samples", monitor)
+                run.preview.show(number, state.average or state.trained, run.folder / "samples", monitor)
                 wait_for_all(f"sampled {number}")
                 monitor.resume()
-    monitor.close()
-    loader.close()
-    if stopping:
-        say(f"stopped by a signal after step {number}; the same command goes on from there")
-        sys.exit(EXIT_CODE)
+    return state, stopping
+
+
+def compiled(run: Run, step: Callable, *arguments: Any) -> Callable:
+    """The step compiled, once every process has done so; its operations are counted."""
+    run.monitor.pause()
+    traced = step.trace(*arguments)
+    run.monitor.flops = count_flops(traced.jaxpr) / run.mesh.size
+    step = traced.lower().compile()
+    wait_for_all("compiled")
+    run.monitor.resume()
+    return step
+
+
+def save_checkpoint(run: Run, number: int, state: State) -> None:
+    """Begins to write a checkpoint, with the data's positions of all processes."""
+    run.monitor.pause()
+    report = run.loader.report()
+    run.monitor.counts(number, {"good": report["good"], **report["bad"]})
+    positions = processes.gather_json(run.loader.state())
+    run.checkpoints.save(number, state, positions, run.about, metric=run.monitor.mean_loss())
+    run.monitor.last_good = f"step {number} in {run.checkpoints.folder}"
+    run.monitor.resume()
+
+
+def write_weights(state: State, folder: Path, configs: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
+    """Writes the trained weights, and their average where one is kept."""
     for name, weights in (("trained", state.trained), ("average", state.average)):
         if weights is not None:
             whole = on_this_host(weights, mesh)
-            if is_first:
+            if jax.process_index() == 0:
                 save_own(folder / f"{name}.safetensors", unflatten(jax.device_get(whole)), configs)
-                say(folder / f"{name}.safetensors")
+                print(folder / f"{name}.safetensors")
 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -180,70 +238,13 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         parts = f"{shares} devices" + (f" x accumulate={config.accumulate}" if config.accumulate > 1 else "")
         near = max(1, round(config.batch / shares / config.accumulate)) * shares * config.accumulate
         raise InputError(f"batch={config.batch} cannot be shared out to {parts}; wanted a multiple, such as {near}.")
-    samples = config.samples
-    if len(samples.pictures) != len(samples.prompts):
-        raise InputError(
-            f"samples has {len(samples.pictures)} pictures and {len(samples.prompts)} prompts; wanted as many."
-        )
-    if samples.every_steps:
-        for picture in samples.pictures:
-            media.load_picture(picture)
+    preview.check(config.samples)
 
 
 def wait_for_all(name: str) -> None:
     """Waits, for an hour at most, until every process is here; no name may come twice. In a collective on CPUs they
     would wait for 30 seconds."""
     multihost.sync_global_processes(name, timeout=3600, processes=set(range(jax.process_count())))
-
-
-class Sampler:
-    """Animates fixed pictures with the weights as they are, on one device of the first process."""
-
-    def __init__(self, config, configs, tokenizer, frozen, mesh):
-        self.config, self.configs, self.tokenizer, self.frozen, self.mesh = config, configs, tokenizer, frozen, mesh
-        samples, data = config.samples, config.data
-        self.settings = Settings(
-            height=data.height,
-            width=data.width,
-            frames=data.frames,
-            steps=samples.steps,
-            guidance_scale=samples.guidance_scale,
-            t0=samples.t0,
-            p=samples.p,
-        )
-        self.settings.check_values(NoiseSchedule(**config.noise_schedule))
-
-    def show(self, step: int, trained: Mapping[str, Any], folder: Path, monitor: Monitor) -> None:
-        """Writes an mp4 of each picture, and puts it beside the curves; every process must call it."""
-        narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in trained.items()}
-        weights = unflatten(on_this_host(self.frozen | narrow, self.mesh))
-        if jax.process_index() != 0:
-            return
-        here = make_mesh({}, jax.local_devices()[:1])
-        models = Models(
-            *(Component(self.configs[name], weights[name]) for name in ("unet", "vae", "text_encoder")),
-            self.tokenizer,
-            *(
-                Component(self.configs[name], weights[name]) if name in weights else None
-                for name in ("image_encoder", "image_proj")
-            ),
-            schedule=NoiseSchedule(**self.config.noise_schedule),
-        )
-        samples = self.config.samples
-        with jax.set_mesh(here):
-            videos = Pipeline(models, here)(
-                [media.load_picture(picture) for picture in samples.pictures],
-                list(samples.prompts),
-                list(range(len(samples.pictures))),
-                settings=self.settings,
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, video in enumerate(videos):
-            media.write_video(folder / f"{step:08d}_{number}.mp4", video, FPS)
-            monitor.video(f"samples/{number}", video, step, FPS)
-
-    def _dtype(self, path: str) -> Any:
-        return self.configs[path.partition("/")[0]].param_dtype
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import formats, shapes
-from i2v_jax.weights.files import Tensors, save_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 ROOT = Path(__file__).resolve().parents[1]

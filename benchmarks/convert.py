@@ -24,9 +24,11 @@ import numpy as np
 from i2v_jax.models.clip import SD15_TEXT as TEXT
 from i2v_jax.models.unet import SD15
 from i2v_jax.models.vae import SD_VAE as VAE
-from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
 from i2v_jax.weights.formats.original import SD15_TEXT, SD15_UNET, SD_VAE
 from i2v_jax.weights.shapes import text_encoder_shapes, unet_shapes, vae_shapes
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors
 
 TIME_BAR, MEMORY_BAR = 3.0, 0.3

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from evaluate import DEFAULT
 from i2v_jax import commands, media
-from i2v_jax.data import small_world
+from i2v_jax.data.small_world.drawing import RenderedClip, make
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics
 
@@ -31,7 +31,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     config = commands.load_config(DEFAULT)
     numbers = range(config.first_clip, config.first_clip + count)
-    clips = [small_world.draw(number, config.split).clip(config.frames, config.height) for number in numbers]
+    clips = [make(number, config.split, config.frames, config.height) for number in numbers]
     true = scores(clips, [(it.flow, it.visible) for it in clips])
     right = np.mean([accuracy(it.flow, it) for it in clips])
     size = f"{config.height}x{config.width}"
@@ -76,7 +76,7 @@ def correlation(one: np.ndarray, other: np.ndarray, resamples: int = 10_000) -> 
     return f"{np.corrcoef(both)[0, 1]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def accuracy(flows: flow.Flows, clip: small_world.Clip) -> float:
+def accuracy(flows: flow.Flows, clip: RenderedClip) -> float:
     return direction.direction_accuracy(direction.told_and_seen(flows, clip.masks[:, 0], clip.motions))
 
 

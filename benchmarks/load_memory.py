@@ -21,10 +21,11 @@ import numpy as np
 from i2v_jax import tree
 from i2v_jax.models.motion import V1
 from i2v_jax.models.unet import SD15
-from i2v_jax.weights.files import Entry, Tensors, save_tensors
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.load import load_unet
 from i2v_jax.weights.shapes import unet_shapes
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 FULL = dataclasses.replace(SD15, motion=V1)

@@ -102,7 +102,7 @@ def judge(config: ConfigDict, adapter: Path | None, made: Videos) -> tuple[float
     )
     objective, empty_prompt = Objective(**config.objective), stored.empty_prompt(config.data.source)
     loss = Loss({"unet": models.unet.config}, schedule, objective, empty_prompt)
-    batch, _ = next(loader.make(config.data.to_dict(), len(made), seed=0, image_size=1))  # with image tokens
+    batch, _ = next(loader.make(config.data.to_dict(), len(made), seed=0, wanted=("text", "image_tokens")))
 
     @jax.jit
     def at(parameters, timestep):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.weights.files import read_json
+from i2v_jax.weights.storage.files import read_json
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -18,8 +18,9 @@ from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import on_disk
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
-from i2v_jax.weights.files import WEIGHT_SUFFIXES, Entry, Tensors
 from i2v_jax.weights.lazy import cast, check_finite
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
+from i2v_jax.weights.tensors import Entry, Tensors
 
 FOLDER_SUFFIXES = (".json", ".txt", ".safetensors", ".msgpack")
 """What `export` writes into folders."""

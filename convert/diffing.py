@@ -12,7 +12,7 @@ from tqdm import tqdm
 from convert.tables import table
 from i2v_jax.errors import InputError
 from i2v_jax.weights.checkpoint import open_files, recognise_in
-from i2v_jax.weights.files import Entry
+from i2v_jax.weights.tensors import Entry
 
 BLOCK = 1 << 20  # elements compared at a time
 

@@ -13,15 +13,18 @@ from convert.parts import part_of
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
 from i2v_jax.weights.checkpoint import Checkpoint
-from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, save_pickle, save_tensors
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
 from i2v_jax.weights.formats import TABLES, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.lora import PEFT_METADATA, export_lora
-from i2v_jax.weights.msgpack import save_msgpack
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.storage.msgpack import save_msgpack
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
+from i2v_jax.weights.storage.pickle import save_pickle
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 BASE = r"(?!.*/(lora|motion|first_frame|image_tokens)/).*"

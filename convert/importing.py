@@ -5,8 +5,8 @@ from pathlib import Path
 
 from convert.converting import opened, output, summary, writing
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import WEIGHT_SUFFIXES
 from i2v_jax.weights.save import save_own
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
             "`export` writes the formats of others."
         )
     else:
-        from i2v_jax.weights.orbax import save_own_orbax as save
+        from i2v_jax.weights.save import save_own_orbax as save
     with output(arguments) as path:
         checkpoint = opened(arguments)
         configs = {name: it.config for name, it in checkpoint.components.items() if it.config is not None}

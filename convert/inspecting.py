@@ -9,7 +9,7 @@ from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
-from i2v_jax.weights.files import Entry, Tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported
 
 FAMILIES = {

@@ -23,8 +23,8 @@ from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL
 from i2v_jax.tree import unflatten
 from i2v_jax.weights.checkpoint import Checkpoint, recognise_in
-from i2v_jax.weights.files import Tensors
 from i2v_jax.weights.load import Assembled
+from i2v_jax.weights.tensors import Tensors
 
 BAR = 1e-5
 """Relative error at most, where no value was rounded."""

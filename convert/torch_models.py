@@ -18,11 +18,11 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from convert.parts import part_of
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import ResamplerConfig
-from i2v_jax.weights.files import Entry, Tensors
 from i2v_jax.weights.formats import clip, controlnet, ip_adapter
 from i2v_jax.weights.formats import diffusers as names
 from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported, export_tensors
 
 State = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from convert.parts import part_of
 from convert.tables import table
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint, open_files
-from i2v_jax.weights.files import Entry, Tensors
 from i2v_jax.weights.lazy import cast
+from i2v_jax.weights.tensors import Entry, Tensors
 
 SHOWN = 5  # tensors named of each sort
 

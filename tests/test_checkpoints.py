@@ -18,7 +18,7 @@ from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.optimizer import KINDS, Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.step import init_state
-from i2v_jax.weights.files import open_tensors
+from i2v_jax.weights.storage.open import open_tensors
 from tests import processes
 from tests.helpers import relative_error
 

@@ -13,10 +13,10 @@ import torch
 from i2v_jax.errors import InputError
 from i2v_jax.models.controlnet import TINY_CONTROLNET, ControlNet, ControlNetConfig
 from i2v_jax.models.unet import UNet, UNetConfig
-from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.load import load_controlnet, load_unet
 from i2v_jax.weights.shapes import controlnet_shapes
+from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests.helpers import relative_error, with_conditions
 from tests.torch_models import our_parameters, our_shapes, randomise

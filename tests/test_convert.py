@@ -26,9 +26,9 @@ from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.lora import load_lora
+from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_weights as library
@@ -481,7 +481,7 @@ def test_failure_leaves_what_was_there(to, files, tmp_path, monkeypatch):
         yield np.zeros(1, np.uint8)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("i2v_jax.weights.files.contents", full)
+    monkeypatch.setattr("i2v_jax.weights.storage.safetensors.contents", full)
     fails(files / "base", words=["Cannot write", "No space left"])
 
 

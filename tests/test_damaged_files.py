@@ -33,9 +33,11 @@ from hypothesis import strategies as st
 
 from convert.__main__ import main
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
 from i2v_jax.weights.formats.flax import FLAX_TABLES
-from i2v_jax.weights.msgpack import save_msgpack
+from i2v_jax.weights.storage.msgpack import save_msgpack
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_formats_original as original
 from tests.test_ip_adapter import PROJECTIONS

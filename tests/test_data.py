@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2v_jax.data import builder, loader
-from i2v_jax.data.decoding import CAUSES, BadClip, Cut, choose_frames, read_clip, resize
+from i2v_jax.data.clip import Clip
+from i2v_jax.data.decoding import CAUSES, BadClip, Cut, central_sizes, choose_frames, read_clip, resize
 from i2v_jax.data.loader import Loader
-from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
 from i2v_jax.media import clip_pixels
 from tests import clips
@@ -83,7 +84,7 @@ def test_frames_are_those_of_decoding_everything(options):
     for seed in range(4):
         cut = Cut(5, 3, 48, 64)
         chosen = choose_frames(60, cut, np.random.default_rng(seed))
-        clip = read_clip(video, cut, np.random.default_rng(seed))
+        clip = read_clip(video, cut, np.random.default_rng(seed)).video
         assert (clip == resize([whole[number] for number in chosen], cut)).all()
 
 
@@ -102,7 +103,7 @@ def test_middle_of_the_picture_antialiased(shape, size, measured):
     h, w = size[0] / scale, size[1] / scale
     box = ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
     wanted = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
-    clip = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0))
+    clip = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0)).video
     assert clip.shape == (2, *size, 3) and clip.dtype == np.uint8
     error = np.abs(clip[0].astype(float) - wanted).mean() / 255
     measured(f"clip {shape} to {size} against Pillow, mean of the range", error, 1e-2)
@@ -114,23 +115,62 @@ def test_what_was_edited_away_stays_away(keys):
     video = clips.encode(clips.numbered(30), times=range(-10, 20), g=keys)
     for seed in range(10):
         chosen = choose_frames(20, Cut(4, 2, 16, 16), np.random.default_rng(seed))
-        assert numbers_of(read_clip(video, Cut(4, 2, 16, 16), np.random.default_rng(seed))) == [10 + i for i in chosen]
+        clip = read_clip(video, Cut(4, 2, 16, 16), np.random.default_rng(seed)).video
+        assert numbers_of(clip) == [10 + i for i in chosen]
+
+
+def turned(frames, degrees):
+    """An mp4 of frames that are to be turned counterclockwise when they are shown."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": "4"}
+        stream.set_display_rotation(degrees)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_turned_video_is_upright(degrees):
     frames = clips.numbered(4, 32, 48)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=24)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        stream.set_display_rotation(degrees)  # counter-clockwise
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
     upright = np.rot90(frames, degrees // 90, (1, 2))
-    clip = read_clip(buffer.getvalue(), Cut(4, 1, *upright.shape[1:3]), np.random.default_rng(0))
+    clip = read_clip(turned(frames, degrees), Cut(4, 1, *upright.shape[1:3]), np.random.default_rng(0)).video
     assert np.abs(clip.astype(int) - upright).mean() < 8
+
+
+@pytest.mark.parametrize(
+    "shape, size, corner",
+    [
+        ((1080, 1920), (512, 512), (0, 199)),  # the picture becomes 512 x 910.2
+        ((1920, 1080), (512, 512), (199, 0)),
+        ((480, 640), (512, 512), (0, 85)),  # enlarged to 512 x 682.7
+        ((512, 512), (512, 512), (0, 0)),
+        ((4096, 2161), (256, 384), (236, 0)),  # 727.8 x 384
+    ],
+)
+def test_sizes_are_of_the_scaled_picture(shape, size, corner):
+    sizes = central_sizes(*shape, Cut(1, 1, *size))
+    assert sizes.tolist() == [*shape, *corner, *size] and sizes.dtype == np.float32
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180])
+@pytest.mark.parametrize("shape, size", [((96, 160), (48, 32)), ((160, 96), (32, 48)), ((64, 160), (64, 64))])
+def test_sizes_say_where_the_pixels_were(shape, size, degrees, measured):
+    """A gradient's values say which part of the upright picture the pixels are of."""
+    upright = np.zeros((2, *shape, 3), np.uint8)
+    upright[0, ..., 0] = 100
+    upright[..., 1], upright[..., 2] = np.linspace(0, 255, shape[1]), np.linspace(0, 255, shape[0])[:, None]
+    video = turned(np.rot90(upright, -degrees // 90, (1, 2)), degrees)
+    pixels, (height, width, top, left, *target) = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0))
+    assert (height, width) == shape and tuple(target) == size == pixels.shape[1:3]
+    scale = max(size[0] / height, size[1] / width)
+    y, x = ((np.arange(side) + 0.5 + start) / scale - 0.5 for side, start in zip(size, (top, left)))
+    across = np.mean(pixels[1, ..., 1].mean(0) / 255 * (width - 1) - x) * scale
+    down = np.mean(pixels[1, ..., 2].mean(1) / 255 * (height - 1) - y) * scale
+    measured(f"crop of a clip {shape} to {size} turned by {degrees}, pixels", max(abs(across), abs(down)), 0.75)
 
 
 def test_colours_of_hd_are_bt709():
@@ -145,7 +185,7 @@ def test_colours_of_hd_are_bt709():
             image = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(image.reformat(format="yuv420p", dst_colorspace="ITU709")))
         container.mux(stream.encode(None))
-    clip = read_clip(buffer.getvalue(), Cut(2, 1, 64, 64), np.random.default_rng(0))
+    clip = read_clip(buffer.getvalue(), Cut(2, 1, 64, 64), np.random.default_rng(0)).video
     assert np.abs(clip[0, 32, 8::16].astype(int) - colours).max() < 6
 
 
@@ -171,14 +211,14 @@ def test_damage_is_not_painted_over():
     """Changed bytes of H.264 pictures are seen, but for the few that make another valid stream."""
     cut, rng = Cut(4, 2, 16, 16), np.random.default_rng(0)
     original = clips.encode(clips.noise(8).repeat(4, 1).repeat(4, 2))
-    whole, start = read_clip(original, cut, np.random.default_rng(0)), original.index(b"mdat") + 100
+    whole, start = read_clip(original, cut, np.random.default_rng(0)).video, original.index(b"mdat") + 100
     wrong = 0
     for _ in range(60):
         video = bytearray(original)
         for place in rng.integers(start, len(video) - 2000, 3):
             video[place] ^= int(rng.integers(1, 256))
         try:
-            wrong += (read_clip(bytes(video), cut, np.random.default_rng(0)) != whole).any()
+            wrong += (read_clip(bytes(video), cut, np.random.default_rng(0)).video != whole).any()
         except BadClip as bad:
             assert bad.cause in ("damaged", "frames missing")
     assert wrong <= 3
@@ -192,7 +232,7 @@ def test_random_damage_never_escapes(data):
         video[data.draw(st.integers(0, len(video) - 1))] = data.draw(st.integers(0, 255))
     video = video[: data.draw(st.integers(1, len(video)))]
     try:
-        clip = read_clip(bytes(video), Cut(4, 2, 16, 16), np.random.default_rng(0))
+        clip = read_clip(bytes(video), Cut(4, 2, 16, 16), np.random.default_rng(0)).video
         assert clip.shape == (4, 16, 16, 3)
     except BadClip as bad:
         assert bad.cause in CAUSES
@@ -371,13 +411,15 @@ def batches(folder, workers, count=6):
 
 
 def letters(captions):
-    return np.array([[len(caption), ord(caption[-1])] for caption in captions], np.int32)
+    ends = np.array([ord(caption[-1]) for caption in captions], np.int32)
+    return {"tokens": np.array([[len(caption)] for caption in captions], np.int32), "tokens_2": ends[:, None]}
 
 
 def test_batches_hold_clips_tokens_and_pictures(in_process):
     for batch, ids, _ in in_process:
         assert batch["video"].shape == (4, 4, 16, 16, 3) and batch["video"].dtype == np.uint8
-        assert batch["tokens"].tolist() == [[9, ord(name[-1])] for name in ids]
+        assert batch["tokens"].tolist() == [[9]] * 4 and batch["tokens_2"].tolist() == [[ord(name[-1])] for name in ids]
+        assert batch["sizes"].tolist() == [[32, 32, 0, 0, 16, 16]] * 4 and batch["sizes"].dtype == np.float32
         assert (batch["pixels"] == np.stack([clip_pixels(video[0], 8) for video in batch["video"]])).all()
         assert all(np.diff(numbers_of(video)).tolist() == [2, 2, 2] for video in batch["video"])
     assert len({name for _, ids, _ in in_process for name in ids}) == 9

@@ -59,7 +59,7 @@ def test_writes_tables_values_plot_and_videos(tmp_path, monkeypatch, capsys):
     without, full, true, truth = (run["clips"] for run in record["runs"])
     assert without["psnr"] != full["psnr"] and min(true["ssim"]) == 1
     assert truth["direction"] == [1, 1] and truth["flow_score"] != true["flow_score"]
-    wanted = [np.linalg.norm(scene.clip(4, 64).flow, axis=-1).mean() for scene in scenes]
+    wanted = [np.linalg.norm(small_world.render_clip(scene, 4, 64).flow, axis=-1).mean() for scene in scenes]
     np.testing.assert_allclose(truth["flow_score"], wanted, rtol=1e-5)
     assert record["weights"] and all(len(values) == 2 for values in full.values())
     with av.open(str(tmp_path / "design.mp4")) as file:

@@ -286,7 +286,7 @@ def test_renderings_tell_what_happened():
             blurred = ndimage.gaussian_filter(clip.video, (0, 2.5, 2.5, 0))
             assert direction.direction_accuracy(direction.told_and_rendered(blurred, scene)) == 1, clip.caption
         for name, other in list(scene.alternatives(0).items())[::3]:  # the last stands still
-            happened = other.render(np.linspace(0, 1, 5), 32)
+            happened = small_world.render(other, np.linspace(0, 1, 5), 32)
             assert direction.told_and_rendered(happened, scene)[0] == (clip.motions[0].name, name)
 
 

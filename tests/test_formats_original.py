@@ -20,10 +20,12 @@ from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import SD15_CONTROLNET
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, AutoencoderKL
-from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
 from i2v_jax.weights.formats import TABLES, original
 from i2v_jax.weights.load import load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.shapes import controlnet_shapes, text_encoder_shapes, unet_shapes, vae_shapes
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests.helpers import relative_error
 from tests.torch_models import randomise

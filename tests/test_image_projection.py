@@ -25,8 +25,8 @@ from i2v_jax.models.image_projection import (
     config_from_shapes,
 )
 from i2v_jax.tree import flatten
-from i2v_jax.weights.files import Tensors
 from i2v_jax.weights.formats import IMAGE_PROJECTION
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors
 from tests import oracles
 from tests.helpers import relative_error

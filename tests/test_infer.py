@@ -13,7 +13,6 @@ from i2v_jax.models.image_projection import IP_ADAPTER_PLUS_SD15, IP_ADAPTER_SD1
 from i2v_jax.models.motion import SDXL_BETA, V1, V2, V3, MotionConfig
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, VAEConfig
-from i2v_jax.weights.files import Tensors
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.load import load_text_encoder, load_vae
 from i2v_jax.weights.shapes import (
@@ -23,6 +22,7 @@ from i2v_jax.weights.shapes import (
     unet_shapes,
     vae_shapes,
 )
+from i2v_jax.weights.tensors import Tensors
 
 BRANCHES = dict(self_attention_branches=("first_frame",), cross_attention_branches=("image_tokens",))
 PARTS = {"motion": "/motion/", "adapter": "/first_frame/", "image tokens": "/image_tokens/"}

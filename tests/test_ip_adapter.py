@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import ImageProjection, ImageProjectionConfig, Resampler, ResamplerConfig
 from i2v_jax.models.unet import UNet
-from i2v_jax.weights.files import open_tensors
 from i2v_jax.weights.load import load_image_projection, load_unet
+from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
 from tests.helpers import relative_error, with_conditions

@@ -22,7 +22,6 @@ from diffusers.utils.state_dict_utils import (
 from safetensors.torch import save_file
 
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import Entry, Tensors, open_tensors, save_tensors
 from i2v_jax.weights.formats import TABLES
 from i2v_jax.weights.formats.clip import CLIP_TEXT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR
@@ -39,6 +38,9 @@ from i2v_jax.weights.formats.lora import (
     LORA_TABLES,
 )
 from i2v_jax.weights.lora import export_lora, load_lora, merge_lora, with_alphas
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, import_tensors, recognise
 from tests.helpers import relative_error
 from tests.torch_models import randomise

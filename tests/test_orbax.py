@@ -17,10 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights import orbax
-from i2v_jax.weights.files import READ_AHEAD, Entry, Tensors, open_tensors
 from i2v_jax.weights.load import load_unet
-from i2v_jax.weights.orbax import open_orbax, save_own_orbax
+from i2v_jax.weights.save import save_own_orbax
+from i2v_jax.weights.storage import orbax
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.orbax import open_orbax
+from i2v_jax.weights.tensors import READ_AHEAD, Entry, Tensors
 from tests.torch_models import randomise
 
 

@@ -27,7 +27,9 @@ from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.weights import load
-from i2v_jax.weights.files import Tensors, open_tensors, save_tensors
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "tests" / "data" / "small"

@@ -11,9 +11,11 @@ from skimage.measure import regionprops
 from skimage.registration import optical_flow_tvl1
 
 from i2v_jax import commands
-from i2v_jax.data import loader, small_world
+from i2v_jax.data import loader
 from i2v_jax.data.decoding import BadClip, Cut, read_clip
-from i2v_jax.data.small_world import (
+from i2v_jax.data.small_world import drawing, scene, sheet
+from i2v_jax.data.small_world.drawing import make, render, render_clip
+from i2v_jax.data.small_world.scene import (
     CAMERA,
     CAMERA_MOTIONS,
     COLOURS,
@@ -23,8 +25,10 @@ from i2v_jax.data.small_world import (
     ROUND,
     SHAPES,
     Effect,
+    Motion,
+    Object,
+    Scene,
     draw,
-    make,
 )
 from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
@@ -119,9 +123,9 @@ def test_visible_is_what_stays_in_sight(clips):
 
 def truth(travel, *places):
     """Of a scene in which the first of some objects moves to the right."""
-    objects = tuple(small_world.Object("red", "square", "dots", (x, 0.0), 0.1, 0.0) for x in places)
-    motions = (small_world.Motion(0, "moves right", MOTIONS["moves right"]),)
-    return small_world.Scene(objects, motions, (travel,), "train", (0, 0)).truth(np.linspace(0, 1, 16), 64)
+    objects = tuple(Object("red", "square", "dots", (x, 0.0), 0.1, 0.0) for x in places)
+    motions = (Motion(0, "moves right", MOTIONS["moves right"]),)
+    return drawing.truth(Scene(objects, motions, (travel,), "train", (0, 0)), np.linspace(0, 1, 16), 64)
 
 
 def test_objects_pass_behind_others():
@@ -193,8 +197,8 @@ def test_colours_are_as_told(clips):
 )
 def test_shapes_are_as_told(shape, holes, solidity, fill):
     """By the share of a shape in its convex hull, and in the circle round its middle. All areas are a disc's."""
-    scene = small_world.Scene((small_world.Object("red", shape, "dots", (0, 0), 0.2, 0.4),), (), (), "train", (0, 0))
-    [[mask]] = scene.truth(np.zeros(1), 256)[2]
+    one = Scene((Object("red", shape, "dots", (0, 0), 0.2, 0.4),), (), (), "train", (0, 0))
+    [[mask]] = drawing.truth(one, np.zeros(1), 256)[2]
     [region] = regionprops(mask.astype(int))
     assert 1 - region.euler_number == holes
     assert abs(region.solidity - solidity) < 0.03
@@ -207,11 +211,11 @@ def test_shapes_are_as_told(shape, holes, solidity, fill):
 
 
 def test_splits_share_no_texture_no_photograph_and_no_pair():
-    for table in (PAIRS, small_world.TEXTURES, small_world.PHOTOGRAPHS):
+    for table in (PAIRS, scene.TEXTURES, scene.PHOTOGRAPHS):
         assert not set(table["train"]) & set(table["held_out"])
     scenes = {split: [draw(index, split) for index in range(400)] for split in SPLITS}
     for pick in ((lambda it: (it.colour, it.shape)), (lambda it: it.texture)):
-        train, held_out = ({pick(it) for scene in scenes[split] for it in scene.objects} for split in SPLITS)
+        train, held_out = ({pick(thing) for drawn in scenes[split] for thing in drawn.objects} for split in SPLITS)
         assert not train & held_out
     for of in (0, 1):  # colours, shapes
         train, held_out = ({pair[of] for pair in PAIRS[split]} for split in SPLITS)
@@ -220,12 +224,12 @@ def test_splits_share_no_texture_no_photograph_and_no_pair():
 
 
 def test_photographs_of_a_split_are_read_by_that_split_alone(monkeypatch):
-    photograph, read = small_world._photograph, set()
-    monkeypatch.setattr(small_world, "_photograph", lambda name: read.add(name) or photograph(name))
+    photograph, read = drawing.photograph, set()
+    monkeypatch.setattr(drawing, "photograph", lambda name: read.add(name) or photograph(name))
     seen = {}
     for split in SPLITS:
         for index in range(100):
-            draw(index, split).render(np.zeros(1), 16)
+            render(draw(index, split), np.zeros(1), 16)
         seen[split], read = read, set()
     assert len(seen["train"]) >= 5 and len(seen["held_out"]) >= 4 and not seen["train"] & seen["held_out"]
 
@@ -269,7 +273,7 @@ def test_objects_move_as_told(clips):
         if wanted.any():
             assert np.linalg.norm(way) > 6 and way @ wanted > 0.9 * np.linalg.norm(way) * np.linalg.norm(wanted)
         else:  # a heart does not turn about just the middle of its area
-            assert np.linalg.norm(way) < 0.1 * small_world.SIZE * clip.objects[-1].radius
+            assert np.linalg.norm(way) < 0.1 * scene.SIZE * clip.objects[-1].radius
             assert {1: growth > 1.4, 0: abs(growth - 1) < 0.1, -1: growth < 0.7}[effect.growth]
         seen.add(front and front.name)
     assert seen == {*MOTIONS, None}
@@ -278,10 +282,10 @@ def test_objects_move_as_told(clips):
 def test_what_rotates_is_not_round():
     """And is larger than what does not, so that its turning shows; what grows has room to."""
     for split in SPLITS:
-        for scene in (draw(index, split) for index in range(300)):
-            effects = {motion.of: motion.effect for motion in scene.motions}
-            least, most = small_world.RADIUS[len(scene.objects)]
-            for number, it in enumerate(scene.objects):
+        for drawn in (draw(index, split) for index in range(300)):
+            effects = {motion.of: motion.effect for motion in drawn.motions}
+            least, most = scene.RADIUS[len(drawn.objects)]
+            for number, it in enumerate(drawn.objects):
                 effect = effects.get(number, Effect())
                 assert (it.colour, it.shape) in PAIRS[split]
                 assert not (effect.clockwise and it.shape in ROUND)
@@ -291,13 +295,13 @@ def test_what_rotates_is_not_round():
 
 def test_opposite_clips_begin_alike_and_go_the_other_way(clips):
     for index in range(len(KINDS)):
-        scene = draw(index, "held_out")
-        one, other = (it.clip(5, 32) for it in (scene, scene.opposite()))
+        drawn = draw(index, "held_out")
+        one, other = (render_clip(each, 5, 32) for each in (drawn, drawn.opposite()))
         assert np.array_equal(one.video[0], other.video[0]) and one.caption != other.caption
         assert [it.of for it in one.motions] == [it.of for it in other.motions]
         for mine, its in zip(one.motions, other.motions):
             assert its.name in KINDS and mine.effect == Effect(*(-sign for sign in its.effect))
-        assert scene.opposite().opposite() == scene
+        assert drawn.opposite().opposite() == drawn
 
 
 def test_the_background_stands_still_but_under_the_camera(clips):
@@ -308,7 +312,7 @@ def test_the_background_stands_still_but_under_the_camera(clips):
 
 def test_the_darker_half_turns_with_the_shape(clips):
     """Where a shape in front gets lighter, by the plane fitted to its brightness, turns as far as the shape does."""
-    least, most = small_world.TURN
+    least, most = scene.TURN
     for clip in clips:
         clockwise = sum(motion.effect.clockwise for motion in clip.motions if motion.of == len(clip.objects) - 1)
         if not clockwise:
@@ -348,7 +352,9 @@ def config():
 
 
 def test_a_loader_reads_the_small_world(config):
-    some = loader.make(config, 3, seed=1, tokenize=lambda captions: np.array([[len(it)] for it in captions]))
+    some = loader.make(
+        config, 3, seed=1, tokenize=lambda captions: {"tokens": np.array([[len(it)] for it in captions])}
+    )
     batch, ids = next(some)
     assert batch["video"].shape == (3, 8, 64, 64, 3)
     for video, tokens, name in zip(batch["video"], batch["tokens"], ids):
@@ -363,7 +369,10 @@ def test_a_loader_reads_the_small_world(config):
 def test_cuts_of_the_small_world():
     source = open_source("small_world:held_out")
     assert len(source) == 1000 and source[999].id == "held_out-000999"
-    assert source[0].video(Cut(4, 5, 32, 48), np.random.default_rng(0)).shape == (4, 32, 48, 3)
+    middle, sizes = source[0].video(Cut(4, 5, 32, 49), np.random.default_rng(0))
+    assert sizes.tolist() == [49, 49, 8, 0, 32, 49] and sizes.dtype == np.float32
+    whole = source[0].video(Cut(4, 5, 49, 49), np.random.default_rng(0)).video
+    assert (middle == whole[:, 8 : 8 + 32]).all()
     with pytest.raises(BadClip, match="too short"):
         source[0].video(Cut(17, 1, 32, 32), np.random.default_rng(0))
     with pytest.raises(IndexError):
@@ -375,32 +384,33 @@ def test_cuts_of_the_small_world():
 def test_lessons_have_one_object_and_tell_its_motion_alone():
     source = open_source("small_world:lessons")
     assert len(source) == 50_000 and source[3].id == "lessons-000003"
-    told, in_turn = [*MOTIONS, *(f"the camera {motion}" for motion in CAMERA_MOTIONS)], small_world.IN_TURN["train"]
-    assert set(in_turn) == set(KINDS) and small_world.IN_TURN["held_out"] == KINDS
+    told, in_turn = [*MOTIONS, *(f"the camera {motion}" for motion in CAMERA_MOTIONS)], scene.IN_TURN["train"]
+    assert set(in_turn) == set(KINDS) and scene.IN_TURN["held_out"] == KINDS
     for number in range(60):
-        lesson, scene = source[number], small_world.draw(number, alone=True)
-        kind = scene.motions[0].name
+        lesson, drawn = source[number], draw(number, alone=True)
+        kind = drawn.motions[0].name
         assert lesson.caption in told and lesson.caption.endswith(kind) and kind == in_turn[number % len(in_turn)]
-        assert len(scene.objects) == len(scene.motions) == 1
-        assert lesson.caption in scene.caption.replace(",", "")
+        assert len(drawn.objects) == len(drawn.motions) == 1
+        assert lesson.caption in drawn.caption.replace(",", "")
     cut = Cut(4, 5, 32, 32)
-    lesson, scene = (
-        open_source(f"small_world:{name}")[2].video(cut, np.random.default_rng(0)) for name in ("lessons", "train")
+    lesson, whole = (
+        open_source(f"small_world:{name}")[2].video(cut, np.random.default_rng(0)).video
+        for name in ("lessons", "train")
     )
-    assert small_world.draw(2).caption == "a yellow square moves up" and (lesson == scene).all()
+    assert draw(2).caption == "a yellow square moves up" and (lesson == whole).all()
 
 
 def test_written_clips_are_a_source(tmp_path, monkeypatch, capsys, measured):
     monkeypatch.setattr("sys.argv", ["small_world", str(tmp_path), "--clips=2", "--frames=8", "--size=96"])
-    small_world.main()
+    sheet.main()
     source, rng = open_source(tmp_path), np.random.default_rng(0)
     assert [clip.id for clip in source] == ["train-000000", "train-000001"]
     clip = make(1, frames=8, size=96)
     assert source[1].caption == clip.caption
-    error = np.abs(read_clip(source[1].video, Cut(8, 1, 96, 96), rng).astype(float) - clip.video).mean() / 255
+    error = np.abs(read_clip(source[1].video, Cut(8, 1, 96, 96), rng).video.astype(float) - clip.video).mean() / 255
     measured("small world, as an mp4 file against as made, mean of the range", error, 0.03)
     with pytest.raises(InputError, match="is there already"):
-        small_world.main()
+        sheet.main()
     assert load_picture(tmp_path / "contact_sheet.png").shape[2] == 3
 
 
@@ -409,7 +419,7 @@ def test_cost(measured):
     scenes, times, seconds = [draw(index) for index in range(len(KINDS))], np.linspace(0, 1, 16), []
     for _ in range(3):
         start = time.process_time()
-        for scene in scenes:
-            scene.render(times, 64)
+        for drawn in scenes:
+            render(drawn, times, 64)
         seconds.append((time.process_time() - start) / len(scenes))
     measured("small world, seconds to render a clip of 16x64x64", min(seconds), 0.03)

@@ -15,8 +15,9 @@ import pytest
 
 from i2v_jax import tree
 from i2v_jax.data import loader, stored
+from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import BadClip
-from i2v_jax.data.sources import Clip, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, image_projection, motion, unet, vae
@@ -29,7 +30,7 @@ from tests.helpers import relative_error
 CUT = dict(frames=4, stride=1, height=32, width=32)
 CONFIG = dict(source="", videos=None, **CUT, workers=0, buffer=2, max_bad=0.5, bad_list="")
 TINY = Path(__file__).parents[1] / "tests" / "configs" / "train.py"
-ABOUT = dict(cut=CUT, image_tokens=True, hosts=1)
+ABOUT = dict(cut=CUT, arrays=["text", "image_tokens"], hosts=1)
 
 CONFIGS = dict(
     unet=dataclasses.replace(
@@ -74,7 +75,8 @@ def test_loss_on_stored_clips_is_that_on_videos(tmp_path, measured):
         (tmp_path / f"clip{i}.mp4").write_bytes(clips.encode(clips.noise(5, seed=i) // 4 + 60 * np.uint8(i)))
         (tmp_path / f"clip{i}.txt").write_text("abcd"[i] * 9)
     weights = random_weights()
-    make = dict(seed=0, tokenize=letters, image_size=clip.TINY_VISION.image_size)
+    make = dict(seed=0, wanted=("text", "image_tokens"), image_size=clip.TINY_VISION.image_size)
+    make["tokenize"] = lambda captions: {"tokens": letters(captions)}
     videos = loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make)
     encoders = store.Encoders(CONFIGS, weights, vae_slice=2)
     writer = stored.Writer(tmp_path / "stored", 0, ABOUT)
@@ -183,7 +185,7 @@ def stop_at(calls):
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_pass_that_is_cut_off_goes_on(tmp_path, monkeypatch, hosts):
-    monkeypatch.setattr(latents, "PART", 4)
+    monkeypatch.setattr(store, "PART", 4)
     about = ABOUT | dict(hosts=hosts)
 
     def run(host, encode):
@@ -207,7 +209,7 @@ def test_pass_that_is_cut_off_goes_on(tmp_path, monkeypatch, hosts):
 def test_stored_clips_in_worker_processes(tmp_path):
     store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
     alone, helped = (
-        loader.Loader(open_source(tmp_path), stored.StoredReader(False), 4, seed=2, workers=workers)
+        loader.Loader(open_source(tmp_path), stored.StoredReader(("text",)), 4, seed=2, workers=workers)
         for workers in (0, 2)
     )
     for _ in range(3):
@@ -217,7 +219,7 @@ def test_stored_clips_in_worker_processes(tmp_path):
 
 
 def test_errors(tmp_path):
-    make = dict(seed=0, image_size=8)
+    make = dict(seed=0, wanted=("text", "image_tokens"))
     store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
     with pytest.raises(InputError, match="data.height=64, but the clips .* height=32"):
         loader.make(CONFIG | dict(source=str(tmp_path), height=64), 2, **make)
@@ -227,9 +229,64 @@ def test_errors(tmp_path):
     with pytest.raises(InputError, match="does not hold whole stored clips"):
         open_source(tmp_path)
     other = tmp_path / "other"
-    stored.Writer(other, 0, ABOUT | dict(image_tokens=False)).write([("1", encode({"video": np.ones(3)}))], {}, True)
-    with pytest.raises(InputError, match="holds none"):
+    stored.Writer(other, 0, ABOUT | dict(arrays=["text"])).write([("1", encode({"video": np.ones(3)}))], {}, True)
+    with pytest.raises(InputError, match="wants image_tokens .* holds none, only text.* weights.image_adapter"):
         loader.make(CONFIG | dict(source=str(other)), 2, **make)
+
+
+def write(folder, about=ABOUT, **arrays):
+    """Stores one clip."""
+    writer = stored.Writer(folder, 0, about)
+    arrays = dict(mean=np.zeros(3), std=np.zeros(3), text=np.full(3, 7.0)) | arrays
+    writer.write([("1", stored.narrow(arrays))], {}, True)
+    return open_source(folder)
+
+
+def test_a_batch_has_the_stored_arrays_that_are_wanted(tmp_path):
+    """Sizes are exact: float16 has no 4097."""
+    sizes, pooled = np.float32([4097, 2161, 236, 0, 256, 384]), np.full(5, 1 / 3)
+    source = write(tmp_path, ABOUT | dict(arrays=["text", "pooled", "sizes"]), pooled=pooled, sizes=sizes)
+    make = dict(config=CONFIG | dict(source=str(tmp_path)), batch_size=1, seed=0)
+    batch, _ = next(loader.make(**make, wanted=("sizes", "pooled")))
+    assert batch.keys() == {"latents", "sizes", "pooled"} and all(array.dtype == np.float32 for array in batch.values())
+    assert batch["sizes"].tolist() == [sizes.tolist()]
+    assert batch["pooled"].tolist() == [pooled.astype(np.float16).tolist()] and source[0]["pooled"].dtype == np.float16
+    assert next(loader.make(**make))[0].keys() == {"latents", "text"}
+    with pytest.raises(InputError, match="wants image_tokens .* holds none, only text, pooled, sizes"):
+        loader.make(**make, wanted=("text", "image_tokens"))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_clips_stored_by_earlier_versions_are_read(tmp_path, tokens):
+    """They say whether there are image tokens, not which arrays there are."""
+    source = write(tmp_path, dict(cut=CUT, image_tokens=tokens, hosts=1), image_tokens=np.ones(2))
+    assert source.arrays == ["text", "image_tokens"][: 1 + tokens]
+    wanted = dict(config=CONFIG | dict(source=str(tmp_path)), batch_size=1, seed=0, wanted=source.arrays)
+    assert next(loader.make(**wanted))[0].keys() == {"latents", *source.arrays}
+    with pytest.raises(InputError, match="wants sizes"):
+        loader.make(**wanted | dict(wanted=("text", "sizes")))
+
+
+def test_the_same_command_goes_on_in_its_folder(tmp_path):
+    """JSON has lists for tuples; and an earlier version may have said less."""
+    about = ABOUT | dict(weights=dict(base="a", trained=("b", "c")))
+    assert not stored.Writer(tmp_path, 0, about).progress["done"]
+    write(tmp_path, about)
+    assert stored.Writer(tmp_path, 0, about).progress["done"]
+    later = about | dict(family="sd15", weights=about["weights"] | dict(text_encoder_2=""))
+    assert stored.Writer(tmp_path, 0, later).progress["done"]
+    for change, name in (
+        (dict(weights=dict(base="a", trained=("b",))), "weights.trained"),
+        (dict(arrays=["text"]), "arrays"),
+        (dict(cut=CUT | dict(height=64), hosts=2), "cut.height, hosts"),
+    ):
+        with pytest.raises(InputError, match=f"stored with another {name}. Give another folder"):
+            stored.Writer(tmp_path, 0, about | change)
+    before = tmp_path / "before"
+    stored.Writer(before, 0, dict(cut=CUT, image_tokens=True, hosts=1))
+    stored.Writer(before, 0, about)
+    with pytest.raises(InputError, match="another arrays"):
+        stored.Writer(before, 0, about | dict(arrays=["text"]))
 
 
 def test_command(tmp_path):
@@ -241,7 +298,9 @@ def test_command(tmp_path):
     command = [sys.executable, "-m", "i2v_jax.training.store", f"--output={tmp_path / 'stored'}", "--epochs=2"]
     run = subprocess.run([*command, f"--config={TINY}", *flags], capture_output=True, text=True, cwd=TINY.parents[2])
     assert run.returncode == 0, run.stderr
-    batch, ids = next(loader.make(CONFIG | small | dict(source=str(tmp_path / "stored")), 6, seed=0, image_size=1))
+    batch, ids = next(
+        loader.make(CONFIG | small | dict(source=str(tmp_path / "stored")), 6, seed=0, wanted=("text", "image_tokens"))
+    )
     assert sorted(ids) == sorted(2 * [f"clip{i}" for i in range(3)])
     assert batch["latents"].shape == (6, 2, 2, 2, 4) and batch["text"].shape[:2] == (6, 77)
 
@@ -259,7 +318,7 @@ def test_command(tmp_path):
 )
 def test_commands_that_make_no_sense(tmp_path, monkeypatch, flags, message):
     store.store(loader.Loader(Toys(), number_of, 2, seed=1), encode, stored.Writer(tmp_path, 0, ABOUT), epochs=1)
-    monkeypatch.setattr(sys, "argv", ["latents", f"--config={TINY}", *(flag.format(stored=tmp_path) for flag in flags)])
+    monkeypatch.setattr(sys, "argv", ["store", f"--config={TINY}", *(flag.format(stored=tmp_path) for flag in flags)])
     monkeypatch.setattr(store.jax.config, "update", lambda *_: None)  # the tests' own cache stays
     with pytest.raises(InputError, match=message):
         store.main()

@@ -16,11 +16,13 @@ from safetensors.numpy import load_file, save_file
 
 from i2v_jax import tree
 from i2v_jax.models.image_projection import Resampler
-from i2v_jax.weights.files import Tensors, open_tensors, save_tensors, sha256
 from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES
 from i2v_jax.weights.load import load_image_encoder, load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import config_from_json, config_to_json, save_own
 from i2v_jax.weights.shapes import unet_shapes
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors, sha256
 from i2v_jax.weights.translate import export_tensors, import_tensors, position_tables, recognise
 from tests.helpers import relative_error
 

@@ -17,10 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import PICKLE_SUFFIXES, Tensors, check_reader, open_tensors, save_tensors
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import save_own
+from i2v_jax.weights.storage.open import check_reader, open_tensors
+from i2v_jax.weights.storage.pickle import PICKLE_SUFFIXES
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 
 ORACLE = Path(__file__).parent / "data" / "oracles" / "official_v1"

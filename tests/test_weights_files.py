@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import DTYPES, READ_AHEAD, Entry, Tensors, contiguous, open_tensors, save_tensors
 from i2v_jax.weights.lazy import cast, check_finite
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import DTYPES, READ_AHEAD, Entry, Tensors, contiguous
 
 FLOATS = [dtype for dtype in DTYPES.values() if "float" in dtype.name]
 SHAPES = [(), (5,), (0, 4), (70, 900), (3, 3, 70, 130), (130, 70, 3, 3), (1000, 2, 3)]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.files import Tensors
+from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import Imported, recognise
 
 

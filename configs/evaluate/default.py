@@ -4,18 +4,16 @@ Keys that are not here are those of configs/sample/default.py: videos are made a
 can be set on the command line, as there.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-ROOT = Path(__file__).resolve().parents[2]
+from configs.sample import default
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(ROOT / "configs/sample/default.py"))["get_config"]()
+    config = default.get_config()
     with config.unlocked():
-        for key in ("image", "csv", "prompt", "fit"):  # clips bring their own, of the right size
+        # clips bring their own, of the right size
+        for key in ("image", "csv", "prompt", "prompt_2", "negative_prompt_2", "fit"):
             del config[key]
 
     # What is compared: rows of the table, each a text "name: setting=value setting=value" with settings of a run; the

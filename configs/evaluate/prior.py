@@ -1,10 +1,8 @@
 """The paper's ablation of the Frame Similarity Prior (Table 2): `prior.py:t0` or `prior.py:p` sweeps one of the two."""
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
+from configs.evaluate import default
 from i2v_jax.errors import InputError, nearest
 
 SWEEPS = {
@@ -16,7 +14,7 @@ SWEEPS = {
 def get_config(sweep: str = "t0") -> ConfigDict:
     if sweep not in SWEEPS:
         raise InputError(f"prior.py:{sweep}: wanted one of {', '.join(SWEEPS)}.{nearest(sweep, SWEEPS)}")
-    config = runpy.run_path(str(Path(__file__).parent / "default.py"))["get_config"]()
+    config = default.get_config()
     config.runs = SWEEPS[sweep]
     config.name = f"prior_{sweep}"
     return config

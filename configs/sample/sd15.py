@@ -1,10 +1,13 @@
 """Animate a picture with Stable Diffusion 1.5, AnimateDiff v1 and I2V-Adapter, as the paper's SD1.5 model.
 
 Every key can be set on the command line: `python sample.py --config configs/sample/sd15.py --config.image=cat.jpg`.
+The keys of `weights` and `noise_schedule` are explained in configs/models/sd15.py.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from configs.models import sd15
 
 
 def get_config() -> ConfigDict:
@@ -17,6 +20,8 @@ def get_config() -> ConfigDict:
     config.negative_prompt = (
         "worst quality, low quality, normal quality, lowres, bad anatomy, bad hands, watermark, moles"
     )
+    config.prompt_2 = placeholder(str)  # for a second text encoder; unset: the same
+    config.negative_prompt_2 = placeholder(str)
     config.seed = 42
 
     # The video.
@@ -28,7 +33,15 @@ def get_config() -> ConfigDict:
     config.match_colours = True  # LAB a and b of each frame to the first one's
     config.output = "output"  # folder of the mp4, gif, contact sheet and run record
 
-    # Sampling.
+    add_sampling(config)
+    config.weights = sd15.weights()
+    config.noise_schedule = sd15.noise_schedule()
+    add_arithmetic(config)
+    return config
+
+
+def add_sampling(config: ConfigDict) -> None:
+    """How the latents are sampled."""
     config.steps = 25
     config.guidance_scale = 7.5
     config.guidance_rescale = 0.0
@@ -47,36 +60,21 @@ def get_config() -> ConfigDict:
     config.p = 0.5  # Frame Similarity Prior: share of unblurred elements, [0, 1]
     config.adapter_scale = 1.0
     config.image_token_scale = 1.0
+    config.sizes = ConfigDict(  # what SDXL is told of size and crop, in pixels; (): the video's own size, and (0, 0)
+        dict(
+            original_size=(),  # (height, width)
+            crop=(),  # (top, left)
+            target_size=(),
+            negative_original_size=(),  # (): as above
+            negative_crop=(),
+            negative_target_size=(),
+        )
+    )
     config.truncate_prompts = False  # cut prompts over 77 tokens with a warning, in place of an error
 
-    # Weights: each a file, a folder or a hub id, in any known format; "" leaves a part out.
-    config.weights = ConfigDict(
-        dict(
-            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            motion="guoyww/animatediff/mm_sd_v15.ckpt",
-            adapter="space-xun/i2v_adapter/i2v_module.pth",
-            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
-            image_encoder="h94/IP-Adapter/models/image_encoder",
-            # in place of the base's own:
-            unet=placeholder(str),
-            vae=placeholder(str),
-            text_encoder=placeholder(str),
-            tokenizer=placeholder(str),
-            trained=(),  # files that train.py wrote: their weights replace those of the same paths, in every network
-        )
-    )
-    config.noise_schedule = ConfigDict(
-        dict(
-            kind="linear",  # that of AnimateDiff's SD1.5 motion modules
-            beta_start=0.00085,
-            beta_end=0.012,
-            num_train_timesteps=1000,
-            prediction_type="epsilon",
-            zero_terminal_snr=False,
-        )
-    )
 
-    # Arithmetic and devices.
+def add_arithmetic(config: ConfigDict) -> None:
+    """Arithmetic and devices."""
     config.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on GPU and TPU, float32 on CPU
     config.attention = "auto"  # auto, xla, blocked, cudnn, flash
     config.convolution = "auto"  # auto, xla, winograd
@@ -84,4 +82,3 @@ def get_config() -> ConfigDict:
     config.batch_per_device = 1  # videos at a time on each data device
     config.vae_slice = 1  # frames that each device decodes at a time
     config.compilation_cache = ".cache/jax"
-    return config

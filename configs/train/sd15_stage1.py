@@ -1,10 +1,13 @@
 """I2V-Adapter on Stable Diffusion 1.5 and AnimateDiff v1, first stage: 256x256 (paper section 4.1).
 
 Every key can be set on the command line: `python train.py --config configs/train/sd15_stage1.py --config.batch=64`.
+The keys of `weights` and `noise_schedule` are explained in configs/models/sd15.py.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from configs.models import sd15
 
 
 def get_config() -> ConfigDict:
@@ -17,25 +20,36 @@ def get_config() -> ConfigDict:
     # What is trained: regular expressions over whole paths `component/...`. All else is frozen.
     config.train = (r"unet/.*/first_frame/.*",)
 
-    # Weights: each a file, a folder or a hub id, in any known format; "" leaves a part out.
-    config.weights = ConfigDict(
+    config.weights = sd15.weights()
+    config.weights.adapter = ""  # a published adapter to go on from; without one the branch starts as the paper says
+    config.branches = ("first_frame",)  # adapters to add where no file holds them
+
+    add_loss(config)
+    config.noise_schedule = sd15.noise_schedule()
+    add_optimizer(config)
+    add_clips(config)
+    add_arithmetic(config)
+
+    # What is written.
+    config.folder = "runs/sd15_stage1"  # checkpoints, curves, samples; a run that is there is gone on with
+    config.checkpoints = ConfigDict(dict(every_steps=1000, keep=3, best=False))  # best: keep those of lowest loss
+    config.log = ConfigDict(dict(every_steps=20))
+    config.samples = ConfigDict(
         dict(
-            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            motion="guoyww/animatediff/mm_sd_v15.ckpt",
-            adapter="",  # a published adapter to go on from; without one the branch starts as the paper says
-            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
-            image_encoder="h94/IP-Adapter/models/image_encoder",
-            # in place of the base's own:
-            unet=placeholder(str),
-            vae=placeholder(str),
-            text_encoder=placeholder(str),
-            tokenizer=placeholder(str),
-            trained=(),  # files of earlier runs: their weights replace those of the same paths, in every network
+            every_steps=1000,  # 0: none
+            pictures=("assets/cat.jpg",),
+            prompts=("a cat turns its head",),
+            steps=25,
+            guidance_scale=7.5,
+            t0=1.0,
+            p=0.5,
         )
     )
-    config.branches = ("first_frame",)  # attention branches to add where no file holds them
+    return config
 
-    # The loss.
+
+def add_loss(config: ConfigDict) -> None:
+    """What is minimised."""
     config.loss = "denoising"  # by `objective`; "reconstruction", which trains a VAE, by `reconstruction`
     config.objective = ConfigDict(
         dict(
@@ -55,16 +69,10 @@ def get_config() -> ConfigDict:
             divergence=1e-4,
         )
     )
-    config.noise_schedule = ConfigDict(
-        dict(
-            kind="linear",  # that of AnimateDiff's SD1.5 motion modules
-            beta_start=0.00085,
-            beta_end=0.012,
-            num_train_timesteps=1000,
-            prediction_type="epsilon",  # epsilon, v_prediction, sample
-            zero_terminal_snr=False,
-        )
-    )
+
+
+def add_optimizer(config: ConfigDict) -> None:
+    """How it is minimised."""
     config.optimizer = ConfigDict(
         dict(
             kind="adamw",  # adamw, muon
@@ -81,7 +89,9 @@ def get_config() -> ConfigDict:
     )
     config.average_decay = placeholder(float)  # of a running average of the trained weights, such as 0.9999
 
-    # Clips.
+
+def add_clips(config: ConfigDict) -> None:
+    """What is trained on."""
     config.data = ConfigDict(
         dict(
             source="data/webvid",  # a prepared dataset, a folder of *.mp4 + *.txt, a CSV, or stored latents
@@ -97,7 +107,9 @@ def get_config() -> ConfigDict:
         )
     )
 
-    # Arithmetic and devices.
+
+def add_arithmetic(config: ConfigDict) -> None:
+    """Arithmetic and devices."""
     config.dtype = "auto"  # of frozen weights and activations: float32, bfloat16; auto: bfloat16 on GPU and TPU
     config.attention = "auto"  # auto, xla, blocked, cudnn, flash
     config.convolution = "auto"  # auto, xla, winograd
@@ -116,20 +128,3 @@ def get_config() -> ConfigDict:
         )
     )
     config.compilation_cache = ".cache/jax"
-
-    # What is written.
-    config.folder = "runs/sd15_stage1"  # checkpoints, curves, samples; a run that is there is gone on with
-    config.checkpoints = ConfigDict(dict(every_steps=1000, keep=3, best=False))  # best: keep those of lowest loss
-    config.log = ConfigDict(dict(every_steps=20))
-    config.samples = ConfigDict(
-        dict(
-            every_steps=1000,  # 0: none
-            pictures=("assets/cat.jpg",),
-            prompts=("a cat turns its head",),
-            steps=25,
-            guidance_scale=7.5,
-            t0=1.0,
-            p=0.5,
-        )
-    )
-    return config

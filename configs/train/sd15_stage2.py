@@ -1,13 +1,12 @@
 """I2V-Adapter on Stable Diffusion 1.5 and AnimateDiff v1, second stage: 512x512, from the first stage's adapter."""
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
+
+from configs.train import sd15_stage1
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
+    config = sd15_stage1.get_config()
     config.weights.trained = ("runs/sd15_stage1/trained.safetensors",)
     config.remat = "products"  # activations of 512x512 clips do not fit a 16 GB chip otherwise
     config.data.height = 512

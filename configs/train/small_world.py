@@ -7,11 +7,11 @@ captions, motion, adapter.
 `bundled_motion` and so on go on with what is bundled: another adapter by `bundled_adapter --config.seed=1`.
 """
 
-import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.train import sd15_stage1
 from i2v_jax.errors import InputError, nearest
 
 BUNDLED = "bundled_"
@@ -81,7 +81,7 @@ def get_config(stage: str = "adapter") -> ConfigDict:
 
 def common() -> ConfigDict:
     """What holds for all stages that do not say otherwise."""
-    config = runpy.run_path(str(Path(__file__).with_name("sd15_stage1.py")))["get_config"]()
+    config = sd15_stage1.get_config()
     config.branches = ()
     config.noise_schedule.prediction_type = "v_prediction"  # learns what is common to all frames sooner than epsilon
     config.objective.first_frame = "noisy"

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from i2v_jax import commands
+from i2v_jax.data.clip import Source
 from i2v_jax.data.decoding import CAUSES, BadClip, read_bytes
-from i2v_jax.data.sources import SPLIT, Source, open_source
+from i2v_jax.data.sources import SPLIT, open_source
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
 

@@ -1,4 +1,4 @@
-"""Frames of one clip out of a video file: only what is needed is decoded, and what cannot be had is told by its cause.
+"""Frames of one clip out of a video file: only what is needed is decoded, and what cannot be had has a named cause.
 
 PyAV (FFmpeg) decodes, crops and resizes.
 """
@@ -8,10 +8,11 @@ import io
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from i2v_jax.errors import InputError
 
@@ -66,6 +67,26 @@ class Cut:
                 raise InputError(f"data.{name}={value}: wanted 1 or more.")
 
 
+class Frames(NamedTuple):
+    """The frames of a cut, and how they were taken (SDXL, Podell et al. 2023, section 2.2).
+
+    Attributes:
+      video: RGB.
+      sizes: in pixels, the video's height and width before it was scaled, upright as it is displayed; top and left of
+        the crop in the scaled picture; height and width of the crop.
+    """
+
+    video: UInt8[np.ndarray, "f h w 3"]
+    sizes: Float32[np.ndarray, "6"]
+
+
+def central_sizes(height: int, width: int, cut: Cut) -> Float32[np.ndarray, "6"]:
+    """Returns the `sizes` of a video that is scaled to cover a cut, of which then the middle is taken."""
+    scale = max(cut.height / height, cut.width / width)
+    top, left = round((height * scale - cut.height) / 2), round((width * scale - cut.width) / 2)
+    return np.array([height, width, top, left, cut.height, cut.width], np.float32)
+
+
 def choose_frames(count: int, cut: Cut, rng: np.random.Generator) -> range:
     """Returns the numbers of a clip's frames, of a video with `count`; their start is drawn evenly.
 
@@ -80,8 +101,8 @@ def choose_frames(count: int, cut: Cut, rng: np.random.Generator) -> range:
     return range(start, start + span, stride)
 
 
-def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[np.ndarray, "f h w 3"]:
-    """Decodes a clip, RGB.
+def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames:
+    """Decodes a clip.
 
     The file's packets are read without decoding, which gives every frame's time; then the packets from the key frame
     before the clip to its last frame are decoded, without those pictures in between that no other picture needs.
@@ -108,12 +129,12 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> UInt8[
                 if not first:
                     raise
                 frames = _decode(stream, packets, wanted)  # a key frame that wants what came before it
-            clip = resize(frames, cut)
+            pictures = resize(frames, cut)
         except av.FFmpegError as error:
             raise BadClip("damaged", str(error)) from None
-    if cut.frames > 1 and (clip == clip[0]).all():
+    if cut.frames > 1 and (pictures == pictures[0]).all():
         raise BadClip("frozen", f"{cut.frames} equal frames")
-    return clip
+    return Frames(pictures, central_sizes(*_upright_size(frames[0]), cut))
 
 
 def read_bytes(video: Path | bytes) -> bytes:
@@ -211,7 +232,7 @@ def resize(frames: Sequence[av.VideoFrame], cut: Cut) -> UInt8[np.ndarray, "f h 
     """
     graphs, pictures = {}, []
     for frame in frames:
-        turns = round(frame.rotation / 90)
+        turns = _quarter_turns(frame)
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns
         if kind not in graphs:
             height, width = (cut.width, cut.height) if turns % 2 else (cut.height, cut.width)
@@ -219,6 +240,16 @@ def resize(frames: Sequence[av.VideoFrame], cut: Cut) -> UInt8[np.ndarray, "f h 
         graphs[kind].push(frame)
         pictures.append(np.rot90(graphs[kind].pull().to_ndarray(), turns))
     return np.stack(pictures)
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """By how many, counterclockwise, a frame is turned to be shown."""
+    return round(frame.rotation / 90)
+
+
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width of a frame as it is shown."""
+    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
 
 
 def _crop_and_scale(frame: av.VideoFrame, height: int, width: int) -> av.filter.Graph:

@@ -25,8 +25,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from i2v_jax.data.clip import Clip, Source
 from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
-from i2v_jax.data.sources import Clip, Source, open_source
+from i2v_jax.data.sources import open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
@@ -35,7 +36,8 @@ from i2v_jax.media import clip_pixels
 DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
 JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer
 
-Tokenize = Callable[[list[str]], Int32[np.ndarray, "b t"]]
+Tokenize = Callable[[list[str]], Mapping[str, Int32[np.ndarray, "b t"]]]
+"""Captions to what a batch holds of them: `tokens`, and whatever other tokenizers make of them, by name."""
 
 
 def make(
@@ -47,6 +49,7 @@ def make(
     hosts: int = 1,
     tokenize: Tokenize | None = None,
     image_size: int | None = None,
+    wanted: Sequence[str] = ("text",),
 ) -> "Loader":
     """Opens the data of a config, see `configs/train`, for one host.
 
@@ -55,18 +58,18 @@ def make(
       batch_size: clips in a batch of this host.
       seed: of the order and of what is drawn of each clip.
       host, hosts: which one of how many this is.
-      tokenize: captions to ids; batches of stored text states need none.
-      image_size: of the pictures that the image encoder sees; None where nothing looks at them.
+      tokenize: captions to ids; stored clips need none.
+      image_size: of the pictures for the image encoder; None where there is none, and for stored clips.
+      wanted: of stored clips, the names of the arrays beside the latents that batches are to hold.
 
     Raises:
       InputError: a value out of range, or data that cannot be opened.
     """
     cut = Cut(config["frames"], config["stride"], config["height"], config["width"])
     source = open_source(config["source"], config["videos"])
-    stored = isinstance(source, Stored)
     return Loader(
         source,
-        source.reader(cut, image_size is not None) if stored else Reader(cut, image_size),
+        source.reader(cut, wanted) if isinstance(source, Stored) else Reader(cut, image_size),
         batch_size,
         seed=seed,
         host=host,
@@ -86,17 +89,17 @@ class Reader:
         self.cut, self.image_size = cut, image_size
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns `caption`, `video` and, where wanted, `pixels`.
+        """Returns `caption`, `video`, its `sizes` (see `data.decoding.Frames`) and, where wanted, `pixels`.
 
         Raises:
           BadClip: says why the clip cannot be used.
         """
         if not clip.caption:
             raise BadClip("no caption")
-        video = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
-        item = {"caption": clip.caption, "video": video}
+        frames = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
+        item = {"caption": clip.caption, "video": frames.video, "sizes": frames.sizes}
         if self.image_size:
-            item["pixels"] = clip_pixels(item["video"][0], self.image_size)
+            item["pixels"] = clip_pixels(frames.video[0], self.image_size)
         return item
 
 
@@ -148,7 +151,7 @@ class _Items:
         return sys.maxsize
 
     def __getitem__(self, count: int) -> dict[str, Any]:
-        av.logging.set_level(av.logging.PANIC)  # what matters is told by its cause
+        av.logging.set_level(av.logging.PANIC)  # what matters has its cause
         epoch, number = self.order.clip(self.order.position(count))
         clip = self.source[number]
         name = name_of(clip)
@@ -193,15 +196,16 @@ def _limited_time():
 class Loader:
     """An endless iterator of `(batch, ids)`.
 
-    Each batch holds `video` uint8 [b f h w 3], `tokens` int32 [b t] and, where wanted, `pixels` float32 [b H W 3]. The
-    same clips, frames and numbers come out whatever the number of workers, and after `restore`.
+    Each batch holds `video` uint8 [b f h w 3], `sizes` float32 [b 6], what `tokenize` makes of the captions, say
+    `tokens` int32 [b t], and, where wanted, `pixels` float32 [b H W 3]; of stored clips, see `data.stored`. The same
+    clips, frames and numbers come out whatever the number of workers, and after `restore`.
 
     Args:
       source: clips by number.
       reader: makes a clip a batch's item.
       batch_size, seed, host, hosts, tokenize: see `make`.
       workers: processes that decode; 0 decodes in this one.
-      buffer: clips that each worker holds ready.
+      buffer: clips that each worker keeps ready.
       max_bad: share of bad clips among those of an epoch (or of 10,000, if it has more) above which to stop. Each host
         judges its own clips, as soon as the count is certain.
       bad_list: file to which each bad clip's id, cause and detail are appended, once, as lines of JSON; "{host}" in it
@@ -270,7 +274,7 @@ class Loader:
                 bad_in_a_row.clear()
         batch = {name: np.stack([item[name] for item in items]) for name in items[0] if name not in ("id", "caption")}
         if "caption" in items[0] and self.tokenize:
-            batch["tokens"] = self.tokenize([item["caption"] for item in items])
+            batch |= self.tokenize([item["caption"] for item in items])
         return batch, [item["id"] for item in items], positions
 
     def state(self) -> dict[str, Any]:

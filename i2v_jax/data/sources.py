@@ -6,42 +6,17 @@ process opens its files anew.
 """
 
 import csv
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from jaxtyping import UInt8
-
-from i2v_jax.data.decoding import Cut
+from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIX, Clip, Source
+from i2v_jax.data.small_world.source import SmallWorld
 from i2v_jax.data.stored import Stored, is_stored
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
 
-VIDEO, CAPTION = ".mp4", ".txt"
 PREPARED = "dataset_info.json"  # what every folder prepared by tensorflow-datasets holds
 SPLIT = "train"
 SMALL_WORLD = "small_world:"
-
-
-class Clip(NamedTuple):
-    """A video with its caption, as the source has it: neither need be usable.
-
-    Attributes:
-      video: a file, a file's bytes, or what makes the frames of a cut as `data.decode.read_clip` reads them.
-    """
-
-    id: str
-    caption: str
-    video: Path | bytes | Callable[[Cut, np.random.Generator], UInt8[np.ndarray, "f h w 3"]]
-
-
-class Source(Protocol):
-    """Clips by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> Clip | Mapping[str, Any]: ...
 
 
 def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
@@ -49,15 +24,13 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
 
     Args:
       path: a folder of `NAME.mp4` with `NAME.txt`; a CSV file, see `Table`; a folder prepared by `data.builder` or
-        stored by `data.latents`; or "small_world:SPLIT", see `data.small_world`.
+        stored by `training.store`; or "small_world:SPLIT", see `data.small_world`.
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
       InputError: nothing there, or nothing in it that is a clip, or an address in place of a path.
     """
     if str(path).startswith(SMALL_WORLD):
-        from i2v_jax.data.small_world import SmallWorld
-
         return SmallWorld(str(path).removeprefix(SMALL_WORLD))
     path = on_disk(path)
     if path.is_file():
@@ -76,11 +49,11 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.names = sorted({file.stem for file in path.iterdir() if file.suffix in (VIDEO, CAPTION)})
+        self.names = sorted({file.stem for file in path.iterdir() if file.suffix in (VIDEO_SUFFIX, CAPTION_SUFFIX)})
         if not self.names:
             inside = sorted(str(file.parent) for depth in (1, 2, 3) for file in path.glob("*/" * depth + PREPARED))
             hint = f"prepared folder inside: {' or '.join(inside)}" if inside else "folder that they are in"
-            raise InputError(f"{str(path)!r} holds no {VIDEO} files. Give the {hint}.")
+            raise InputError(f"{str(path)!r} holds no {VIDEO_SUFFIX} files. Give the {hint}.")
 
     def __reduce__(self):
         return Folder, (self.path,)
@@ -91,10 +64,10 @@ class Folder:
     def __getitem__(self, number: int) -> Clip:
         name = self.names[number]
         try:
-            caption = (self.path / (name + CAPTION)).read_text(encoding="utf-8", errors="replace")
+            caption = (self.path / (name + CAPTION_SUFFIX)).read_text(encoding="utf-8", errors="replace")
         except OSError:
             caption = ""
-        return Clip(name, caption.strip(), self.path / (name + VIDEO))
+        return Clip(name, caption.strip(), self.path / (name + VIDEO_SUFFIX))
 
 
 class Table:
@@ -122,7 +95,7 @@ class Table:
                     if len(cells) != len(header):
                         raise InputError(f"{where}: {len(cells)} cells under {len(header)} columns. Check its quotes.")
                     row = dict(zip(header, cells))
-                    in_folder = f"{row.get('page_dir', '')}/{row.get('videoid')}{VIDEO}".lstrip("/")
+                    in_folder = f"{row.get('page_dir', '')}/{row.get('videoid')}{VIDEO_SUFFIX}".lstrip("/")
                     file_name = row.get("path", in_folder)
                     if file_name in seen:
                         raise InputError(f"{where}: {file_name!r} is there twice. Leave one row for each video.")
@@ -152,7 +125,7 @@ class Table:
 
     def __getitem__(self, number: int) -> Clip:
         name, caption = self.rows[number]
-        return Clip(name.removesuffix(VIDEO), caption, self.videos / name)
+        return Clip(name.removesuffix(VIDEO_SUFFIX), caption, self.videos / name)
 
 
 class Records:

@@ -1,8 +1,9 @@
 """Clips stored as what the frozen encoders make of them: VAE moments, prompt states, image tokens.
 
-A folder of ArrayRecord files. A record is a safetensors file's bytes, in float16: `mean` and `std` [f h w c] of the
-latents, scaled by the VAE's factor, so that training still draws latents from the posterior; `text` [t d]; where the
-model has them, `image_tokens` [n d]; and the clip's `id`, UTF-8. `stored.json` says how they were made.
+A folder of ArrayRecord files. A record is a safetensors file's bytes, float16 but for `sizes`: `mean` and `std`
+[f h w c] of the latents, scaled by the VAE's factor, so that training still draws latents from the posterior; the
+arrays that `stored.json` names under `arrays`, such as `text` [t d] and `image_tokens` [n d]; and the clip's `id`,
+UTF-8. `stored.json` also says how they were made.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
 
 ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
+EXACT = ("sizes",)  # float16 rounds counts of pixels above 2048
 ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
 PROGRESS = "progress-{host:05d}.json"
@@ -32,6 +34,7 @@ class Stored:
 
     Attributes:
       about: what `stored.json` holds.
+      arrays: names of a clip's arrays beside the latents.
 
     Raises:
       InputError: no stored clips, or not all hosts have finished storing theirs.
@@ -40,7 +43,8 @@ class Stored:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+            self.about = _read_about(path)
+            self.arrays = self.about["arrays"]
             done = [self._parts(host) for host in range(self.about["hosts"])]
             self.records = grain.sources.ArrayRecordDataSource([str(part) for parts in done for part in parts])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -65,11 +69,15 @@ class Stored:
         record = safetensors.numpy.load(self.records[number])
         return record | {"id": record["id"].tobytes().decode()}
 
-    def reader(self, cut: Cut, with_image_tokens: bool) -> "StoredReader":
+    def reader(self, cut: Cut, wanted: Sequence[str] = ("text",)) -> "StoredReader":
         """Returns what makes batch items of these clips.
 
+        Args:
+          cut: what a clip is.
+          wanted: names of arrays beside the latents.
+
         Raises:
-          InputError: they are stored in another size, or without image tokens.
+          InputError: they are stored in another size, or without one of the arrays.
         """
         for name, value in dataclasses.asdict(cut).items():
             if self.about["cut"][name] != value:
@@ -77,24 +85,26 @@ class Stored:
                     f"data.{name}={value}, but the clips in {str(self.path)!r} are stored with "
                     f"{name}={self.about['cut'][name]}. Set it so, or store them again."
                 )
-        if with_image_tokens and not self.about["image_tokens"]:
+        missing = [name for name in wanted if name not in self.arrays]
+        if missing:
+            adapter = " and weights.image_adapter" if "image_tokens" in missing else ""
             raise InputError(
-                f"The model wants image tokens, and {str(self.path)!r} holds none. Store the clips again with "
-                "weights.image_adapter."
+                f"The model wants {', '.join(missing)} of each clip, and {str(self.path)!r} holds none, only "
+                f"{', '.join(self.arrays)}. Store the clips again with this model's config{adapter}."
             )
-        return StoredReader(with_image_tokens)
+        return StoredReader(wanted)
 
 
 class StoredReader:
-    """Makes of a stored clip what a batch holds of it: `latents`, `text` and, where wanted, `image_tokens`, float32."""
+    """Makes of a stored clip what a batch holds of it: `latents` and the arrays that are wanted, float32."""
 
-    def __init__(self, with_image_tokens: bool):
-        self.names = ("text", "image_tokens") if with_image_tokens else ("text",)
+    def __init__(self, wanted: Sequence[str]):
+        self.wanted = tuple(wanted)
 
     def __call__(self, clip: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         mean, std = (clip[name].astype(np.float32) for name in ("mean", "std"))
         latents = mean + std * rng.standard_normal(mean.shape, np.float32)
-        return {"latents": latents} | {name: clip[name].astype(np.float32) for name in self.names}
+        return {"latents": latents} | {name: clip[name].astype(np.float32) for name in self.wanted}
 
 
 def is_stored(path: str | Path) -> bool:
@@ -104,15 +114,16 @@ def is_stored(path: str | Path) -> bool:
 
 def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
     """Returns the states of the empty prompt, as the clips in a folder were stored."""
-    return _empty(path)["text"]
+    return read_empty(path)["text"]
 
 
 def empty_image(path: str | Path) -> Float32[np.ndarray, "n d"] | None:
     """Returns the image tokens of a zero picture; None where clips were stored without."""
-    return _empty(path).get("image_tokens")
+    return read_empty(path).get("image_tokens")
 
 
-def _empty(path: str | Path) -> dict[str, np.ndarray]:
+def read_empty(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns what stands for dropped conditions, by name, see `Writer.write_empty`; float32."""
     content = safetensors.numpy.load((on_disk(path) / EMPTY).read_bytes())
     return {name: array.astype(np.float32) for name, array in content.items()}
 
@@ -128,9 +139,12 @@ def check_frozen(trained: Iterable[str]) -> None:
 
 
 def narrow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns arrays in float16; what is out of its range becomes the largest it has."""
+    """Returns arrays in float16, where what is out of its range becomes the largest it has; `EXACT` ones in float32."""
     limit = np.finfo(np.float16).max
-    return {name: np.clip(array, -limit, limit).astype(np.float16) for name, array in arrays.items()}
+    return {
+        name: array.astype(np.float32) if name in EXACT else np.clip(array, -limit, limit).astype(np.float16)
+        for name, array in arrays.items()
+    }
 
 
 class Writer:
@@ -140,41 +154,41 @@ class Writer:
     Args:
       path: the folder.
       host: whose records.
-      about: what `stored.json` is to say.
+      about: what `stored.json` is to say: `hosts`, their number; `cut`, as a mapping; `arrays`, the names of a clip's
+        arrays beside the latents; and whatever else says how the clips are made.
 
     Raises:
-      InputError: the folder holds clips stored in another way.
+      InputError: the folder holds clips stored in another way, by what both that and this one say.
     """
 
     def __init__(self, path: Path, host: int, about: Mapping[str, Any]):
         self.path, self.host = path, host
         path.mkdir(parents=True, exist_ok=True)
-        file = path / ABOUT
-        if file.exists():
-            there = json.loads(file.read_text(encoding="utf-8"))
-            different = [name for name in about if there.get(name) != about[name]]
+        text = json.dumps(about, indent=1)
+        if is_stored(path):
+            different = _differences(_read_about(path), _with_arrays(json.loads(text)))
             if different:
                 raise InputError(
                     f"{str(path)!r} holds clips stored with another {', '.join(different)}. Give another folder, or "
                     "remove that one."
                 )
         else:
-            _write(file, json.dumps(about, indent=1).encode())
+            _write(path / ABOUT, text.encode())
         self.progress_file = path / PROGRESS.format(host=host)
         self.progress = {"done": False, "parts": 0, "state": None}
         if self.progress_file.exists():
             self.progress = json.loads(self.progress_file.read_text(encoding="utf-8"))
 
     def write_empty(self, **arrays: np.ndarray) -> None:
-        """Writes what stands for dropped conditions: `text` [t d] of the empty prompt, `image_tokens` [n d] of a zero
-        picture for clips with tokens."""
+        """Writes what stands for dropped conditions, by the names of clips' arrays: `text` [t d] of the empty prompt,
+        `image_tokens` [n d] of a zero picture for clips with tokens."""
         _write(self.path / EMPTY, safetensors.numpy.save(narrow(arrays)))
 
     def write(self, records: Sequence[tuple[str, Mapping[str, np.ndarray]]], state: Mapping[str, Any], done: bool):
         """Writes a part.
 
         Args:
-          records: ids, and arrays in float16.
+          records: ids, and arrays as `narrow` returns them.
           state: the position behind them.
           done: whether they are the last.
         """
@@ -189,6 +203,29 @@ class Writer:
             temporary.rename(file)
         self.progress = {"done": done, "parts": self.progress["parts"] + bool(records), "state": state}
         _write(self.progress_file, json.dumps(self.progress).encode())
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    return _with_arrays(json.loads((path / ABOUT).read_text(encoding="utf-8")))
+
+
+def _with_arrays(about: Mapping[str, Any]) -> dict[str, Any]:
+    """`about` with the names of arrays, of which earlier versions said but whether there are image tokens."""
+    if "arrays" in about:
+        return dict(about)
+    return dict(about) | dict(arrays=["text", "image_tokens"] if about.get("image_tokens") else ["text"])
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Names of what two JSON values both have, and of which they have something else."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return [
+            found
+            for name in one
+            if name in other
+            for found in _differences(one[name], other[name], f"{path}.{name}" if path else name)
+        ]
+    return [] if one == other else [path]
 
 
 def _write(file: Path, content: bytes) -> None:

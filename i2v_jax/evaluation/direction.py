@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Complex
 
-from i2v_jax.data.small_world import CAMERA, CAMERA_MOTIONS, MOTIONS, STILL, Effect, Motion, Scene
+from i2v_jax.data.small_world.drawing import render
+from i2v_jax.data.small_world.scene import CAMERA, CAMERA_MOTIONS, MOTIONS, STILL, Effect, Motion, Scene
 from i2v_jax.evaluation.flow import Flows, Video
 
 LEAST = 1 / 64  # sides of the picture: what moves less over a whole video stands still
@@ -110,7 +111,7 @@ def told_and_rendered(video: Video, scene: Scene) -> list[tuple[str, str]]:
     times, named = np.linspace(0, 1, len(video)), []
     for number, told in enumerate(scene.motions):
         rendered = {
-            name: other.render(times, video.shape[1]).astype(np.float32)
+            name: render(other, times, video.shape[1]).astype(np.float32)
             for name, other in scene.alternatives(number).items()
         }
         still = rendered.pop(STILL)

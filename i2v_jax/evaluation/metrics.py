@@ -4,7 +4,8 @@ CLIPTemp, FlowScore and WarpingError are the I2V-Adapter paper's (section 4.1), 
 et al. 2023). Videos are uint8 RGB [frames height width 3]; each function returns one number for one video.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +15,30 @@ from skimage.metrics import structural_similarity
 
 from i2v_jax.evaluation.flow import Flows, Picture, Video, edges, warp
 from i2v_jax.media import clip_pixels
-from i2v_jax.models.clip import CLIPVisionEncoder
-from i2v_jax.sampling.pipeline import Component
+from i2v_jax.models.clip import CLIPVisionConfig, CLIPVisionEncoder
 
 ROUNDING = 1 / 12  # mean square of what rounding to whole numbers takes away
 
 
-def clip_embedding(encoder: Component) -> Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]:
+def clip_embedding(
+    config: CLIPVisionConfig, parameters: Mapping[str, Any]
+) -> Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]:
     """Returns a function from pictures to their embeddings by a CLIP vision encoder.
 
     Those are its projected output. Where it has no projection, as an encoder that was trained for image tokens alone,
     they are the mean of its penultimate states, which these are made of: nothing trains what comes after. EvalCrafter
     takes CLIP ViT-B/32.
     """
-    model = CLIPVisionEncoder(encoder.config)
+    model = CLIPVisionEncoder(config)
 
     @jax.jit
     def embed(parameters, pixels):
-        seen = model.apply({"params": parameters}, pixels)
-        return jnp.float32(seen.penultimate.mean(1) if seen.image_embeds is None else seen.image_embeds)
+        output = model.apply({"params": parameters}, pixels)
+        return jnp.float32(output.penultimate.mean(1) if output.image_embeds is None else output.image_embeds)
 
     def embed_pictures(pictures):
-        pixels = np.stack([clip_pixels(picture, encoder.config.image_size) for picture in pictures])
-        return np.asarray(embed(encoder.parameters, pixels))
+        pixels = np.stack([clip_pixels(picture, config.image_size) for picture in pictures])
+        return np.asarray(embed(parameters, pixels))
 
     return embed_pictures
 

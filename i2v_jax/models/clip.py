@@ -160,6 +160,9 @@ VIT_L_VISION = CLIPVisionConfig(width=1024, mlp_width=4096, num_layers=24, num_h
 VIT_H_VISION = CLIPVisionConfig(
     width=1280, mlp_width=5120, num_layers=32, num_heads=16, hidden_act="gelu", projection_dim=1024
 )
+VIT_BIGG_VISION = CLIPVisionConfig(
+    width=1664, mlp_width=8192, num_layers=48, num_heads=16, hidden_act="gelu", projection_dim=1280
+)
 TINY_TEXT = CLIPTextConfig(width=32, mlp_width=64, num_layers=2, num_heads=4)
 TINY_VISION = CLIPVisionConfig(
     width=32, mlp_width=64, num_layers=2, num_heads=4, hidden_act="gelu", projection_dim=24, image_size=56

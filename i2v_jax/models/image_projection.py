@@ -91,6 +91,8 @@ AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig
 IP_ADAPTER_SD15 = ImageProjectionConfig()
 IP_ADAPTER_PLUS_SD15 = ResamplerConfig()
 IP_ADAPTER_FULL_FACE_SD15 = StateProjectionConfig()
+IP_ADAPTER_SDXL = ImageProjectionConfig(embed_dim=1280, cross_attention_dim=2048)  # of ViT-bigG
+IP_ADAPTER_PLUS_SDXL = ResamplerConfig(width=1280, num_heads=20, mlp_width=5120, cross_attention_dim=2048)  # of ViT-H
 TINY_RESAMPLER = ResamplerConfig(
     embed_dim=32, width=32, depth=1, num_heads=2, head_dim=16, mlp_width=64, cross_attention_dim=32
 )

@@ -31,10 +31,18 @@ from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.samplers import State as SamplerState
+from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.family import family_of
+from i2v_jax.families.model import Model
+from i2v_jax.families.published import networks
+from i2v_jax.families.weights import Weights
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.planning import hlo
-from i2v_jax.sampling.pipeline import Component, Conditions, Models, Pipeline, Settings
-from i2v_jax.training import setup
+from i2v_jax.sampling import preview
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.training import placement, setup
 
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "train" / "sd15_stage1.py"
 CLIPS = 10_000_000  # of an epoch: WebVid-10M
@@ -183,72 +191,74 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
             f"batch={config.batch} does not divide into accumulate={config.accumulate} parts over {mesh.size} devices: "
             f"wanted a multiple of {least}, such as --config.batch={least}."
         )
-    configs = setup.networks(config, setup.arithmetic(config, devices[0]))
-    prompt = (configs["text_encoder"].max_positions, *((configs["text_encoder"].width,) if stored else ()))
-    picture = None
-    if stored and "image_proj" in configs:
-        picture = jnp.zeros((setup.image_tokens(configs), configs["unet"].cross_attention_dim))
-    made = setup.make(config, configs, jnp.zeros(prompt, jnp.float32 if stored else jnp.int32), picture)
+    configs = networks_of(config, Arithmetic.of_config(config, devices[0]))
+    made = setup.make(config, configs, placement.empty_conditions(configs, stored))
     needed = ["unet"] if stored else list(configs)
-    weights = setup.abstract_weights({component: configs[component] for component in needed})
+    weights = placement.abstract_weights({component: configs[component] for component in needed})
     trained, frozen = tree.split(weights, config.train)
-    state = setup.abstract_state(config, trained, made.optimizer, mesh)
-    frozen = setup.abstract_frozen(config, frozen, mesh)
-    batch = setup.abstract_batch(config, configs, mesh, stored)
+    state = placement.abstract_state(config, trained, made.optimizer, mesh)
+    frozen = placement.abstract_frozen(config, frozen, mesh)
+    batch = placement.abstract_batch(config, configs, mesh, stored)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    function = setup.jit_step(made.step, state, mesh)
+    function = placement.jit_step(made.step, state, mesh)
     kinds = dict(
         frozen=frozen, trained=(state.trained, state.average), optimizer=(state.optimizer, state.step), batch=batch
     )
     return Program("training step", config.batch, mesh, function, (state, frozen, batch, key), kinds)
 
 
+def networks_of(config: ConfigDict, arithmetic: Arithmetic) -> dict[str, Any]:
+    """Returns {component: config} of the networks that a training's config names, weights unread."""
+    return networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
+
+
 def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
     """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
     mesh = make_mesh(config.mesh, devices)
-    how = setup.arithmetic(config, devices[0])._replace(remat="none")
-    configs = setup.networks(config, how)
-    weights = setup.abstract_weights({"unet": configs["unet"]})
+    arithmetic = Arithmetic.of_config(config, devices[0])._replace(remat="none")
+    configs = networks_of(config, arithmetic)
+    parameters = placement.abstract_frozen(config, placement.abstract_weights({"unet": configs["unet"]})["unet"], mesh)
+    model = Model(configs, {"unet": tree.unflatten(parameters)}, {}, NoiseSchedule(**config.noise_schedule))
+    settings = preview.settings_of(config)
+    _, step = Pipeline(model, mesh).programs(settings)
     spread, whole = batch_sharding(mesh), replicated(mesh)
 
     def array(shape, dtype=jnp.float32, sharding=spread):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    parameters = setup.abstract_frozen(config, weights["unet"], mesh)
-    components = {
-        name: Component(it, tree.unflatten(parameters) if name == "unet" else {}) for name, it in configs.items()
-    }
-    components["image_projection"] = components.pop("image_proj", None)
-    models = Models(**components, tokenizer=None, schedule=NoiseSchedule(**config.noise_schedule))
-    samples, data = config.samples, config.data
-    settings = Settings(
-        height=data.height,
-        width=data.width,
-        frames=data.frames,
-        steps=samples.steps,
-        guidance_scale=samples.guidance_scale,
-    )
-    _, step = Pipeline(models, mesh).programs(settings)
-    vae, text, videos = configs["vae"], configs["text_encoder"], mesh.size
-    latents = (videos, data.frames, data.height // vae.downscale, data.width // vae.downscale, vae.latent_channels)
-    rows = videos * (2 if settings.guided else 1)
-    image_tokens = None
-    if models.wants_image_tokens:
-        image_tokens = array((rows, setup.image_tokens(configs), configs["unet"].cross_attention_dim), how.dtype)
-    conditions = Conditions(
-        array((rows, text.max_positions, text.width), how.dtype), image_tokens, array((videos, 1, *latents[2:]))
-    )
-    spread_video = video_sharding(mesh)
-    state = SamplerState(
-        array(latents, sharding=spread_video), array(latents, sharding=spread_video), array((), jnp.int32, whole)
-    )
+    videos, (first, *rest) = mesh.size, latents_shape(config, configs)
+    conditions = abstract_conditions(configs, videos * (2 if settings.guided else 1), arithmetic.dtype, array)
+    noisy = array((videos, first, *rest), sharding=video_sharding(mesh))
+    state = SamplerState(noisy, noisy, array((), jnp.int32, whole))
     scalar = array((), sharding=whole)
     strengths = dict(guidance_scale=scalar, first_frame=scalar, image_tokens=scalar)
     seeds, number = array((videos,), jnp.uint32), array((), jnp.int32, whole)
-    arguments = (models.unet.parameters, state, number, conditions, seeds, strengths)
+    arguments = (model.parameters["unet"], state, number, conditions, array((videos, 1, *rest)), seeds, strengths)
     kinds = dict(frozen=parameters, latents=state, conditions=conditions)
     return Program("sampling step", videos, mesh, step, arguments, kinds)
+
+
+def latents_shape(config: ConfigDict, configs: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Returns the shape [f h w c] of the latents of a config's clips."""
+    data, vae = config.data, configs["vae"]
+    return data.frames, data.height // vae.downscale, data.width // vae.downscale, vae.latent_channels
+
+
+def abstract_conditions(configs: dict[str, Any], rows: int, dtype: Any, array: Callable) -> Conditions:
+    """Returns the shapes of what a number of videos are conditioned on; `array` makes one of shape and dtype."""
+    unet = configs["unet"]
+    family = family_of(unet)
+    positions = configs[family.text.components[0]].max_positions
+    conditions = Conditions(array((rows, 1, positions, unet.cross_attention_dim), dtype))
+    if unet.cross_attention_branches:
+        tokens = (rows, 1, image_tokens.count(configs), unet.cross_attention_dim)
+        conditions = conditions._replace(image_tokens=array(tokens, dtype))
+    if family.text.pooled:
+        conditions = conditions._replace(pooled=array((rows, 1, unet.added_conditioning.pooled_dim), dtype))
+    if family.has_sizes:
+        conditions = conditions._replace(sizes=array((rows, 1, 6)))
+    return conditions
 
 
 def measure(program: Program, topology: str, cache: Path | None = None) -> Figures:

@@ -1,5 +1,4 @@
-"""What training minimises: the denoising loss of I2V-Adapter (paper section 3.1), over everything that a batch holds;
-or, for an autoencoder, the error of what it makes of pictures.
+"""What training minimises: the denoising loss of I2V-Adapter (paper section 3.1), over everything that a batch holds.
 
 The first frame stays clean, in its latents and in the loss: the mean is over frames 2..l. Whatever a batch does not
 hold ready (latents, prompt tokens, image tokens) is encoded here, so that any encoder may be trained too.
@@ -14,18 +13,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
+from i2v_jax.encoders import image_tokens
+from i2v_jax.encoders.latents import scaled_sample, video_moments
+from i2v_jax.encoders.text import encode_dropped
 from i2v_jax.errors import InputError
-from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.families.family import family_of
 from i2v_jax.models.conditions import Conditions
-from i2v_jax.models.image_projection import projection_of
 from i2v_jax.models.unet import UNet
-from i2v_jax.models.vae import AutoencoderKL, VAEConfig, sample_posterior
 
 Batch = Mapping[str, Array]
 """What one step sees, a leading axis `b` for clips on each:
 
 - `video` uint8 [b f h w 3], or `latents` float [b f h' w' c] (scaled by the VAE's factor);
-- `tokens` int32 [b t], the prompt's ids, or `text` float [b t d], its states;
+- `tokens` int32 [b t], the prompt's ids (and `tokens_2` for a second text encoder), or `text` float [b t d], its states
+  (and `pooled` float [b p]);
+- `sizes` float [b 6], for models that are conditioned on them;
 - `pixels` float [b H W 3], the first frame as the image encoder wants it, or `image_tokens` float [b n d]; neither for
   a UNet without image tokens.
 """
@@ -159,18 +161,18 @@ class Loss:
     """The loss of a batch under a tree of parameters.
 
     Attributes:
-      configs: component ("unet", "vae", "text_encoder", "image_encoder", "image_proj") -> its config. What batches hold
-        ready needs no component.
+      configs: component ("unet", "vae", "text_encoder", "image_encoder", "image_proj", ...) -> its config. What batches
+        hold ready needs no component.
       schedule, objective: see there.
-      empty_prompt: the empty prompt's ids [t], or its states [t d] for batches that hold states.
-      empty_image: a zero picture's image tokens [n d], for batches that hold tokens; only joint dropout has need of it.
+      empty: what stands for dropped conditions, by the names that a batch has them under, without its batch axis: the
+        empty prompt's ids or states, and a zero picture's `image_tokens` for batches that hold tokens, of which only
+        joint dropout has need. A family that has zeros for the empty prompt needs none of text.
     """
 
     configs: Mapping[str, Any]
     schedule: NoiseSchedule
     objective: Objective
-    empty_prompt: Array
-    empty_image: Array | None = None
+    empty: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     def latents_shape(self, batch: Batch) -> tuple[int, ...]:
         """Shape [b f h w c] of a batch's latents."""
@@ -194,146 +196,42 @@ class Loss:
           batch: see `Batch`.
           draws: from `draw`.
         """
-        unet = UNet(self.configs["unet"])
-        text, image_tokens = self._text(tree, batch, draws), self._image_tokens(tree, batch, draws)
+        unet, conditions = UNet(self.configs["unet"]), self.conditions(tree, batch, draws)
 
         def predict(noisy, timesteps):
-            return unet.apply({"params": tree["unet"]}, noisy, timesteps, Conditions.of_videos(text, image_tokens))
+            return unet.apply({"params": tree["unet"]}, noisy, timesteps, conditions)
 
         latents = self._latents(tree, batch, draws.posterior)
         return denoising_loss(predict, self.schedule, latents, draws.noise, draws.timesteps, self.objective)
+
+    def conditions(self, tree: Mapping[str, Any], batch: Batch, draws: Draws) -> Conditions:
+        """Returns what a batch's clips are conditioned on, some of it dropped."""
+        family = family_of(self.configs["unet"])
+        drop = draws.drop | draws.drop_both
+        empty = None if family.zeros_for_empty_prompt else self.empty
+        text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
+        sizes = batch["sizes"] if family.has_sizes else None
+        return Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)
 
     def _latents(self, tree, batch, posterior):
         if "latents" in batch:
             return jnp.asarray(batch["latents"], jnp.float32)
         config = self.configs["vae"]
-        vae = AutoencoderKL(config)
-
-        def encode(frames):
-            pictures = jnp.asarray(frames, jnp.float32) / 127.5 - 1
-            return vae.apply({"params": tree["vae"]}, pictures, method="encode")
-
-        video = batch["video"]
-        b, f, *picture = video.shape
-        most = self.objective.vae_slice or f
-        count = next(n for n in range(min(most, f), 0, -1) if f % n == 0)
-        # slices of every clip's frames, so that on a mesh each device encodes those of its own clips
-        slices = video.reshape(b, f // count, count, *picture).swapaxes(0, 1).reshape(f // count, b * count, *picture)
-        moments = jax.lax.map(encode, slices) if f > count else encode(slices[0])
-        mean, logvar = (
-            x.reshape(f // count, b, count, *x.shape[-3:]).swapaxes(0, 1).reshape(b * f, *x.shape[-3:]) for x in moments
-        )
-        latents = sample_posterior(mean, logvar, posterior.reshape(mean.shape))
-        return config.scaling_factor * jnp.asarray(latents, jnp.float32).reshape(posterior.shape)
-
-    def _text(self, tree, batch, draws):
-        drop = draws.drop | draws.drop_both
-        if "text" in batch:
-            return jnp.where(drop[:, None, None], jnp.asarray(self.empty_prompt, batch["text"].dtype), batch["text"])
-        tokens = jnp.where(drop[:, None], self.empty_prompt, batch["tokens"])
-        encoder = CLIPTextEncoder(self.configs["text_encoder"])
-        return encoder.apply({"params": tree["text_encoder"]}, tokens).last_hidden
+        mean, logvar = video_moments(config, tree["vae"], batch["video"], self.objective.vae_slice)
+        return jnp.asarray(scaled_sample(config, mean, logvar, posterior), jnp.float32)
 
     def _image_tokens(self, tree, batch, draws):
         if "image_tokens" not in self.configs["unet"].cross_attention_branches:
             return None
         tokens = batch.get("image_tokens")
         if tokens is None:
-            encoder, config = CLIPVisionEncoder(self.configs["image_encoder"]), self.configs["image_proj"]
-            pixels = jnp.where(draws.drop_both[:, None, None, None], 0, batch["pixels"])
-            seen = getattr(encoder.apply({"params": tree["image_encoder"]}, pixels), config.reads)
-            if config.reads == "image_embeds":  # of which IP-Adapter takes zeros, as `pipeline` does
-                seen = jnp.where(draws.drop_both[:, None], 0, seen)
-            tokens = projection_of(config).apply({"params": tree["image_proj"]}, seen)
+            tokens = image_tokens.encode(self.configs, tree, batch["pixels"], draws.drop_both)
         elif self.objective.joint_dropout:
-            if self.empty_image is None:
+            if "image_tokens" not in self.empty:
                 raise InputError(
                     f"joint_dropout={self.objective.joint_dropout}: these clips were stored without a zero picture's "
                     "image tokens. Store them again, or set objective.joint_dropout=0."
                 )
-            tokens = jnp.where(draws.drop_both[:, None, None], jnp.asarray(self.empty_image, tokens.dtype), tokens)
+            none = jnp.asarray(self.empty["image_tokens"], tokens.dtype)
+            tokens = jnp.where(draws.drop_both[:, None, None], none, tokens)
         return jnp.where(draws.drop_image[:, None, None], 0, tokens)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-    """Settings of an autoencoder's loss.
-
-    Attributes:
-      crop: side in pixels of the square of each clip that is looked at, drawn at random; 0: all of it.
-      edges: weight of the absolute error of differences between neighbouring pixels, beside that of the pixels.
-      divergence: weight of the latents' mean KL divergence from a standard normal (Rombach et al. 2022, section 3.1).
-    """
-
-    crop: int = 0
-    edges: float = 1.0
-    divergence: float = 1e-4
-
-    def __post_init__(self):
-        for name in ("crop", "edges", "divergence"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name}={getattr(self, name)}: wanted 0 or more.")
-
-
-class Crops(NamedTuple):
-    """What is random in a step of an autoencoder."""
-
-    posterior: Float[Array, "b f h w c"]  # which latents, of its distribution
-    corners: Int[Array, "b 2"]  # of the squares: top, left
-
-
-@dataclasses.dataclass(frozen=True)
-class ReconstructionLoss:
-    """The loss of a batch's `video` under a tree that holds a "vae"; each frame is a picture of its own.
-
-    Attributes:
-      config: of the autoencoder.
-      objective: weights of the terms.
-    """
-
-    config: VAEConfig
-    objective: Reconstruction
-
-    def draw(self, key: Key[Array, ""], batch: Batch) -> Crops:
-        """Draws which latents, of the posterior, and which squares.
-
-        Raises:
-          InputError: squares that are larger than the frames, or that have no latents.
-        """
-        b, f, *size, _ = batch["video"].shape
-        side, scale = self.objective.crop, self.config.downscale
-        if side % scale or side > min(size):
-            raise InputError(
-                f"reconstruction.crop={side}: wanted a multiple of {scale}, {min(size)} (the frames' side) at most."
-            )
-        posterior, corners = jax.random.split(key)
-        h, w = (side, side) if side else size
-        most = jnp.array([size[0] - h + 1, size[1] - w + 1])
-        return Crops(
-            jax.random.normal(posterior, (b, f, h // scale, w // scale, self.config.latent_channels), jnp.float32),
-            jax.random.randint(corners, (b, 2), 0, most),
-        )
-
-    def __call__(
-        self, tree: Mapping[str, Any], batch: Batch, draws: Crops
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Returns the loss, and `each` clip's own loss [b] and the `decoded` frames [b f h w 3]."""
-        vae, parameters = AutoencoderKL(self.config), {"params": tree["vae"]}
-        h, w = (side * self.config.downscale for side in draws.posterior.shape[2:4])
-
-        def crop(video, corner):
-            return jax.lax.dynamic_slice(video, (0, *corner, 0), (len(video), h, w, 3))
-
-        video = jnp.asarray(jax.vmap(crop)(batch["video"], draws.corners), jnp.float32) / 127.5 - 1
-        mean, logvar = vae.apply(parameters, video.reshape(-1, *video.shape[2:]), method="encode")
-        latents = sample_posterior(mean, logvar, draws.posterior.reshape(mean.shape))
-        decoded = jnp.asarray(vae.apply(parameters, latents, method="decode"), jnp.float32).reshape(video.shape)
-
-        def per_clip(x):
-            return jnp.mean(jnp.asarray(x, jnp.float32).reshape(len(video), -1), 1)
-
-        error = decoded - video
-        edges = sum(per_clip(jnp.abs(jnp.diff(error, axis=axis))) for axis in (2, 3))
-        divergence = per_clip(0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar))
-        each = per_clip(jnp.abs(error)) + self.objective.edges * edges + self.objective.divergence * divergence
-        return jnp.mean(each), {"decoded": decoded, "each": each}

@@ -8,6 +8,7 @@ each; every host stores its share. A pass that was cut off goes on where it was.
 """
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from i2v_jax import commands
@@ -25,13 +27,15 @@ from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
 from i2v_jax.devices import processes
 from i2v_jax.devices.mesh import make_mesh, placer, put_batch, use_mesh
+from i2v_jax.encoders import image_tokens, text
+from i2v_jax.encoders.latents import video_moments
 from i2v_jax.errors import InputError
+from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.family import family_of
+from i2v_jax.families.model import assemble, load_tokenizers
+from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
-from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
-from i2v_jax.models.image_projection import projection_of
-from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.models.vae import AutoencoderKL
-from i2v_jax.training import setup
+from i2v_jax.weights.load import Assembled
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "train" / "sd15_stage1.py"
 PART = 1024  # clips in a file
@@ -41,70 +45,62 @@ class Encoders:
     """The frozen encoders of a model.
 
     Args:
-      configs: component -> its network's config.
+      configs: component -> its network's config, the UNet's too.
       weights: component -> parameters.
       vae_slice: frames of each clip that the VAE encodes at a time; 0: all.
     """
 
     def __init__(self, configs: Mapping[str, Any], weights: Mapping[str, Any], vae_slice: int = 1):
-        self.weights, self.vae_slice = weights, vae_slice
-        vae, text = AutoencoderKL(configs["vae"]), CLIPTextEncoder(configs["text_encoder"])
+        self.weights, self.family = weights, family_of(configs["unet"])
+        self.with_image_tokens = "image_proj" in configs
         scale = configs["vae"].scaling_factor
 
-        def moments(parameters, frames):
-            b, f = frames.shape[:2]
-            pictures = jnp.asarray(frames, jnp.float32).reshape(b * f, *frames.shape[2:]) / 127.5 - 1
-            mean, logvar = vae.apply({"params": parameters}, pictures, method="encode")
+        def moments(parameters, video):
+            mean, logvar = video_moments(configs["vae"], parameters, video, vae_slice)
             mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, jnp.exp(0.5 * jnp.asarray(logvar, jnp.float32))))
-            return tuple(scale * x.reshape(b, f, *x.shape[1:]) for x in (mean, std))
+            return scale * mean, scale * std
 
-        def states(parameters, tokens):
-            return jnp.asarray(text.apply({"params": parameters}, tokens).last_hidden, jnp.float32)
+        self._moments = jax.jit(moments)
+        self._text = jax.jit(functools.partial(text.encode, self.family.text, configs))
+        self._image_tokens = jax.jit(functools.partial(image_tokens.encode, configs))
+        self._no_image = jax.jit(functools.partial(image_tokens.encode_unconditional, configs))
 
-        self._moments, self._text, self._image_tokens = jax.jit(moments), jax.jit(states), None
-        if "image_proj" in configs:
-            encoder, config = CLIPVisionEncoder(configs["image_encoder"]), configs["image_proj"]
-            self.picture = configs["image_encoder"].image_size
+    def text(self, ids: Mapping[str, Array]) -> dict[str, Float[np.ndarray, "b ..."]]:
+        """Returns `text` and, where the family has it, `pooled` of prompts' ids, float32."""
+        names = [text.tokens_name(component) for component in self.family.text.components]
+        found = self._text(self._tree(self.family.text.components), {name: ids[name] for name in names})
+        arrays = dict(text=found.states, pooled=found.pooled)
+        return {name: _float32(array) for name, array in arrays.items() if array is not None}
 
-            def image_tokens(parameters, projection, pixels, empty):
-                features = getattr(encoder.apply({"params": parameters}, pixels), config.reads)
-                if config.reads == "image_embeds":
-                    features = jnp.where(empty, 0, features)
-                return jnp.asarray(projection_of(config).apply({"params": projection}, features), jnp.float32)
-
-            self._image_tokens = jax.jit(image_tokens)
-
-    def text(self, tokens: Int32[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Prompt states."""
-        return self._text(self.weights["text_encoder"], tokens)
-
-    def empty(self, tokens: Int32[Array, "1 t"]) -> dict[str, np.ndarray]:
-        """Returns `text` of the empty prompt's ids and, for a model with image tokens, `image_tokens` of a zero picture
-        (or, as IP-Adapter has it, of a zero embedding)."""
-        found = dict(text=np.asarray(self.text(tokens))[0])
-        if self._image_tokens:
-            zero = np.zeros((1, self.picture, self.picture, 3), np.float32)
-            found["image_tokens"] = self._tokens(zero, empty=True)[0]
-        return found
+    def empty(self, ids: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """Returns `text` (and `pooled`) of the empty prompt's ids and, for a model with image tokens, the unconditional
+        `image_tokens`, without a batch axis."""
+        found = self.text(ids)
+        if self.with_image_tokens:
+            found["image_tokens"] = _float32(self._no_image(self._tree(image_tokens.COMPONENTS)))
+        return {name: array[0] for name, array in found.items()}
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray]:
-        """Returns `mean`, `std`, `text` and, for a model with image tokens, `image_tokens` of a batch of clips.
+        """Returns `mean`, `std`, `text` and, where the model has them, `pooled`, `sizes` and `image_tokens` of clips.
 
         Args:
-          batch: `video`, `tokens`, `pixels`, as of `data.loader.Loader`.
+          batch: as of `data.loader.Loader`.
         """
-        video: UInt8[Array, "b f h w 3"] = batch["video"]
-        size = self.vae_slice or video.shape[1]
-        slices = [self._moments(self.weights["vae"], video[:, i : i + size]) for i in range(0, video.shape[1], size)]
-        mean, std = (np.concatenate([np.asarray(part) for part in parts], 1) for parts in zip(*slices))
-        encoded = dict(mean=mean, std=std, text=np.asarray(self.text(batch["tokens"])))
-        if self._image_tokens:
-            encoded["image_tokens"] = self._tokens(batch["pixels"])
+        mean, std = map(np.asarray, self._moments(self.weights["vae"], batch["video"]))
+        encoded = dict(mean=mean, std=std) | self.text(batch)
+        if self.family.has_sizes:
+            encoded["sizes"] = np.asarray(batch["sizes"])
+        if self.with_image_tokens:
+            tokens = self._image_tokens(self._tree(image_tokens.COMPONENTS), batch["pixels"])
+            encoded["image_tokens"] = _float32(tokens)
         return encoded
 
-    def _tokens(self, pixels, empty=False):
-        weights = self.weights["image_encoder"], self.weights["image_proj"]
-        return np.asarray(self._image_tokens(*weights, pixels, empty))
+    def _tree(self, components):
+        return {component: self.weights[component] for component in components}
+
+
+def _float32(array: Array) -> np.ndarray:
+    return np.asarray(jnp.asarray(array, jnp.float32))
 
 
 def store(
@@ -157,28 +153,27 @@ def main() -> None:
     host, hosts = jax.process_index(), jax.process_count()
     mesh = make_mesh({"data": -1}, jax.local_devices())  # each host works on its own
 
-    assembled = setup.assemble(config, setup.arithmetic(config, mesh.devices.flat[0]))
-    assembled = {name: it for name, it in assembled.items() if name in stored.ENCODERS}
-    paths = {f"{name}/{path}" for name, it in assembled.items() for path in it.parameters.entries}
-    stored.check_frozen(path for path in sorted(paths) if any(re.fullmatch(it, path) for it in config.train))
-    configs = {name: it.config for name, it in assembled.items()}
-    weights = {name: it.load(placer(mesh))[1] for name, it in assembled.items()}
-    encoders = Encoders(configs, weights, config.objective.vae_slice)
-    tokenizer = ClipTokenizer.from_pretrained(
-        config.weights.tokenizer or config.weights.base, "" if config.weights.tokenizer else "tokenizer"
-    )
+    # Encoders.
+    weights = Weights.of_config(config.weights)
+    assembled = assemble(weights, Arithmetic.of_config(config, mesh.devices.flat[0]), adapters=config.branches)
+    configs = {name: part.config for name, part in assembled.items()}
+    family, with_image_tokens = family_of(configs["unet"]), "image_proj" in configs
+    of_encoders = {name: assembled[name] for name in family.components(with_image_tokens) if name != "unet"}
+    check_frozen(of_encoders, config)
+    loaded = {name: part.load(placer(mesh))[1] for name, part in of_encoders.items()}
+    encoders = Encoders(configs, loaded, config.objective.vae_slice)
 
-    data = dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl"))
+    # Clips.
+    tokenize = functools.partial(text.tokenize_captions, load_tokenizers(weights, family))
     batch = -(-config.batch // hosts // mesh.size) * mesh.size
-    image_size = configs["image_encoder"].image_size if "image_encoder" in configs else None
     loader = clips.make(
-        data,
+        dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl")),
         batch,
         seed=config.seed,
         host=host,
         hosts=hosts,
-        tokenize=tokenizer.encode_captions,
-        image_size=image_size,
+        tokenize=tokenize,
+        image_size=configs["image_encoder"].image_size if with_image_tokens else None,
     )
     about = dict(
         cut={name: config.data[name] for name in ("frames", "stride", "height", "width")},
@@ -186,17 +181,23 @@ def main() -> None:
         epochs=arguments.epochs,
         seed=config.seed,
         hosts=hosts,
-        image_tokens=image_size is not None,
+        arrays=family.stored_names(with_image_tokens),
         weights=config.weights.to_dict(),
     )
     with use_mesh(mesh):
         writer = stored.Writer(output, host, about)
         if host == 0:
-            writer.write_empty(**encoders.empty(tokenizer.encode("")))
+            writer.write_empty(**encoders.empty(tokenize([""])))
         with tqdm(total=arguments.epochs * loader.order.clips // hosts, unit="clip", disable=host > 0) as bar:
             store(loader, lambda batch: encoders(put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
     loader.close()
     print(f"stored in {output}", *(f"bad: {n} {cause}" for cause, n in loader.report()["bad"].items()), sep="\n")
+
+
+def check_frozen(encoders: Mapping[str, Assembled], config: ConfigDict) -> None:
+    """Raises InputError where a config trains an encoder."""
+    paths = {f"{name}/{path}" for name, part in encoders.items() for path in part.parameters.entries}
+    stored.check_frozen(path for path in sorted(paths) if any(re.fullmatch(one, path) for one in config.train))
 
 
 if __name__ == "__main__":

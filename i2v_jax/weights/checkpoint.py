@@ -14,12 +14,14 @@ from typing import Any
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
 from i2v_jax.weights import load
-from i2v_jax.weights.files import WEIGHT_SUFFIXES, Tensors, holds_weights, open_tensors, read_json
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
 from i2v_jax.weights.formats.lora import refuse_other_methods
 from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.lora import check_lora, load_lora, merge_lora, with_alphas
-from i2v_jax.weights.translate import OWN_FORMAT, Imported, recognise
+from i2v_jax.weights.storage.files import read_json
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, holds_weights, open_tensors
+from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
+from i2v_jax.weights.translate import Imported, recognise
 
 FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 """The components' folders within a pipeline's."""

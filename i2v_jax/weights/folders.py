@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import Entry, Tensors, read_json, save_tensors
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, DIFFUSERS_VAE
 from i2v_jax.weights.formats.flax import FLAX_TABLES
-from i2v_jax.weights.msgpack import save_msgpack
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.storage.files import read_json
+from i2v_jax.weights.storage.msgpack import save_msgpack
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 STEMS = {"text_encoder": "model", "text_encoder_2": "model", "image_encoder": "model"}

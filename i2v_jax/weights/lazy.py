@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from i2v_jax.errors import InputError
-from i2v_jax.weights.files import Entry, Tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 
 BLOCK = 1 << 16  # elements looked at together: they stay in the cache
 

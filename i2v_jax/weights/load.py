@@ -27,7 +27,6 @@ from i2v_jax.models.motion import MotionConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import SDXL_VAE, VAEConfig
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.limits import check_config
@@ -42,6 +41,8 @@ from i2v_jax.weights.shapes import (
     unet_shapes,
     vae_shapes,
 )
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import POSITIONS, Imported, OwnTable, check_positions, recognise
 
 Source = str | Path | Tensors | Imported

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.weights.files import Entry, Tensors, open_tensors
 from i2v_jax.weights.formats.clip import CLIP_TEXT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET
 from i2v_jax.weights.formats.lora import LORA_TABLES, refuse_other_methods
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported, export_tensors, recognise
 
 LORA = re.compile(r"(?P<layer>.*)/lora/(?P<leaf>down|up|mid|alpha)")

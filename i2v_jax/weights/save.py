@@ -1,4 +1,4 @@
-"""Our own files: components, or parts of them, as safetensors under `component/path`, configs in the metadata."""
+"""Our own files: components, or parts of them, under `component/path` as safetensors or orbax, configs beside them."""
 
 import dataclasses
 import json
@@ -11,8 +11,9 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.tree import Tree, flatten
-from i2v_jax.weights.files import Tensors, save_tensors
-from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION, Imported, OwnTable
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Tensors
+from i2v_jax.weights.translate import Imported, OwnTable
 
 
 def save_own(
@@ -36,6 +37,28 @@ def save_own(
         InputError: the file cannot be written.
     """
     save_tensors(path, own_tensors(components), own_metadata(configs or {}, metadata or {}), progress)
+
+
+def save_own_orbax(
+    path: str | Path,
+    components: Mapping[str, Tensors | Tree],
+    configs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes components as an orbax checkpoint: `StandardCheckpointer().restore(path)` gives {component: {...}}.
+
+    Args:
+        path: the folder, which is not there yet; it appears once it is complete.
+        components, configs, metadata: as for `save_own`.
+        progress: called with the bytes of each few arrays once they are written.
+
+    Raises:
+        InputError: the folder is there already, or cannot be written.
+    """
+    from i2v_jax.weights.storage.orbax import save_orbax  # orbax takes seconds to import
+
+    save_orbax(path, own_tensors(components), own_metadata(configs or {}, metadata or {}), progress)
 
 
 def own_metadata(configs: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:

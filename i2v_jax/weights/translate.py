@@ -12,12 +12,10 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
-from i2v_jax.weights.files import Entry, Tensors
 from i2v_jax.weights.formats import TABLES
 from i2v_jax.weights.names import SAME, WHOLE, Layout, Match, Table
+from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Entry, Tensors
 
-OWN_FORMAT = "i2v_jax"
-OWN_VERSION = "1"
 POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
 BUFFERS = re.compile(
     rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|vae/loss/.*|unet_ema/(decay|num_updates)"

@@ -1,19 +1,19 @@
 """The small model of tests/data on the bundled picture."""
 
-import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from configs.models import sd15, small_world
+from configs.sample import default
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(ROOT / "configs" / "sample" / "default.py"))["get_config"]()
-    for name, path in config.weights.items():
-        if isinstance(path, str):
-            config.weights[name] = path.replace(f"{ROOT}/assets/small_world", f"{ROOT}/tests/data/small")
-    config.noise_schedule.prediction_type = "epsilon"
+    config = default.get_config()
+    config.weights = small_world.weights(ROOT / "tests" / "data" / "small")
+    config.noise_schedule = sd15.noise_schedule()
     config.csv = ""
     config.image = str(ROOT / "assets" / "cat.jpg")
     config.prompt = "a cat, the camera zooms in"

@@ -1,4 +1,4 @@
-"""Our own orbax checkpoints: the tree {component: {...}} that training restores, written and read array by array.
+"""Orbax checkpoints of nested dictionaries, such as the tree {component: {...}} of training, array by array.
 
 A folder as `orbax.checkpoint` writes it: arrays in Zarr within OCDBT, the tree and our metadata in `_METADATA`.
 """
@@ -19,10 +19,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from i2v_jax.errors import InputError
-from i2v_jax.tree import Tree, unflatten
-from i2v_jax.weights.files import ORBAX_METADATA, Entry, Tensors, contents, read_json
-from i2v_jax.weights.save import own_metadata, own_tensors
-from i2v_jax.weights.translate import OWN_FORMAT, OWN_VERSION
+from i2v_jax.tree import unflatten
+from i2v_jax.weights.storage.files import ORBAX_METADATA, read_json
+from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Entry, Tensors, contents
 
 EMPTY = "empty"
 """Key of our metadata: names, dtypes and shapes of the tensors without elements, which orbax cannot keep."""
@@ -30,30 +29,28 @@ BATCH = 1 << 27  # bytes written at once
 MAX_COMPRESSION = 1 << 16  # an array larger than so many times its folder is refused: its size was not meant
 
 
-def save_own_orbax(
+def save_orbax(
     path: str | Path,
-    components: Mapping[str, Tensors | Tree],
-    configs: Mapping[str, Any] | None = None,
+    tensors: Tensors,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Writes components as an orbax checkpoint: `StandardCheckpointer().restore(path)` gives {component: {...}}.
+    """Writes an orbax checkpoint: `StandardCheckpointer().restore(path)` gives the nested dictionaries.
 
     Args:
         path: the folder, which is not there yet; it appears once it is complete.
-        components: component -> its parameters (and buffers), as nested dictionaries of arrays or as tensors by path.
-        configs: component -> its config.
-        metadata: further text to keep beside the tree.
+        tensors: what to write; the slashes of names part the keys.
+        metadata: text to keep beside the tree.
         progress: called with the bytes of each few arrays once they are written.
 
     Raises:
         InputError: the folder is there already, or cannot be written.
     """
-    path, tensors = Path(path), own_tensors(components)
+    path = Path(path)
     if path.exists():
         raise InputError(f"{path} is there already. Remove it, or choose another name.")
     empty = {name: entry for name, entry in tensors.entries.items() if not entry.size}
-    custom = own_metadata(configs or {}, metadata or {})
+    custom = dict(metadata or {})
     custom[EMPTY] = json.dumps({name: [entry.dtype.name, entry.shape] for name, entry in empty.items()})
     tree = unflatten({name: entry for name, entry in tensors.entries.items() if name not in empty})
     registry = ocp.type_handlers.create_type_handler_registry(

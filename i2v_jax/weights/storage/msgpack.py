@@ -13,7 +13,8 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.tree import Tree, flatten, unflatten
-from i2v_jax.weights.files import DTYPES, MAX_NAME, MAX_RANK, Entry, Tensors, contents, reader, replacing
+from i2v_jax.weights.storage.files import reader, replacing
+from i2v_jax.weights.tensors import DTYPES, MAX_NAME, MAX_RANK, Entry, Tensors, contents
 
 ARRAY, SCALAR = 1, 3
 """Flax's extension types; both hold the list [shape, dtype name, bytes]."""
@@ -22,6 +23,7 @@ CHUNKED = "__msgpack_chunked_array__"
 MAX_CHUNK = 2**30  # bytes
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
+MSGPACK_STARTS = tuple(bytes([byte]) for byte in (*range(0x81, 0x90), 0xDE, 0xDF))  # a map that is not empty
 
 DTYPES_BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 

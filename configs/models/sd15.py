@@ -1,0 +1,40 @@
+"""Stable Diffusion 1.5 with AnimateDiff v1 and the published I2V-Adapter: weights and schedule, for all commands."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def weights() -> ConfigDict:
+    """Each a file, a folder or a hub id, in any known format; "" leaves a part out."""
+    return ConfigDict(
+        dict(
+            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            motion="guoyww/animatediff/mm_sd_v15.ckpt",
+            adapter="space-xun/i2v_adapter/i2v_module.pth",
+            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
+            image_encoder="h94/IP-Adapter/models/image_encoder",
+            # in place of the base's own:
+            unet=placeholder(str),
+            vae=placeholder(str),
+            text_encoder=placeholder(str),
+            text_encoder_2=placeholder(str),  # SDXL has two
+            tokenizer=placeholder(str),
+            tokenizer_2=placeholder(str),
+            trained=(),  # files that train.py wrote: their weights replace those of the same paths, in every network
+            adapter_modules=(),  # Python modules that register adapters of your own
+        )
+    )
+
+
+def noise_schedule() -> ConfigDict:
+    """That of AnimateDiff's SD1.5 motion modules."""
+    return ConfigDict(
+        dict(
+            kind="linear",  # linear, scaled_linear, cosine
+            beta_start=0.00085,
+            beta_end=0.012,
+            num_train_timesteps=1000,
+            prediction_type="epsilon",  # epsilon, v_prediction, sample
+            zero_terminal_snr=False,
+        )
+    )

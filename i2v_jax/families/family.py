@@ -1,0 +1,61 @@
+"""What one family of models has that another has not: a table, so that no code asks for a family by name."""
+
+from typing import NamedTuple
+
+from i2v_jax.encoders import image_tokens
+from i2v_jax.encoders.text import TextRecipe
+from i2v_jax.models.unet import UNetConfig
+
+
+class Family(NamedTuple):
+    """A family of models.
+
+    Attributes:
+      name: short, as in the names of config files.
+      title: for messages.
+      text: how prompts are read.
+      has_sizes: whether the network is conditioned on sizes and crops.
+      zeros_for_empty_prompt: without a prompt (a negative one, or one that training drops) the text conditions are
+        zeros, rather than those of the empty prompt (diffusers' `force_zeros_for_empty_prompt`).
+      float32_vae: the autoencoder computes in float32 whatever the run's dtype: its decoder leaves the range or the
+        precision of half-precision numbers.
+    """
+
+    name: str
+    title: str
+    text: TextRecipe
+    has_sizes: bool = False
+    zeros_for_empty_prompt: bool = False
+    float32_vae: bool = False
+
+    def components(self, with_image_tokens: bool) -> tuple[str, ...]:
+        """Names of a model's networks."""
+        return ("unet", "vae", *self.text.components, *(image_tokens.COMPONENTS if with_image_tokens else ()))
+
+    def stored_names(self, with_image_tokens: bool) -> tuple[str, ...]:
+        """What a stored clip holds beside its latents."""
+        names = ["text"]
+        names += ["pooled"] if self.text.pooled else []
+        names += ["sizes"] if self.has_sizes else []
+        return (*names, *(("image_tokens",) if with_image_tokens else ()))
+
+
+SD15 = Family(
+    name="sd15",
+    title="Stable Diffusion 1.5",
+    text=TextRecipe((("text_encoder", "last_hidden"),)),
+)
+SDXL = Family(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    text=TextRecipe((("text_encoder", "penultimate"), ("text_encoder_2", "penultimate")), pooled="text_encoder_2"),
+    has_sizes=True,
+    zeros_for_empty_prompt=True,
+    float32_vae=True,
+)
+FAMILIES = {family.name: family for family in (SD15, SDXL)}
+
+
+def family_of(unet: UNetConfig) -> Family:
+    """Returns the family that a UNet is of, which its own config tells."""
+    return SDXL if unet.added_conditioning else SD15

@@ -1,0 +1,162 @@
+"""A model: networks, weights, tokenizers and noise schedule, made in one place for every command."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from i2v_jax.devices.mesh import make_mesh, placer
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.checks import check_fit
+from i2v_jax.families.family import Family, family_of
+from i2v_jax.families.weights import Weights
+from i2v_jax.models.adapters import at_site, import_modules
+from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.weights import load
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """The networks of a run.
+
+    Attributes:
+      configs: component ("unet", "vae", "text_encoder", ...) -> its network's config.
+      parameters: component -> its parameters, nested.
+      tokenizers: text encoder -> its tokenizer, in the family's order.
+      schedule: the noise schedule that the UNet was trained with.
+    """
+
+    configs: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    tokenizers: Mapping[str, ClipTokenizer]
+    schedule: NoiseSchedule = ANIMATEDIFF_SD15
+
+    def __post_init__(self):
+        check_fit(self.family, self.configs)
+
+    @property
+    def family(self) -> Family:
+        """What the model's family does."""
+        return family_of(self.configs["unet"])
+
+    @property
+    def wants_image_tokens(self) -> bool:
+        """Whether the UNet attends to image tokens."""
+        return "image_tokens" in self.configs["unet"].cross_attention_branches
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames that the motion modules know positions of; None without motion modules."""
+        return self.configs["unet"].motion and self.configs["unet"].motion.max_positions
+
+    @classmethod
+    def of_config(cls, config: ConfigDict, mesh: jax.sharding.Mesh) -> "Model":
+        """Loads the model of a sampling command's config, whose `dtype` is decided."""
+        print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
+        return cls.load(
+            Weights.of_config(config.weights),
+            schedule=NoiseSchedule(**config.noise_schedule),
+            dtype=jnp.dtype(config.dtype),
+            attention=config.attention,
+            convolution=config.convolution,
+            mesh=mesh,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        weights: Weights,
+        *,
+        schedule: NoiseSchedule = ANIMATEDIFF_SD15,
+        dtype: Any = jnp.float32,
+        attention: str = "auto",
+        convolution: str = "auto",
+        mesh: jax.sharding.Mesh | None = None,
+        **unet_settings: Any,
+    ) -> "Model":
+        """Loads everything.
+
+        Args:
+          weights: where from.
+          schedule: noise schedule that the motion modules were trained with.
+          dtype: of weights and activations; float32 or bfloat16.
+          attention, convolution: implementations for UNet and VAE, see `models.kernels`.
+          mesh: devices to load onto; by default all, as data.
+          unet_settings: fields of `UNetConfig` set by hand, `config`, `motion_config`, see `weights.assemble`.
+
+        Raises:
+          InputError: something cannot be loaded, or does not belong together; says what.
+        """
+        mesh = mesh or make_mesh({"data": -1})
+        load.check_prediction_type(weights.of("unet"), schedule.prediction_type)
+        arithmetic = Arithmetic(jnp.dtype(dtype), **choose(mesh.devices.flat[0], dtype, attention, convolution))
+        assembled = assemble(weights, arithmetic, **unet_settings)
+        tokenizers = load_tokenizers(weights, family_of(assembled["unet"].config))
+        loaded = {component: part.load(placer(mesh)) for component, part in assembled.items()}
+        configs, parameters = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
+        return cls(configs, parameters, tokenizers, schedule)
+
+
+def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer]:
+    """Reads the tokenizers of a family's text encoders.
+
+    Raises:
+      InputError: one is not to be had.
+    """
+    return {component: weights.tokenizer_of(component) for component in family.text.components}
+
+
+def assemble(
+    weights: Weights, arithmetic: Arithmetic, *, adapters: Sequence[str] = (), **unet_settings: Any
+) -> dict[str, load.Assembled]:
+    """Returns {component: assembled} of a model, found and checked but unread.
+
+    Args:
+      weights: where from.
+      arithmetic: of the networks.
+      adapters: that the UNet has even where no file holds them; these start untrained.
+      unet_settings: see `Model.load`.
+
+    Raises:
+      InputError: weights that are not there or do not fit; says which.
+    """
+    import_modules(weights.adapter_modules)
+    common = dict(dtype=arithmetic.dtype, trained=weights.trained)
+    options = arithmetic.kernels | common | dict(remat=arithmetic.remat)
+    if adapters:
+        options |= dict(self_attention_branches=at_site(adapters, "attn1"))
+    found = dict(
+        unet=load.assemble_unet(
+            weights.of("unet"),
+            motion=weights.motion,
+            adapter=weights.adapter,
+            image_tokens=weights.image_adapter,
+            **(options | unet_settings),
+        )
+    )
+    family = family_of(found["unet"].config)
+    found["vae"] = assemble_vae(weights, family, arithmetic)
+    for component in family.text.components:
+        found[component] = load.assemble_text_encoder(weights.of(component), folder=component, **common)
+    if weights.image_adapter:
+        if weights.image_encoder:
+            found["image_encoder"] = load.assemble_image_encoder(weights.image_encoder, **common)
+        found["image_proj"] = load.assemble_image_projection(weights.image_adapter, **common)
+    load.check_trained(weights.trained, found)
+    check_fit(family, {component: part.config for component, part in found.items()})
+    return found
+
+
+def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> load.Assembled:
+    """The autoencoder, in float32 where its family's wants that and its own config does not say that it need not."""
+    source, options = weights.of("vae"), arithmetic.kernels | dict(trained=weights.trained)
+    found = load.assemble_vae(source, dtype=arithmetic.dtype, **options)
+    needs = family.float32_vae and (found.settings or {}).get("force_upcast", True)
+    if not needs or arithmetic.dtype == jnp.float32:
+        return found
+    return load.assemble_vae(source, dtype=jnp.float32, **options)

@@ -1,0 +1,79 @@
+"""Networks of published weights by the names that configs give them, for planning a run whose weights are not here."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.family import family_of
+from i2v_jax.families.model import assemble
+from i2v_jax.families.weights import Weights
+from i2v_jax.hub import local
+from i2v_jax.models import clip, image_projection, motion, unet, vae
+from i2v_jax.models.adapters import at_site, import_modules
+
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": dict(unet=unet.SD15, vae=vae.SD_VAE, text_encoder=clip.SD15_TEXT),
+    "stabilityai/stable-diffusion-xl-base-1.0": dict(
+        unet=unet.SDXL, vae=vae.SDXL_VAE, text_encoder=clip.SD15_TEXT, text_encoder_2=clip.OPENCLIP_BIGG_TEXT
+    ),
+    "guoyww/animatediff/mm_sd_v15.ckpt": dict(motion=motion.V1, pooled_norms=True),
+    "guoyww/animatediff/mm_sd_v15_v2.ckpt": dict(motion=motion.V2, pooled_norms=False),
+    "guoyww/animatediff/v3_sd15_mm.ckpt": dict(motion=motion.V3, pooled_norms=False),
+    "guoyww/animatediff/mm_sdxl_v10_beta.ckpt": dict(motion=motion.SDXL_BETA, pooled_norms=False),
+    "madebyollin/sdxl-vae-fp16-fix": vae.SDXL_VAE,
+    "h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors": image_projection.IP_ADAPTER_PLUS_SD15,
+    "h94/IP-Adapter/models/ip-adapter_sd15.safetensors": image_projection.IP_ADAPTER_SD15,
+    "h94/IP-Adapter/models/image_encoder": clip.VIT_H_VISION,
+    "h94/IP-Adapter/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors": image_projection.IP_ADAPTER_PLUS_SDXL,
+    "h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors": image_projection.IP_ADAPTER_SDXL,
+    "h94/IP-Adapter/sdxl_models/image_encoder": clip.VIT_BIGG_VISION,
+}
+HALF_PRECISION_VAES = ("madebyollin/sdxl-vae-fp16-fix",)
+"""SDXL's autoencoders that need no float32."""
+
+
+def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns {component: its network's config}, with no weights read; those of published weights need not be here.
+
+    Args:
+      weights, arithmetic, adapters: as of `families.model.assemble`.
+
+    Raises:
+      InputError: weights that are neither here nor known.
+    """
+    unread = ("adapter", "tokenizer", "tokenizer_2", "trained", "adapter_modules")
+    sources = {name: source for name, source in vars(weights).items() if source and name not in unread}
+    if all(map(local, sources.values())):
+        return {component: part.config for component, part in assemble(weights, arithmetic, adapters=adapters).items()}
+    for name, source in sources.items():
+        if source not in PUBLISHED:
+            raise InputError(
+                f"weights.{name}={source!r} is not on this machine, and its network is not known by name; known: "
+                f"{', '.join(PUBLISHED)}.{nearest(source, PUBLISHED)}"
+            )
+    import_modules(weights.adapter_modules)
+    base = dict(PUBLISHED[sources["base"]])
+    family = family_of(base["unet"])
+    dtypes = dict(dtype=arithmetic.dtype, param_dtype=arithmetic.dtype)
+    base["unet"] = dataclasses.replace(
+        base["unet"],
+        remat=arithmetic.remat,
+        **arithmetic.kernels,
+        **(PUBLISHED[sources["motion"]] if "motion" in sources else {}),
+        self_attention_branches=at_site(adapters, "attn1"),
+        cross_attention_branches=at_site(
+            (*adapters, *(("image_tokens",) if "image_adapter" in sources else ())), "attn2"
+        ),
+    )
+    autoencoder = PUBLISHED[sources["vae"]] if "vae" in sources else base["vae"]
+    base["vae"] = dataclasses.replace(autoencoder, **arithmetic.kernels)
+    if "image_adapter" in sources:
+        base["image_encoder"] = PUBLISHED[sources["image_encoder"]]
+        base["image_proj"] = PUBLISHED[sources["image_adapter"]]
+    found = {component: dataclasses.replace(config, **dtypes) for component, config in base.items()}
+    if family.float32_vae and sources.get("vae") not in HALF_PRECISION_VAES:
+        found["vae"] = dataclasses.replace(found["vae"], dtype=jnp.float32, param_dtype=jnp.float32)
+    return found

@@ -1,0 +1,19 @@
+"""What is random in a run: what is drawn for a video depends on its seed and the purpose's name alone."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, Key
+
+
+def named_keys(seeds: Int32[np.ndarray, " n"], name: str) -> Key[Array, " n"]:
+    """One random key per video for one purpose."""
+    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(jnp.asarray(seeds, jnp.uint32))
+
+
+def normal(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
+    """Standard normal noise of `shape` for each key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

@@ -1,0 +1,130 @@
+"""What a run of sampling is told beside picture, prompts and seed, and whether a model can do it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.encoders.sizes import Pair
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.families.model import Model
+from i2v_jax.media import FITS
+
+SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run. The defaults are the published code's.
+
+    Attributes:
+      height, width: of the video, pixels; multiples of the VAE's factor (8).
+      frames: 1 .. positions of the motion modules.
+      steps: sampling steps of a whole run.
+      guidance_scale: strength of classifier-free guidance; 1 or less runs without it, at half the cost.
+      guidance_rescale: phi of `diffusion.guidance.rescale`, 0 .. 1.
+      sampler, sampler_options: see `diffusion.samplers.make`.
+      t0: strength of the Frame Similarity Prior's noise in (0, 1]; 1 runs every step, less starts later.
+      p: the prior's share of unblurred elements, 0 .. 1.
+      adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
+      fit: how a picture of another aspect comes to `height` x `width`, see `media.fit_picture`.
+      truncate_prompts: cut a prompt of more than 77 tokens with a warning, in place of an error.
+      vae_slice: frames that each device decodes at a time; bounds memory.
+      original_size, crop, target_size: what SDXL is told of size and crop, (height, width) and (top, left) in pixels;
+        () is the video's own size, and (0, 0).
+      negative_original_size, negative_crop, negative_target_size: the same on the side that guidance leads away from;
+        () is what stands on the other side.
+    """
+
+    height: int = 512
+    width: int = 512
+    frames: int = 16
+    steps: int = 25
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    sampler_options: tuple[tuple[str, Any], ...] = ()
+    t0: float = 1.0
+    p: float = 0.5
+    adapter_scale: float = 1.0
+    image_token_scale: float = 1.0
+    fit: str = "crop"
+    truncate_prompts: bool = False
+    vae_slice: int = 1
+    original_size: Pair | tuple[()] = ()
+    crop: Pair | tuple[()] = ()
+    target_size: Pair | tuple[()] = ()
+    negative_original_size: Pair | tuple[()] = ()
+    negative_crop: Pair | tuple[()] = ()
+    negative_target_size: Pair | tuple[()] = ()
+
+    @classmethod
+    def of_config(cls, config: ConfigDict) -> "Settings":
+        """Returns the settings that a config has; those that it has not are the defaults."""
+        given = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in SIZES}
+        given |= {name: tuple(size) for name, size in config.get("sizes", {}).items()}
+        return cls(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
+
+    def check(self, model: Model) -> samplers.Sampler:
+        """Returns the run's sampler, having checked every setting, before anything costly begins.
+
+        Raises:
+          InputError: a setting is out of range; says which, and what is wanted.
+        """
+        if model.max_frames is None and self.frames != 1:
+            raise InputError(f"frames={self.frames}: without motion modules only 1 frame can be made. Give `motion`.")
+        if named := [name for name in SIZES if getattr(self, name) and not model.family.has_sizes]:
+            raise InputError(f"{', '.join(named)}: {model.family.title} is not conditioned on sizes. Leave it out.")
+        return self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
+
+    def check_values(self, schedule: NoiseSchedule, factor: int = 8, max_frames: int | None = None) -> samplers.Sampler:
+        """As `check`, with no model at hand: its VAE's factor is taken to be 8, its frames to be enough."""
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size < factor or size % factor:
+                near = max(factor, round(size / factor) * factor)
+                raise InputError(f"{name}={size}: wanted a multiple of {factor}, such as {near}.")
+        if self.frames < 1:
+            raise InputError(f"frames={self.frames}: wanted 1 or more.")
+        if max_frames is not None and self.frames > max_frames:
+            raise InputError(f"frames={self.frames}: these motion modules know 1 to {max_frames} frames.")
+        if self.fit not in FITS:
+            raise InputError(f"fit={self.fit!r}; known: {', '.join(FITS)}.{nearest(self.fit, FITS)}")
+        if not 0 <= self.p <= 1:
+            raise InputError(f"p={self.p}: wanted a probability in [0, 1].")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale={self.guidance_rescale}: wanted a number in [0, 1].")
+        if self.vae_slice < 1:
+            raise InputError(f"vae_slice={self.vae_slice}: wanted 1 or more frames.")
+        for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
+        for name in SIZES:
+            self._check_size(name)
+        sampler = samplers.make(self.sampler, schedule, self.steps, **dict(self.sampler_options))
+        sampler.start_index(self.t0)
+        return sampler
+
+    def _check_size(self, name: str) -> None:
+        value, least = getattr(self, name), 0 if name.endswith("crop") else 1
+        sound = len(value) in (0, 2) and all(isinstance(number, int) and number >= least for number in value)
+        if not sound:
+            pair = "(top, left)" if least == 0 else "(height, width)"
+            raise InputError(f"{name}={value}: wanted {pair} in whole pixels, or () for the default.")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network runs twice a step, without and with the prompt."""
+        return self.guidance_scale > 1
+
+    def size_conditions(self, negative: bool) -> tuple[Pair, Pair, Pair]:
+        """Original size, crop and target size as they are given to the network, on one of the two sides."""
+        own = (self.height, self.width)
+        sizes = (self.original_size or own, self.crop or (0, 0), self.target_size or own)
+        if not negative:
+            return sizes
+        others = (self.negative_original_size, self.negative_crop, self.negative_target_size)
+        return tuple(other or size for other, size in zip(others, sizes))

@@ -1,0 +1,30 @@
+"""What a run that goes on may have changed: keys of a config that decide what it comes to, and those that do not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from i2v_jax.tree import flatten
+
+SILENT = (
+    *("folder", "mesh", "rules", "frozen", "distributed", "compilation_cache", "checkpoints", "log", "samples"),
+    *("accumulate", "attention", "convolution", "remat", "objective/vae_slice"),
+    *("data/workers", "data/buffer", "data/bad_list", "data/max_bad"),
+)
+"""Keys of a config, or groups of them, that change where and how a run computes, but not what, rounding apart."""
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each key that changes what a run comes to: which, from which value to which.
+
+    Keys that a run of an earlier version had not are passed over: their defaults do what it did.
+
+    Args:
+      before, now: configs, as JSON holds them.
+    """
+    before, now = flatten(before), flatten(now)
+    changed = [key for key in before if before[key] != now.get(key) and not _is_silent(key)]
+    return [f"{key.replace('/', '.')} {before[key]} -> {now.get(key)}" for key in changed]
+
+
+def _is_silent(key: str) -> bool:
+    return any(f"{key}/".startswith(f"{group}/") for group in SILENT)
