@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import CLIPTokenizerFast
 
 from i2v_jax.errors import InputError
@@ -60,6 +62,39 @@ def test_ids_equal_those_of_transformers(tmp_path, vocabulary, pad_token):
         ids = ClipTokenizer.from_folder(tmp_path).encode(prompts, truncate=True)
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(ids, wanted)
+
+
+def test_the_bundled_tokenizer_is_clips():
+    tokenizer, padded_by_zero = ClipTokenizer.bundled(), ClipTokenizer.bundled(pad_token="!")
+    assert len(tokenizer.vocabulary) == 49408 and len(tokenizer.merges) == 48894
+    assert (tokenizer.vocabulary[START], tokenizer.vocabulary[END]) == (49406, 49407)
+    words = [49406, 320, 1125, 539, 320, 2368, 49407]  # published ids of "a photo of a cat"
+    np.testing.assert_array_equal(tokenizer.encode("a photo of a cat")[0], words + [49407] * 70)
+    np.testing.assert_array_equal(padded_by_zero.encode("A photo of a cat")[0], words + [0] * 70)
+
+
+@pytest.fixture(scope="module", params=[END, "!"])
+def bundled_and_transformers(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundled")
+    tokenizer = ClipTokenizer.bundled(request.param)
+    tokenizer.save(folder)
+    return tokenizer, CLIPTokenizerFast.from_pretrained(folder)
+
+
+WORDS = st.sampled_from(
+    "a photo of the cat's masterpiece, (best:1.2) 1girl 8k unreal-engine beautiful!! İstanbul".split()
+)
+ANY_TEXT = st.one_of(
+    st.text(max_size=60), st.lists(WORDS, max_size=30).map(" ".join), st.text("aeinrst'’ \t!é", max_size=80)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=ANY_TEXT)
+def test_the_bundled_ids_equal_those_of_transformers(bundled_and_transformers, text):
+    tokenizer, reference = bundled_and_transformers
+    wanted = reference(text, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(tokenizer.encode_captions([text])[0], wanted)
 
 
 def test_folders_of_every_kind_give_the_same_tokenizer(tmp_path, vocabulary):
@@ -172,3 +207,9 @@ def test_sources_are_found_in_the_home_folder_and_on_the_hub(tmp_path, vocabular
 def test_torch_and_transformers_are_not_imported():
     check = "import sys, i2v_jax.models.tokenizer; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_the_vocabulary_is_read_when_asked_for_and_once():
+    check = "from i2v_jax.models import tokenizer as t; n = t.clip_vocabulary.cache_info; print(n().currsize); "
+    check += "t.ClipTokenizer.bundled(); t.ClipTokenizer.bundled('!'); print(n().misses)"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.split() == ["0", "1"]

@@ -1,6 +1,11 @@
 """CLIP's byte-level BPE tokenizer, from prompts to padded token ids (Radford et al. 2021; the files are those of the
-`tokenizer` folders in diffusers checkpoints). On the `tokenizers` library alone: transformers would import torch."""
+`tokenizer` folders in diffusers checkpoints). On the `tokenizers` library alone: transformers would import torch.
 
+CLIP's own merges come with the package, in `clip_merges.txt.bz2` (OpenAI, MIT licence: see `clip_merges.LICENSE`).
+"""
+
+import bz2
+import functools
 import json
 import warnings
 from collections import Counter
@@ -20,6 +25,8 @@ END_OF_WORD = "</w>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # What CLIP takes for one word: an English contraction's tail, a run of letters, one digit, or a run of anything else.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+BUNDLED_MERGES = Path(__file__).with_name("clip_merges.txt.bz2")
 
 Vocabulary = dict[str, int]
 Merges = list[tuple[str, str]]
@@ -54,6 +61,15 @@ class ClipTokenizer:
         self._tokenizer.normalizer = _normalizer()
         self._tokenizer.pre_tokenizer = _words()
         self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in {START, END, pad_token}])
+
+    @classmethod
+    def bundled(cls, pad_token: str = END) -> "ClipTokenizer":
+        """Returns the tokenizer that every published Stable Diffusion has: CLIP's 49,408 tokens, from the package.
+
+        Args:
+            pad_token: the end token, or "!" (id 0) for SDXL's second text encoder.
+        """
+        return cls(*clip_vocabulary(), pad_token)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ClipTokenizer":
@@ -160,10 +176,23 @@ class ClipTokenizer:
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def byte_level_vocabulary(texts: Iterable[str] = (), num_merges: int = 0) -> tuple[Vocabulary, Merges]:
-    """Makes a CLIP-style vocabulary that spells any text.
+@functools.cache
+def clip_vocabulary() -> tuple[Vocabulary, Merges]:
+    """Reads CLIP's vocabulary and merges, once; they are not to be changed."""
+    lines = bz2.decompress(BUNDLED_MERGES.read_bytes()).decode("utf-8").splitlines()
+    merges = [tuple(line.split(" ")) for line in lines]
+    return vocabulary_of(merges), merges
 
-    The order is CLIP's: 256 byte symbols (from "!", id 0), the same ending a word, one token per merge, start, end.
+
+def vocabulary_of(merges: Merges) -> Vocabulary:
+    """Numbers tokens as CLIP does: 256 byte symbols ("!" is 0), the same ending a word, one per merge, start, end."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # in CLIP's order: "!" first, the invisible bytes last
+    tokens = [*symbols, *(symbol + END_OF_WORD for symbol in symbols), *map("".join, merges), START, END]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def byte_level_vocabulary(texts: Iterable[str] = (), num_merges: int = 0) -> tuple[Vocabulary, Merges]:
+    """Makes a CLIP-style vocabulary that spells any text, in CLIP's order (`vocabulary_of`).
 
     Args:
         texts: what to learn the merges from.
@@ -187,9 +216,7 @@ def byte_level_vocabulary(texts: Iterable[str] = (), num_merges: int = 0) -> tup
         # of equally frequent pairs the alphabetically first: the same texts give the same vocabulary on any machine
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
         words = {_merge(word, merges[-1]): count for word, count in words.items()}
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # in CLIP's order: "!" first, the invisible bytes last
-    tokens = [*symbols, *(symbol + END_OF_WORD for symbol in symbols), *map("".join, merges), START, END]
-    return {token: index for index, token in enumerate(tokens)}, merges
+    return vocabulary_of(merges), merges
 
 
 def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
