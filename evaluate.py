@@ -26,7 +26,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import jobs, record
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")

@@ -40,7 +40,7 @@ from i2v_jax.training.preemption import EXIT_CODE, Preemption
 from i2v_jax.training.resume import changes
 from i2v_jax.training.step import State
 from i2v_jax.tree import count, unflatten
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 from i2v_jax.weights.save import save_own
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "sd15_stage1.py"

@@ -34,11 +34,12 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.models import motion
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from i2v_jax.models.image_projection import ResamplerConfig
+from i2v_jax.models.networks import Shapes, parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights import formats, shapes
+from i2v_jax.weights import formats
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
@@ -126,7 +127,7 @@ def unet_config() -> UNetConfig:
 
 
 def initial_weights(
-    expected: shapes.Shapes, rng: np.random.Generator, gains: Mapping[str, float] | None = None
+    expected: Shapes, rng: np.random.Generator, gains: Mapping[str, float] | None = None
 ) -> dict[str, Array]:
     """Random weights by path: kernels of unit gain, norms that change nothing, no biases, embeddings of unit variance.
 
@@ -156,7 +157,7 @@ def initial_text_encoder(rng: np.random.Generator, vocab_size: int) -> dict[str,
     learned from, it is unlearned.
     """
     gains = {"position": 0.1, "q_proj/kernel": 0.1, "fc2/kernel": 0.2}  # attention to all alike, and little else
-    weights = initial_weights(shapes.text_encoder_shapes(text_config(vocab_size)), rng, gains)
+    weights = initial_weights(parameter_shapes(text_config(vocab_size)), rng, gains)
     weights["token_embedding/embedding"][-1] *= 0.1  # the end's, of which there are many
     return weights
 
@@ -185,13 +186,13 @@ def initial_model() -> tuple[dict[str, dict[str, Array]], ClipTokenizer]:
     vocabulary, merges = byte_level_vocabulary(captions, 400)
     rng = np.random.default_rng(0)
     components = dict(
-        unet=initial_weights(shapes.unet_shapes(unet_config()), rng),
-        vae=initial_weights(shapes.vae_shapes(VAEConfig.from_diffusers(VAE)), rng),
+        unet=initial_weights(parameter_shapes(unet_config()), rng),
+        vae=initial_weights(parameter_shapes(VAEConfig.from_diffusers(VAE)), rng),
         text_encoder=initial_text_encoder(rng, len(vocabulary)),
         image_encoder=initial_weights(
-            shapes.image_encoder_shapes(CLIPVisionConfig.from_diffusers(VISION)), rng, {"position": 0.3}
+            parameter_shapes(CLIPVisionConfig.from_diffusers(VISION)), rng, {"position": 0.3}
         ),
-        image_proj=initial_weights(shapes.image_projection_shapes(RESAMPLER), rng),
+        image_proj=initial_weights(parameter_shapes(RESAMPLER), rng),
     )
     return components, ClipTokenizer(vocabulary, merges, length=TEXT["max_position_embeddings"])
 

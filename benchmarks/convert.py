@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from i2v_jax.models.clip import SD15_TEXT as TEXT
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
 from i2v_jax.models.vae import SD_VAE as VAE
 from i2v_jax.weights.formats.original import SD15_TEXT, SD15_UNET, SD_VAE
-from i2v_jax.weights.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -33,9 +33,9 @@ from i2v_jax.weights.translate import export_tensors
 
 TIME_BAR, MEMORY_BAR = 3.0, 0.3
 PARTS = (
-    (unet_shapes(SD15), SD15_UNET),
-    (vae_shapes(VAE), SD_VAE),
-    (text_encoder_shapes(TEXT), SD15_TEXT),
+    (parameter_shapes(SD15), SD15_UNET),
+    (parameter_shapes(VAE), SD_VAE),
+    (parameter_shapes(TEXT), SD15_TEXT),
 )
 INTERVAL = 0.002  # seconds between two looks at a process
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from i2v_jax import tree
 from i2v_jax.models.motion import V1
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
+from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.formats import DIFFUSERS_UNET
-from i2v_jax.weights.load import load_unet
-from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
@@ -39,7 +39,7 @@ def write_weights(folder: Path, config) -> None:
     def entry(leaf):
         return Entry(leaf.shape, np.dtype("f4"), lambda: np.random.default_rng(0).random(leaf.shape, np.float32))
 
-    whole = Tensors({path: entry(leaf) for path, leaf in unet_shapes(config).items()}, "random weights")
+    whole = Tensors({path: entry(leaf) for path, leaf in parameter_shapes(config).items()}, "random weights")
     for name, pattern in (("unet", r"(?!.*/motion/).*"), ("motion_adapter", r".*/motion/.*")):
         part = whole.select(pattern)
         (folder / name).mkdir()
@@ -93,7 +93,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.load_memory", "--load", folder]
         run = subprocess.run(command, check=True, capture_output=True, text=True)
     m = json.loads(run.stdout.splitlines()[-1])
-    assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in unet_shapes(config).values())
+    assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in parameter_shapes(config).values())
     ratio = (m["peak"] - m["before"]) / m["size"]
     gigabytes = {name: f"{m[name] / 1e9:.2f} GB" for name in ("size", "before", "peak", "after")}
     print(f"parameters {m['parameters'] / 1e6:.1f} M, weights {gigabytes['size']} f32, loaded in {m['seconds']:.1f} s")

@@ -19,14 +19,14 @@ from i2v_jax.families.model import Model
 from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import choose
+from i2v_jax.models.networks import Shapes, parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.tree import unflatten
-from i2v_jax.weights import shapes
 
 
-def random_parameters(expected: shapes.Shapes) -> dict:
+def random_parameters(expected: Shapes) -> dict:
     """Small random kernels, made on the device, one at a time; norms that change nothing."""
     draw = jax.jit(
         lambda number, shape, dtype: 0.02 * jax.random.normal(jax.random.key(number), shape, dtype),
@@ -54,18 +54,15 @@ def real_size_model(dtype) -> Model:
         **dtypes,
     )
     configs = dict(
-        unet=(unet_config, shapes.unet_shapes),
-        vae=(dataclasses.replace(vae.SD_VAE, **kernels, **dtypes), shapes.vae_shapes),
-        text_encoder=(dataclasses.replace(clip.SD15_TEXT, **dtypes), shapes.text_encoder_shapes),
-        image_encoder=(dataclasses.replace(clip.VIT_H_VISION, **dtypes), shapes.image_encoder_shapes),
-        image_proj=(
-            dataclasses.replace(image_projection.IP_ADAPTER_PLUS_SD15, **dtypes),
-            shapes.image_projection_shapes,
-        ),
+        unet=unet_config,
+        vae=dataclasses.replace(vae.SD_VAE, **kernels, **dtypes),
+        text_encoder=dataclasses.replace(clip.SD15_TEXT, **dtypes),
+        image_encoder=dataclasses.replace(clip.VIT_H_VISION, **dtypes),
+        image_proj=dataclasses.replace(image_projection.IP_ADAPTER_PLUS_SD15, **dtypes),
     )
-    parameters = {name: random_parameters(find(config)) for name, (config, find) in configs.items()}
+    parameters = {name: random_parameters(parameter_shapes(config)) for name, config in configs.items()}
     tokenizers = {"text_encoder": ClipTokenizer(*byte_level_vocabulary())}
-    return Model({name: config for name, (config, _) in configs.items()}, parameters, tokenizers)
+    return Model(configs, parameters, tokenizers)
 
 
 def step_flops(model: Model, settings: Settings) -> float:

@@ -22,8 +22,8 @@ import numpy as np
 from i2v_jax.models import motion, unet
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import fastest
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.shapes import unet_shapes
 
 VIDEOS, TOKENS = 2, 77
 
@@ -58,10 +58,10 @@ def ours(args, adapter: bool, parameters):
     )
     rng = np.random.default_rng(0)
     block = rng.uniform(-0.02, 0.02, 1 << 24).astype(np.float32)
-    for path, leaf in unet_shapes(config).items():
+    for path, leaf in parameter_shapes(config).items():
         if path not in parameters:
             parameters[path] = jnp.asarray(np.resize(block, leaf.shape))
-    own = unflatten({path: parameters[path] for path in unet_shapes(config)})
+    own = unflatten({path: parameters[path] for path in parameter_shapes(config)})
     sample = rng.standard_normal((VIDEOS, args.frames, args.size, args.size, 4), np.float32)
     conditions = Conditions.of_videos(rng.standard_normal((VIDEOS, TOKENS, 768), np.float32))
     run = jax.jit(unet.UNet(config).apply).lower({"params": own}, sample, 500.0, conditions).compile()

@@ -37,6 +37,10 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code. `InputError` is left to the caller."""
     arguments = _parser().parse_args(argv)
+    if arguments.adapter_module:
+        from i2v_jax.models.adapters import import_modules  # takes seconds, and `--help` needs none of them
+
+        import_modules(arguments.adapter_module)
     command = importlib.import_module(f"convert.{arguments.module}")
     return command.run(arguments)
 
@@ -52,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, module: str, summary: str, description: str = "") -> argparse.ArgumentParser:
         added = commands_.add_parser(name, help=summary, description=f"{summary}. {description}", epilog=_epilog(name))
         added.set_defaults(module=module)
+        added.add_argument(
+            "--adapter-module",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a module of your own that registers adapters (i2v_jax.models.adapters); may repeat",
+        )
         return added
 
     for name, module, summary, description in (

@@ -12,12 +12,12 @@ from convert.formats import FORMATS
 from convert.parts import part_of
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
+from i2v_jax.models.adapters import ADAPTER_PATH
 from i2v_jax.weights.checkpoint import Checkpoint
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
-from i2v_jax.weights.formats import TABLES, lora, original
+from i2v_jax.weights.formats import TABLES, ip_adapter, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
-from i2v_jax.weights.formats.ip_adapter import IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.lora import PEFT_METADATA, export_lora
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.msgpack import save_msgpack
@@ -27,7 +27,8 @@ from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
-BASE = r"(?!.*/(lora|motion|first_frame|image_tokens)/).*"
+WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
+BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FileLayout:
 LAYOUTS = {
     "diffusers": FileLayout(
         dict.fromkeys(("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder"), ()),
-        only=r"(?!.*/(lora|first_frame|image_tokens)/).*",
+        only=WITHOUT_ADAPTERS,
         folder=True,
     ),
     "flax": FileLayout(
@@ -77,8 +78,8 @@ LAYOUTS = {
         only=r"unet/(?!.*/lora/).*/motion/.*",
     ),
     "ip-adapter": FileLayout(
-        {"unet": (IP_ADAPTER,), "image_proj": (IMAGE_PROJECTION,)},
-        only=r"image_proj/.*|unet/.*/attn2/image_tokens/.*",
+        {"unet": (ip_adapter.IP_ADAPTER,), "image_proj": (ip_adapter.IMAGE_PROJECTION,)},
+        only=ip_adapter.PATHS,
         nesting=None,
     ),
     "kohya": FileLayout(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError
+from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported
@@ -45,14 +46,14 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
         for component, imported in found
         for path, entry in (imported.parameters.entries | imported.buffers.entries).items()
     }
-    return [*_family(paths), *_motion(paths), *_adapter(paths), *_image_tokens(paths), *_lora(paths)] or [
+    return [*_family(paths), *_motion(paths), *_adapters(paths), *_image_tokens(paths), *_lora(paths)] or [
         f"{' and '.join(component for component, _ in found)} alone, of any family"
     ]
 
 
 def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for path, shape in paths.items():
-        if re.fullmatch(r"(unet|controlnet)/.*/attn2/(image_tokens/)?to_k/(kernel|lora/down)", path):
+        if re.fullmatch(r"(unet|controlnet)/.*/attn2/(\w+/)?to_k/(kernel|lora/down)", path):
             if "/motion/" not in path:
                 yield FAMILIES.get(shape[0], f"prompt tokens {shape[0]} wide, no published family")
                 return
@@ -80,11 +81,14 @@ def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     yield f"motion modules {version} ({frames})"
 
 
-def _adapter(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    branches = [path for path in paths if "/first_frame/" in path]
-    if branches:
-        has_query = any("/first_frame/to_q/" in path for path in branches)
-        yield "I2V-Adapter" if has_query else "I2V-Adapter without to_q, which is then the layers' own"
+def _adapters(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for adapter in ADAPTERS.values():
+        own = [path for path in paths if f"/{adapter.site}/{adapter.name}/" in path]
+        lacking = [layer for layer in adapter.copies if not any(f"/{adapter.name}/{layer}/" in path for path in own)]
+        product = adapter.title if adapter.product is None else adapter.product
+        if own and product:
+            left = f" without {', '.join(lacking)}, which is then the layers' own" if lacking else ""
+            yield f"{product}{left}"
 
 
 def _image_tokens(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -2,17 +2,24 @@
 
 import re
 
-PARTS = {
-    "LoRA": r".*/lora/\w+",
-    "motion modules": r".*/motion/.*",
-    "first-frame adapter": r".*/attn1/first_frame/.*",
-    "image tokens": r".*/attn2/image_tokens/.*",
-    "base": r".*",
-}
-"""Part -> paths within the component; the first that matches counts."""
+from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS
+
+LORA = re.compile(r".*/lora/\w+")
 
 
 def part_of(component: str, path: str) -> str:
     """Returns the part that a tensor belongs to: `unet: motion modules`, or the component where it has no parts."""
-    part = next(part for part, pattern in PARTS.items() if re.fullmatch(pattern, path))
-    return component if part == "base" else f"{component}: {part}"
+    if LORA.fullmatch(path):
+        return f"{component}: LoRA"
+    if "/motion/" in path:
+        return f"{component}: motion modules"
+    if match := ADAPTER_PATH.fullmatch(path):
+        return adapter_part(component, match["name"])
+    return component
+
+
+def adapter_part(component: str, name: str) -> str:
+    """Returns the part of an adapter's weights; of one that is not known, by its name."""
+    if name not in ADAPTERS:
+        return f"{component}: adapter {name}"
+    return f"{component}: {ADAPTERS[name].weights or ADAPTERS[name].title}"

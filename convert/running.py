@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from convert.parts import part_of
+from convert.parts import adapter_part, part_of
 from convert.tables import table
 from i2v_jax.errors import InputError
-from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.adapters import ADAPTERS, at_site
 from i2v_jax.models.conditions import Conditions
-from i2v_jax.models.controlnet import ControlNet
-from i2v_jax.models.image_projection import ImageProjection, Resampler, ResamplerConfig
-from i2v_jax.models.unet import UNet, UNetConfig
-from i2v_jax.models.vae import AutoencoderKL
+from i2v_jax.models.networks import module_of
+from i2v_jax.models.unet import UNetConfig
 from i2v_jax.tree import unflatten
+from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.checkpoint import Checkpoint, recognise_in
-from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.tensors import Tensors
 
 BAR = 1e-5
@@ -59,7 +57,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
     for component in tqdm(shared, desc="running", unit="component", leave=False):
         ours, theirs = converted.components[component], source.components[component]
         held, wanted = ({part_of(component, path) for path in it.parameters} for it in (ours, theirs))
-        parts = (held & wanted) - {f"{component}: LoRA", f"{component}: first-frame adapter"}
+        parts = (held & wanted) - {f"{component}: LoRA", *_without_counterpart(component)}
         if component not in parts:
             notes.append(f"{component}: only parts of it are there, which do not run without the base")
             continue
@@ -80,6 +78,11 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
     for note in notes or ([] if rows else ["There is nothing to run that both hold."]):
         print(note)
     return all(row[4] == "ok" for row in rows) if rows else None
+
+
+def _without_counterpart(component: str) -> set[str]:
+    """Parts of adapters that diffusers has no place for."""
+    return {adapter_part(component, name) for name, it in ADAPTERS.items() if "diffusers" not in it.spellings}
 
 
 def _config_notes(component: str, theirs: Any, ours: Any) -> list[str]:
@@ -146,12 +149,12 @@ def _runnable(config: Any, component: str, parts: set[str]) -> Any:
     changes: dict[str, Any] = dict(dtype=jnp.float32, param_dtype=jnp.float32)
     if type(config) is UNetConfig:
         motion = config.motion if f"{component}: motion modules" in parts else None
-        tokens = config.cross_attention_branches if f"{component}: image tokens" in parts else ()
+        adapters = [name for name in ADAPTERS if adapter_part(component, name) in parts]
         changes |= dict(
             motion=motion and dataclasses.replace(motion, pooled_norm=True),
             pooled_norms=False,
-            self_attention_branches=(),
-            cross_attention_branches=tokens,
+            self_attention_branches=at_site(adapters, "attn1"),
+            cross_attention_branches=at_site(adapters, "attn2"),
         )
     return dataclasses.replace(config, **changes)
 
@@ -200,12 +203,12 @@ def _our_call(given: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _our_unet(c: UNetConfig, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    out = jax.jit(UNet(c).apply)(variables, **_our_call(given))
+    out = jax.jit(module_of(c).apply)(variables, **_our_call(given))
     return {"noise": [_pictures(np.asarray(out))]}
 
 
 def _our_controlnet(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    down, middle = jax.jit(ControlNet(c).apply)(variables, **_our_call(given))
+    down, middle = jax.jit(module_of(c).apply)(variables, **_our_call(given))
     return {"residuals": [_pictures(np.asarray(it)) for it in (*down, middle)]}
 
 
@@ -256,7 +259,7 @@ def _vae_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _our_vae(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    encode, decode = (jax.jit(functools.partial(AutoencoderKL(c).apply, method=it)) for it in ("encode", "decode"))
+    encode, decode = (jax.jit(functools.partial(module_of(c).apply, method=it)) for it in ("encode", "decode"))
     moments = np.concatenate(encode(variables, given["pictures"]), -1)
     pictures = np.asarray(decode(variables, given["latents"]))
     return {"latents": [np.moveaxis(moments, -1, 1)], "pictures": [np.moveaxis(pictures, -1, 1)]}
@@ -274,7 +277,7 @@ def _text_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _our_text(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    out = jax.jit(CLIPTextEncoder(c).apply)(variables, given["ids"])
+    out = jax.jit(module_of(c).apply)(variables, given["ids"])
     return {"tokens": [out.last_hidden, out.penultimate], "pooled": [out.pooled]}
 
 
@@ -289,7 +292,7 @@ def _vision_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _our_vision(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    out = jax.jit(CLIPVisionEncoder(c).apply)(variables, given["pictures"])
+    out = jax.jit(module_of(c).apply)(variables, given["pictures"])
     pooled = out.pooled if out.image_embeds is None else out.image_embeds
     return {"tokens": [out.last_hidden, out.penultimate], "pooled": [pooled]}
 
@@ -301,13 +304,12 @@ def _their_vision(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:
 
 
 def _projection_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    states = (TOKENS,) if isinstance(c, ResamplerConfig) else ()
+    states = () if c.reads == "image_embeds" else (TOKENS,)
     return dict(states=_normal(rng, 2, *states, c.embed_dim))
 
 
 def _our_projection(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    model = Resampler(c) if isinstance(c, ResamplerConfig) else ImageProjection(c)
-    return {"image tokens": [jax.jit(model.apply)(variables, given["states"])]}
+    return {"image tokens": [jax.jit(module_of(c).apply)(variables, given["states"])]}
 
 
 def _their_projection(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:

@@ -17,10 +17,10 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 
 from convert.parts import part_of
 from i2v_jax.errors import InputError
-from i2v_jax.models.image_projection import ResamplerConfig
+from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig
+from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.formats import clip, controlnet, ip_adapter
 from i2v_jax.weights.formats import diffusers as names
-from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported, export_tensors
@@ -140,7 +140,7 @@ def _image_projection(config: Any, state: State) -> torch.nn.Module:
         4 * config.width,
     ):
         raise InputError("diffusers loads resamplers of 4 layers, with heads of 64 channels, four times as wide inside")
-    if not isinstance(config, ResamplerConfig) and config.num_tokens != 4:
+    if isinstance(config, ImageProjectionConfig) and config.num_tokens != 4:
         raise InputError("diffusers loads linear image projections of 4 tokens")
     convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
     plain = {name.removeprefix("image_proj."): tensor for name, tensor in state.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from i2v_jax.models.conditions import Conditions
-from i2v_jax.weights.load import load_image_projection, load_unet
+from i2v_jax.weights.assemble import load_image_projection, load_unet
 
 FOLDER = Path(__file__).parent / "data" / "oracles"
 NAMES = ("official_v1", "official_v2norm")

@@ -12,10 +12,10 @@ import torch
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.controlnet import TINY_CONTROLNET, ControlNet, ControlNetConfig
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
+from i2v_jax.weights.assemble import load_controlnet, load_unet
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.load import load_controlnet, load_unet
-from i2v_jax.weights.shapes import controlnet_shapes
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests.helpers import relative_error, with_conditions
@@ -199,7 +199,7 @@ def test_config_of_a_file_without_one(name):
     shapes = our_shapes("controlnet", model.state_dict())
     config = ControlNetConfig.from_diffusers(model.config)
     assert infer_config("controlnet", shapes) == config
-    assert {path: leaf.shape for path, leaf in controlnet_shapes(config).items()} == shapes
+    assert {path: leaf.shape for path, leaf in parameter_shapes(config).items()} == shapes
 
 
 def test_wrong_input_is_refused():

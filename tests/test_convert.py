@@ -26,7 +26,7 @@ from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.lora import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
@@ -154,8 +154,8 @@ def pipeline(files):
 
 
 def test_joined_sources_are_the_model_that_its_parts_make(files, joined):
-    parts = dict(motion="motion.ckpt", adapter="adapter.safetensors", image_tokens="ip.bin")
-    same(load_unet(joined), load_unet(files / "base", **{part: files / name for part, name in parts.items()}))
+    adapters = dict(first_frame=files / "adapter.safetensors", image_tokens=files / "ip.bin")
+    same(load_unet(joined), load_unet(files / "base", motion=files / "motion.ckpt", adapters=adapters))
     same(load_image_projection(joined), load_image_projection(files / "ip.bin"))
 
 
@@ -795,6 +795,19 @@ def test_verify_runs_what_diffusers_reads_of_single_files(files, tmp_path, capsy
     assert "diffusers, as a single file" in out
     for (component, output), (error, _) in errors(out).items():
         measured(f"verify --run: OpenCLIP {component}, {output}", error, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["base", "full face"])
+def test_verify_runs_every_kind_of_image_projection(kind, tmp_path, capsys, measured):
+    """The resampler runs above, in the joined file."""
+    random = torch.Generator().manual_seed(3)
+    weights = ip_adapter.PROJECTIONS[kind](lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5)
+    file = ip_adapter.saved({"image_proj": weights}, tmp_path / "projection.safetensors")
+    assert convert("import", file, tmp_path / "ours.safetensors") == 0
+    assert convert("verify", file, tmp_path / "ours.safetensors", "--run") == 0
+    ((error, bar),) = errors(capsys.readouterr().out).values()
+    assert bar == 1e-5
+    measured(f"verify --run: image_proj, {kind}", error, 1e-5)
 
 
 def test_verify_runs_nothing_without_pytorch(files, tmp_path, monkeypatch):

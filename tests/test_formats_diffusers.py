@@ -16,9 +16,9 @@ from i2v_jax import tree
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, controlnet, unet, vae
 from i2v_jax.models.motion import SDXL_BETA, V1, V2, V3, MotionConfig
+from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
 from i2v_jax.weights.formats import PUBLISHED_UNET
-from i2v_jax.weights.load import load_unet
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors

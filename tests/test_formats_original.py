@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from i2v_jax.models.clip import OPENCLIP_BIGG_TEXT, SD15_TEXT, CLIPTextEncoder
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import SD15_CONTROLNET
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, AutoencoderKL
+from i2v_jax.weights.assemble import load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.formats import TABLES, original
-from i2v_jax.weights.load import load_text_encoder, load_unet, load_vae
-from i2v_jax.weights.shapes import controlnet_shapes, text_encoder_shapes, unet_shapes, vae_shapes
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -400,34 +400,30 @@ def test_early_clip_names_and_other_places_of_openclip():
 # Number of parameters, and SHA-256 of their sorted "name [shape]" lines, in the files that Stability AI, Runway and
 # lllyasviel published (lists kept by arenasys/stable-diffusion-webui-model-toolkit).
 PUBLISHED = [
-    (original.SD15_UNET, unet_shapes, SD15, 686, "8c2cafd295071b39e19613339f72e2cd3530e8317a7ac23263132b5c8cfe52a4"),
-    (original.SD15_EMA, unet_shapes, SD15, 686, "715e221f6645e9909b8094dc0ec6d90d528bc32a3b903f78628fc1ed148c90bd"),
-    (original.SDXL_UNET, unet_shapes, SDXL, 1680, "3884182d449c8837466d5c933309621d1b023f396b9b342271ac74525ee79408"),
-    (original.SD_VAE, vae_shapes, SD_VAE, 248, "e9d56f72afb2bd81acba4f3ebcb7806ba50f82607dd976f1f7fe674712c1b01b"),
+    (original.SD15_UNET, SD15, 686, "8c2cafd295071b39e19613339f72e2cd3530e8317a7ac23263132b5c8cfe52a4"),
+    (original.SD15_EMA, SD15, 686, "715e221f6645e9909b8094dc0ec6d90d528bc32a3b903f78628fc1ed148c90bd"),
+    (original.SDXL_UNET, SDXL, 1680, "3884182d449c8837466d5c933309621d1b023f396b9b342271ac74525ee79408"),
+    (original.SD_VAE, SD_VAE, 248, "e9d56f72afb2bd81acba4f3ebcb7806ba50f82607dd976f1f7fe674712c1b01b"),
     (
         original.SD15_TEXT,
-        text_encoder_shapes,
         SD15_TEXT,
         196,
         "e5df659b9deaa717e6c5dad9ca862895aa293f143872545cf268dbd5c068e2bb",
     ),
     (
         original.SDXL_TEXT,
-        text_encoder_shapes,
         SD15_TEXT,
         196,
         "7a1d2af8235327adccb4b90e950c0674a36adaec98cdc3e9811cc89dd2db7420",
     ),
     (
         original.SDXL_TEXT_2,
-        text_encoder_shapes,
         OPENCLIP_BIGG_TEXT,
         389,
         "1540b3c388720b769c6f15d83c838398f737388291c2dc6ac53cd8ce1e9eef8f",
     ),
     (
         original.SD15_CONTROLNET,
-        controlnet_shapes,
         SD15_CONTROLNET,
         340,
         "ebea5bace8ecd0f88245f9ceb3f48dbe266a18b32fb36ed893a282b03d17de74",
@@ -435,9 +431,9 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize("table, shapes_of, config, count, digest", PUBLISHED, ids=lambda it: getattr(it, "name", ""))
-def test_names_and_shapes_are_those_of_the_published_files(table, shapes_of, config, count, digest):
-    entries = {path: Entry(leaf.shape, np.dtype(leaf.dtype), None) for path, leaf in shapes_of(config).items()}
+@pytest.mark.parametrize("table, config, count, digest", PUBLISHED, ids=lambda it: getattr(it, "name", ""))
+def test_names_and_shapes_are_those_of_the_published_files(table, config, count, digest):
+    entries = {path: Entry(leaf.shape, np.dtype(leaf.dtype), None) for path, leaf in parameter_shapes(config).items()}
     exported = export_tensors(Tensors(entries, "shapes"), table, Tensors.of({})).entries
     lines = sorted(f"{name} {list(entry.shape)}" for name, entry in exported.items())
     assert len(lines) == count

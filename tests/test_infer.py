@@ -11,17 +11,11 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.clip import OPENCLIP_BIGG_TEXT, SD15_TEXT, TINY_TEXT, VIT_H_VISION, VIT_L_VISION
 from i2v_jax.models.image_projection import IP_ADAPTER_PLUS_SD15, IP_ADAPTER_SD15
 from i2v_jax.models.motion import SDXL_BETA, V1, V2, V3, MotionConfig
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, VAEConfig
+from i2v_jax.weights.assemble import load_text_encoder, load_vae
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.load import load_text_encoder, load_vae
-from i2v_jax.weights.shapes import (
-    image_encoder_shapes,
-    image_projection_shapes,
-    text_encoder_shapes,
-    unet_shapes,
-    vae_shapes,
-)
 from i2v_jax.weights.tensors import Tensors
 
 BRANCHES = dict(self_attention_branches=("first_frame",), cross_attention_branches=("image_tokens",))
@@ -54,8 +48,8 @@ SMALL_XL = UNetConfig(
 )
 
 
-def shapes(of, config):
-    return {path: leaf.shape for path, leaf in of(config).items()}
+def shapes(config):
+    return {path: leaf.shape for path, leaf in parameter_shapes(config).items()}
 
 
 def tables(unet, positions):
@@ -72,7 +66,7 @@ def tables(unet, positions):
 )
 def test_published_unets(base, motion):
     config = dataclasses.replace(base, motion=motion, pooled_norms=motion == V1, **(BRANCHES if motion == V3 else {}))
-    whole = shapes(unet_shapes, config)
+    whole = shapes(config)
     assert infer_config("unet", whole | (tables(whole, motion.max_positions) if motion else {})) == config
     if motion == V3:
         for name, mark in PARTS.items():
@@ -87,46 +81,46 @@ def test_published_unets(base, motion):
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_XL], ids=["small", "small XL"])
 def test_other_unets_and_their_parts(config):
-    whole = shapes(unet_shapes, config)
+    whole = shapes(config)
     inferred = infer_config("unet", whole, linear_projection=config.linear_projection)
     assert inferred == config
     for mark in PARTS.values():
         part = {path: shape for path, shape in whole.items() if mark in path}
-        again = shapes(unet_shapes, infer_config("unet", part))
+        again = shapes(infer_config("unet", part))
         assert {path: shape for path, shape in again.items() if mark in path} == part
 
 
 def test_autoencoders():
-    assert infer_config("vae", shapes(vae_shapes, SD_VAE)) == SD_VAE
-    assert infer_config("vae", shapes(vae_shapes, SDXL_VAE), scaling_factor=0.13025) == SDXL_VAE
+    assert infer_config("vae", shapes(SD_VAE)) == SD_VAE
+    assert infer_config("vae", shapes(SDXL_VAE), scaling_factor=0.13025) == SDXL_VAE
     small = VAEConfig(block_out_channels=(8, 24), layers_per_block=3, latent_channels=16, norm_groups=8)
-    assert infer_config("vae", shapes(vae_shapes, small)) == small
+    assert infer_config("vae", shapes(small)) == small
 
 
 @pytest.mark.parametrize("config", [SD15_TEXT, OPENCLIP_BIGG_TEXT])
 def test_text_encoders(config):
     for component in ("text_encoder", "text_encoder_2"):
-        assert infer_config(component, shapes(text_encoder_shapes, config)) == config
+        assert infer_config(component, shapes(config)) == config
 
 
 @pytest.mark.parametrize("config", [VIT_L_VISION, VIT_H_VISION])
 def test_image_encoders(config):
-    assert infer_config("image_encoder", shapes(image_encoder_shapes, config)) == config
+    assert infer_config("image_encoder", shapes(config)) == config
 
 
 @pytest.mark.parametrize("config", [IP_ADAPTER_SD15, IP_ADAPTER_PLUS_SD15])
 def test_image_projections(config):
-    assert infer_config("image_proj", shapes(image_projection_shapes, config)) == config
+    assert infer_config("image_proj", shapes(config)) == config
 
 
 # Shapes that fit no network.
 
 WHOLE = {
-    "unet": shapes(unet_shapes, SMALL),
-    "vae": shapes(vae_shapes, SD_VAE),
-    "text_encoder": shapes(text_encoder_shapes, TINY_TEXT),
-    "image_encoder": shapes(image_encoder_shapes, VIT_L_VISION),
-    "image_proj": shapes(image_projection_shapes, IP_ADAPTER_PLUS_SD15),
+    "unet": shapes(SMALL),
+    "vae": shapes(SD_VAE),
+    "text_encoder": shapes(TINY_TEXT),
+    "image_encoder": shapes(VIT_L_VISION),
+    "image_proj": shapes(IP_ADAPTER_PLUS_SD15),
 }
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import ImageProjection, ImageProjectionConfig, Resampler, ResamplerConfig
 from i2v_jax.models.unet import UNet
-from i2v_jax.weights.load import load_image_projection, load_unet
+from i2v_jax.weights.assemble import load_image_projection, load_unet
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
@@ -182,7 +182,7 @@ def test_outputs_are_those_of_diffusers(kind, changes, tmp_path, measured):
 
     file = saved(nested, tmp_path / "ip.safetensors")
     for ours, same in (
-        ((config, params), load_unet(tmp_path / "base", image_tokens=file)),
+        ((config, params), load_unet(tmp_path / "base", adapters=dict(image_tokens=file))),
         ((model.config, projection), load_image_projection(file)),
     ):
         assert ours[0] == same[0]

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights.load import load_unet
+from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.save import save_own_orbax
 from i2v_jax.weights.storage import orbax
 from i2v_jax.weights.storage.open import open_tensors

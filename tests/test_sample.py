@@ -30,7 +30,8 @@ from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import record
 from i2v_jax.sampling.pipeline import Pipeline
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble
+from i2v_jax.weights.assemble import check_prediction_type
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
@@ -308,7 +309,7 @@ def test_every_file_that_is_read_is_hashed_whatever_form_its_source_has(tmp_path
         read.update(tensors.files())
         return tensors
 
-    monkeypatch.setattr(load, "open_tensors", spy)
+    monkeypatch.setattr(assemble, "open_tensors", spy)
     without_image = configured(image_adapter="")
     for config in (configured(), configured(**folders), configured(**folders, **parts), without_image):
         read.clear()
@@ -325,14 +326,14 @@ def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path, 
     file.write_text('{"prediction_type": "v_prediction"}')
     message = "trained for 'v_prediction'.*Set --config.noise_schedule.prediction_type=v_"
     with pytest.raises(InputError, match=message):
-        load.check_prediction_type(tmp_path, "epsilon")
-    load.check_prediction_type(tmp_path, "v_prediction")
-    load.check_prediction_type(SMALL, "epsilon")
+        check_prediction_type(tmp_path, "epsilon")
+    check_prediction_type(tmp_path, "v_prediction")
+    check_prediction_type(SMALL, "epsilon")
     bad(message, f"--config.weights.base={tmp_path}", "--config.weights.unet=")
     for broken in ("{", "[]"):
         file.write_text(broken)
         with pytest.raises(InputError, match="cannot be read"):
-            load.check_prediction_type(tmp_path, "epsilon")
+            check_prediction_type(tmp_path, "epsilon")
 
 
 def test_the_end_does_not_wait_for_the_hashes():

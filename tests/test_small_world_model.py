@@ -23,12 +23,12 @@ from i2v_jax.errors import InputError
 from i2v_jax.evaluation import report
 from i2v_jax.families.model import Model, assemble_config
 from i2v_jax.models.clip import CLIPTextEncoder
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.sampling import jobs
 from i2v_jax.training import placement, setup
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights import load
+from i2v_jax.weights.assemble import load_text_encoder
 from i2v_jax.weights.save import save_own
-from i2v_jax.weights.shapes import unet_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "small_world"
@@ -112,7 +112,7 @@ def test_stages_are_put_together(tmp_path, monkeypatch):
         stage = command[-1].rpartition(":")[2]
         ran.append(stage)
         config = dataclasses.replace(make_small_world.unet_config(), self_attention_branches=("first_frame",))
-        unet = make_small_world.initial_weights(unet_shapes(config), np.random.default_rng(1))
+        unet = make_small_world.initial_weights(parameter_shapes(config), np.random.default_rng(1))
         components, _ = make_small_world.initial_model()
         kinds = dict(image_tokens="image_tokens", adapter="first_frame")
         left = {}
@@ -226,9 +226,9 @@ def test_bundled_weights_are_those_of_the_configs():
     config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
     model = Model.of_config(config, make_mesh({}, jax.devices()[:1]))
     assert model.configs["unet"].self_attention_branches == ("first_frame",)
-    ours = make_small_world.unet_config()
-    paths = unet_shapes(model.configs["unet"])
-    assert unet_shapes(ours).keys() == {path for path in paths if "/first_frame/" not in path}
+    ours = parameter_shapes(make_small_world.unet_config())
+    paths = parameter_shapes(model.configs["unet"])
+    assert ours.keys() == {path for path in paths if "/first_frame/" not in path}
     assert model.configs["vae"].scaling_factor not in (1.0, 0.18215)
 
 
@@ -236,7 +236,7 @@ def test_the_text_encoder_tells_all_motions_apart():
     """And did at first. Motions that it has made one, no later stage can learn apart."""
     components, tokenizer = make_small_world.initial_model()
     assert make_small_world.least_apart(components["text_encoder"], tokenizer)[0] > 0.2
-    config, weights = load.load_text_encoder(str(MODEL))
+    config, weights = load_text_encoder(str(MODEL))
     tokenizer = sample.load_tokenizer(commands.load_config(ROOT / "configs" / "sample" / "default.py").weights)
     trained = flatten(jax.tree.map(np.array, weights))
     share, *pair = make_small_world.least_apart(trained, tokenizer)

@@ -21,7 +21,8 @@ from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, image_projection, motion, unet, vae
-from i2v_jax.training import placement, store
+from i2v_jax.models.networks import parameter_shapes
+from i2v_jax.training import store
 from i2v_jax.training.objective import Loss, Objective
 from tests import clips
 from tests.helpers import relative_error
@@ -58,7 +59,7 @@ def random_weights(configs=CONFIGS):
         return (drawn + path.endswith("/scale")).astype(np.float32)
 
     return {
-        name: tree.unflatten({path: draw(path, leaf) for path, leaf in placement.SHAPES[name](config).items()})
+        name: tree.unflatten({path: draw(path, leaf) for path, leaf in parameter_shapes(config).items()})
         for name, config in configs.items()
     }
 

@@ -25,6 +25,7 @@ from i2v_jax.devices.mesh import make_mesh, on_this_host, parameter_sharding, pu
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import assemble_config
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
 from i2v_jax.training import placement, setup
 from i2v_jax.training.checkpoints import Checkpoints
@@ -37,7 +38,6 @@ from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.resume import changes
 from i2v_jax.training.step import Metrics, init_state, make_step
 from i2v_jax.weights.save import save_own
-from i2v_jax.weights.shapes import unet_shapes
 from tests import processes, train_runs
 from tests.test_stored import CONFIGS, random_weights
 
@@ -141,7 +141,7 @@ def test_gradients_and_optimizer_state_are_of_the_trained_weights_alone():
     assert gradients[0].keys() == run.trained.keys() and bytes_of(gradients) == 4 * count
     assert bytes_of(run.state.optimizer) == 8 * count + 8
 
-    shapes = unet_shapes(dataclasses.replace(SD15, self_attention_branches=("first_frame",)))
+    shapes = parameter_shapes(dataclasses.replace(SD15, self_attention_branches=("first_frame",)))
     trained = tree.select({"unet": tree.unflatten(shapes)}, [r"unet/.*/first_frame/.*"])
     state = jax.eval_shape(lambda trained: init_state(trained, optimizer), trained)
     assert bytes_of(state.trained) + bytes_of(state.optimizer) == 12 * 24_793_280 + 8  # gradients are as the first

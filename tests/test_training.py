@@ -12,13 +12,13 @@ import pytest
 from i2v_jax import tree
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.training import objective
 from i2v_jax.training.objective import Draws, Loss, Objective, denoising_loss, draw, min_snr_weight
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.step import init_state, make_step
 from i2v_jax.weights.formats import PUBLISHED_UNET
-from i2v_jax.weights.shapes import unet_shapes
 from tests import oracles
 from tests.helpers import relative_error
 
@@ -80,7 +80,7 @@ def test_one_step_of_the_published_code(recorded_step, measured):
 
 @pytest.mark.parametrize("config, count", [(SD15, 24_793_280), (SDXL, 204_883_200)])
 def test_trained_parameters_are_the_papers(config, count):
-    shapes = unet_shapes(dataclasses.replace(config, self_attention_branches=("first_frame",)))
+    shapes = parameter_shapes(dataclasses.replace(config, self_attention_branches=("first_frame",)))
     chosen = tree.select({"unet": tree.unflatten(shapes)}, [ADAPTER])
     assert tree.count(chosen) == count
 

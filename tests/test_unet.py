@@ -17,9 +17,9 @@ from i2v_jax.diffusion.frame_similarity_prior import initial_latents
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion, unet
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights.shapes import unet_shapes
 from tests import oracles
 from tests.helpers import relative_error, with_conditions
 from tests.torch_models import our_parameters, randomise
@@ -277,14 +277,14 @@ def test_adapter_sees_only_the_first_frame():
 )
 def test_adapter_has_the_published_number_of_parameters(preset, layout, wanted):
     config = dataclasses.replace(preset, motion=layout, self_attention_branches=("first_frame",))
-    sizes = {path: leaf.size for path, leaf in unet_shapes(config).items()}
+    sizes = {path: leaf.size for path, leaf in parameter_shapes(config).items()}
     assert sum(size for path, size in sizes.items() if "/first_frame/" in path) == wanted
 
 
 @pytest.mark.parametrize("remat", ["full", "products", "dots_saveable"])
 def test_remat_changes_no_gradient(remat):
     config = dataclasses.replace(unet.TINY, motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2))
-    shapes = unflatten(unet_shapes(config))
+    shapes = unflatten(parameter_shapes(config))
     keys = iter(jax.random.split(jax.random.key(0), 1000))
     parameters = jax.tree.map(lambda s: 0.1 * jax.random.normal(next(keys), s.shape), shapes)
     given = inputs(1, 2, 8, 8, context=32)
@@ -315,10 +315,10 @@ def test_settings_this_network_does_not_have_are_refused():
     with pytest.raises(InputError, match="num_heads has 2 entries, wanted 3"):
         UNetConfig.from_diffusers(SMALL | dict(attention_head_dim=(2, 4)))
     with pytest.raises(InputError, match="Unknown adapter 'first_fram'.*Did you mean 'first_frame'"):
-        unet_shapes(dataclasses.replace(unet.TINY, self_attention_branches=("first_fram",)))
+        parameter_shapes(dataclasses.replace(unet.TINY, self_attention_branches=("first_fram",)))
     with pytest.raises(InputError, match="Unknown attention implementation 'xls'.*Did you mean 'xla'"):
-        unet_shapes(dataclasses.replace(unet.TINY, attention="xls"))
+        parameter_shapes(dataclasses.replace(unet.TINY, attention="xls"))
     with pytest.raises(InputError, match="Unknown convolution implementation 'winograt'.*Did you mean 'winograd'"):
-        unet_shapes(dataclasses.replace(unet.TINY, convolution="winograt"))
+        parameter_shapes(dataclasses.replace(unet.TINY, convolution="winograt"))
     with pytest.raises(InputError, match="Unknown remat 'dots'"):
-        unet_shapes(dataclasses.replace(unet.TINY, remat="dots"))
+        parameter_shapes(dataclasses.replace(unet.TINY, remat="dots"))

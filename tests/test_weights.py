@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from i2v_jax import tree
 from i2v_jax.models.image_projection import Resampler
+from i2v_jax.models.networks import parameter_shapes
+from i2v_jax.weights.assemble import load_image_encoder, load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.formats import DIFFUSERS_UNET, PUBLISHED_UNET, TABLES
-from i2v_jax.weights.load import load_image_encoder, load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import config_from_json, config_to_json, save_own
-from i2v_jax.weights.shapes import unet_shapes
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors, sha256
@@ -310,8 +310,7 @@ def test_parts_come_from_files_of_their_own(base, tmp_path):
     config, params = load_unet(
         base,
         motion=tmp_path / "motion.safetensors",
-        adapter=tmp_path / "adapter.safetensors",
-        image_tokens=tmp_path / "ip.bin",
+        adapters=dict(first_frame=tmp_path / "adapter.safetensors", image_tokens=tmp_path / "ip.bin"),
         motion_config=dict(num_heads=2, norm_groups=8),
     )
     assert config.pooled_norms and config.motion.max_positions == 24
@@ -330,7 +329,10 @@ def test_parts_come_from_files_of_their_own(base, tmp_path):
         whole, config=json.loads((base / "config.json").read_text()), motion_config=dict(num_heads=2, norm_groups=8)
     )
     parts, also = load_unet(
-        base, motion=whole, adapter=whole, image_tokens=whole, motion_config=dict(num_heads=2, norm_groups=8)
+        base,
+        motion=whole,
+        adapters=dict(first_frame=whole, image_tokens=whole),
+        motion_config=dict(num_heads=2, norm_groups=8),
     )
     assert config == again == parts
     jax.tree.map(np.testing.assert_array_equal, params, same)
@@ -342,7 +344,7 @@ def test_parts_come_from_files_of_their_own(base, tmp_path):
 def test_missing_query_of_the_first_frame_branch_is_the_layers_own(base, tmp_path):
     unet = load_file(base / "diffusion_pytorch_model.safetensors")
     save_file(adapter_file(unet, with_query=False), tmp_path / "adapter.safetensors")
-    leaves = tree.flatten(load_unet(base, adapter=tmp_path / "adapter.safetensors")[1])
+    leaves = tree.flatten(load_unet(base, adapters=dict(first_frame=tmp_path / "adapter.safetensors"))[1])
     queries = [path for path in leaves if "first_frame/to_q" in path]
     assert len(queries) == 4
     for path in queries:
@@ -429,7 +431,7 @@ def test_own_files_need_nothing_else(base, tmp_path):
     save_own(tmp_path / "adapter.safetensors", adapter, {"unet": config})
     fresh = jax.tree.map(lambda leaf: leaf + 1, params)
     save_own(tmp_path / "other.safetensors", {"unet": fresh}, {"unet": config})
-    mixed = load_unet(tmp_path / "other.safetensors", adapter=tmp_path / "adapter.safetensors")[1]
+    mixed = load_unet(tmp_path / "other.safetensors", adapters=dict(first_frame=tmp_path / "adapter.safetensors"))[1]
     for path, leaf in tree.flatten(mixed).items():
         np.testing.assert_array_equal(leaf, tree.flatten(params if "first_frame" in path else fresh)[path])
 
@@ -444,7 +446,7 @@ def test_configs_survive_json():
 def test_every_parameter_passes_through_place_once(base):
     placed = []
     config, params = load_unet(base, dtype=jnp.bfloat16, place=lambda path, array: placed.append(path) or array)
-    assert sorted(placed) == sorted(unet_shapes(config)) == sorted(tree.flatten(params))
+    assert sorted(placed) == sorted(parameter_shapes(config)) == sorted(tree.flatten(params))
     assert {str(leaf.dtype) for leaf in tree.flatten(params).values()} == {"bfloat16"}
 
 

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from i2v_jax import tree
 from i2v_jax.errors import InputError
+from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.formats import DIFFUSERS_UNET
-from i2v_jax.weights.load import load_image_projection, load_text_encoder, load_unet, load_vae
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.storage.open import check_reader, open_tensors
 from i2v_jax.weights.storage.pickle import PICKLE_SUFFIXES
@@ -335,7 +335,8 @@ def test_incomplete_adapter(published, tmp_path):
     del adapter[lost]
     base = {name: array for name, array in published.items() if "_ff." not in name}
     adapter = Tensors.of(adapter, "adapter.safetensors")
-    refused(lambda: load_unet(Tensors.of(base), adapter=adapter, config=SETTINGS), "adapter.safetensors", lost)
+    adapters = dict(first_frame=adapter)
+    refused(lambda: load_unet(Tensors.of(base), adapters=adapters, config=SETTINGS), "adapter.safetensors", lost)
 
 
 def test_files_of_another_component(published):

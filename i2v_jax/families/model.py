@@ -17,7 +17,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble as load
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,8 +140,7 @@ def assemble(
         unet=load.assemble_unet(
             weights.of("unet"),
             motion=weights.motion,
-            adapter=weights.adapter,
-            image_tokens=weights.image_adapter,
+            adapters=dict(first_frame=weights.adapter, image_tokens=weights.image_adapter),
             **(options | unet_settings),
         )
     )

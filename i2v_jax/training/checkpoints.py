@@ -1,7 +1,8 @@
 """A run's checkpoints: written by orbax beside the training, complete or absent, and proved when they are read.
 
-The folder of a step holds `trained` and `average` (trees of weights, which `weights.load` reads too), `optimizer`, and
-`about`: the data's position, the run's config, seed and frozen weights, the metric, and a checksum of every array.
+The folder of a step holds `trained` and `average` (trees of weights, which `weights.assemble` reads too),
+`optimizer`, and `about`: the data's position, the run's config, seed and frozen weights, the metric, and a checksum of
+every array.
 """
 
 import dataclasses

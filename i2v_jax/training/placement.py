@@ -15,18 +15,9 @@ from i2v_jax.encoders import image_tokens
 from i2v_jax.encoders.text import tokens_name
 from i2v_jax.errors import InputError
 from i2v_jax.families.family import family_of
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.training.step import State, init_state
-from i2v_jax.weights import shapes
-from i2v_jax.weights.load import Assembled
-
-SHAPES = dict(
-    unet=shapes.unet_shapes,
-    vae=shapes.vae_shapes,
-    text_encoder=shapes.text_encoder_shapes,
-    text_encoder_2=shapes.text_encoder_shapes,
-    image_encoder=shapes.image_encoder_shapes,
-    image_proj=shapes.image_projection_shapes,
-)
+from i2v_jax.weights.assemble import Assembled
 
 
 def jit_step(step: Callable, state: State, mesh: jax.sharding.Mesh) -> Callable:
@@ -185,4 +176,4 @@ def empty_conditions(configs: Mapping[str, Any], stored: bool) -> dict[str, Arra
 
 def abstract_weights(configs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {component: nested shapes} of networks' weights."""
-    return {component: tree.unflatten(SHAPES[component](config)) for component, config in configs.items()}
+    return {component: tree.unflatten(parameter_shapes(config)) for component, config in configs.items()}

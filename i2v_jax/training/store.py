@@ -34,7 +34,7 @@ from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
-from i2v_jax.weights.load import Assembled
+from i2v_jax.weights.assemble import Assembled
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "train" / "sd15_stage1.py"
 PART = 1024  # clips in a file

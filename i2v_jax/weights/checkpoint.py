@@ -7,37 +7,27 @@ import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
-from i2v_jax.weights import load
+from i2v_jax.weights.assemble import ASSEMBLE, Assembled, assemble_unet, assemble_unet_parts
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
 from i2v_jax.weights.formats.lora import refuse_other_methods
-from i2v_jax.weights.load import Assembled
 from i2v_jax.weights.lora import check_lora, load_lora, merge_lora, with_alphas
 from i2v_jax.weights.storage.files import read_json
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, holds_weights, open_tensors
 from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
 from i2v_jax.weights.translate import Imported, recognise
+from i2v_jax.weights.unet_parts import motion_layout, parts_of, tells_motion
 
 FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 """The components' folders within a pipeline's."""
 
 LORA = r".*/lora/\w+"
 """Paths of LoRA weights, beside the kernel that they change."""
-
-ASSEMBLE: dict[str, Callable[..., Assembled]] = {
-    "unet_ema": load.assemble_unet,
-    "controlnet": load.assemble_controlnet,
-    "vae": load.assemble_vae,
-    "text_encoder": load.assemble_text_encoder,
-    "text_encoder_2": load.assemble_text_encoder,
-    "image_encoder": load.assemble_image_encoder,
-    "image_proj": load.assemble_image_projection,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +113,7 @@ def open_checkpoint(
     for name in lora.keys() - components.keys():
         components[name] = Assembled(None, Tensors.of({}), Tensors.of({}))
     for name, apart in lora.items():
-        if "base" in load.parts_of(components[name]):
+        if "base" in parts_of(components[name].parameters):
             merge_lora(components[name].parameters, apart, 1.0)  # raises where it is for another model
     for name, names in lora_names.items():
         components[name] = dataclasses.replace(components[name], names={**components[name].names, **names})
@@ -234,17 +224,18 @@ def _assemble(component: str, pieces: list[Imported], settings: Mapping[str, Any
 
 def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
     """Each part from the last piece that holds it; pieces after the base number their image tokens by it."""
-    base = next((piece for piece in reversed(pieces) if "base" in load.parts_of(piece)), None)
+    base = next((piece for piece in reversed(pieces) if "base" in parts_of(piece.parameters)), None)
     if base is not None:
         pieces = [_renumbered(piece, base) if piece.table.name == IP_ADAPTER.name else piece for piece in pieces]
-    parts = {part: piece for piece in pieces for part in load.parts_of(piece)}
+    parts = {part: piece for piece in pieces for part in parts_of(piece.parameters)}
     strangers = [piece for piece in pieces if piece not in parts.values()]
     if strangers and (names := [name for piece in strangers for name in (*piece.unknown, *piece.misshapen)]):
         raise InputError(f"{strangers[0].parameters.source} holds tensors of unknown names or shapes: {names[:3]}.")
     parts.pop("base", None)
-    given = given | _earlier_motion([piece for piece in pieces if "motion" in load.parts_of(piece)])
+    given = given | _earlier_motion([piece for piece in pieces if "motion" in parts_of(piece.parameters)])
     if base is not None:
-        return load.assemble_unet(base, **{part: piece for part, piece in parts.items() if piece is not base}, **given)
+        others = {part: piece for part, piece in parts.items() if piece is not base}
+        return assemble_unet(base, motion=others.pop("motion", None), adapters=others, **given)
     if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
         last = pieces[-1]
         names = [last.names[path] for path in numbered if path in last.names]
@@ -256,14 +247,14 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
             f"{names[-1]!r}, which fits neither SD1.5 nor SDXL{': ' * bool(strange)}{', '.join(strange[:4])}. "
             "Give its base UNet as a source before it."
         )
-    return load.assemble_unet_parts(**parts, **given)
+    return assemble_unet_parts(motion=parts.pop("motion", None), adapters=parts, **given)
 
 
 def _earlier_motion(pieces: list[Imported]) -> dict[str, Any]:
     """What an earlier file tells of motion modules that come from a training's checkpoint, which tells nothing."""
-    if len(pieces) < 2 or load.tells_motion(pieces[-1]):
+    if len(pieces) < 2 or tells_motion(pieces[-1]):
         return {}
-    layout = load.motion_layout(pieces[-2], {}, {})
+    layout = motion_layout(pieces[-2], {}, {})
     known = {name: getattr(layout, name) for name in ("max_positions", "num_heads", "norm_groups")}
     return {"motion_config": known}
 

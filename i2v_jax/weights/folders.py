@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.adapters import adapters_in
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, DIFFUSERS_VAE
@@ -158,13 +159,11 @@ def _described(component: str, parameters: Tensors, config: Any) -> tuple[dict[s
         return config.to_diffusers(), DIFFUSERS_CONTROLNET_LINEAR if config.linear_projection else DIFFUSERS_CONTROLNET
     if component not in ("unet", "unet_ema"):
         raise InputError(f"diffusers has no folder for {component}. Write it in another format.")
-    branches = {"first_frame": "the published I2V-Adapter layout", "image_tokens": "an IP-Adapter file"}
-    for branch, place in branches.items():
-        if any(f"/{branch}/" in path for path in parameters):
-            raise InputError(
-                f"A diffusers folder has no place for {branch} weights ({parameters.source}). Write them in {place}, "
-                "or leave them out."
-            )
+    for adapter in adapters_in(parameters):
+        raise InputError(
+            f"A diffusers folder has no place for {adapter.name} weights ({parameters.source}). Write them in "
+            f"{adapter.layout}, or leave them out."
+        )
     table = DIFFUSERS_UNET_LINEAR if config.linear_projection else DIFFUSERS_UNET
     if all("/motion/" in path for path in parameters):
         return config.motion.to_diffusers_adapter(config.block_out_channels, config.layers_per_block), table

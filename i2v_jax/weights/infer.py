@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models.adapters import ADAPTERS
+from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, at_site
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
@@ -32,7 +32,6 @@ _LAST_AXIS_IS_WIDTH = re.compile(
     r"|(?:attention|motion)/(?:norm/scale|blocks_\d+/attn[12]/(?:\w+/)?to_(?:q|k|v|out)/kernel)"
 )
 _CLIP_NORM = r"layers_\d+/layer_norm\d/(?:scale|bias)"  # there are many, so that one odd tensor is then what is wrong
-_BRANCH = re.compile(r".*/attention/blocks_\d+/attn[12]/(?!to_)\w+/.*")
 
 
 def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
@@ -61,7 +60,7 @@ def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
 
 
 def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
-    is_part = all("/motion/" in path or _BRANCH.fullmatch(path) for path in shapes)
+    is_part = all("/motion/" in path or ADAPTER_PATH.fullmatch(path) for path in shapes)
     levels = _read_levels(shapes)
     like = _published(levels.widths) if is_part else _plain(levels.widths)
     widths = like.block_out_channels
@@ -80,10 +79,10 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
         depth = tuple(_count(blocks[i]) if i in blocks else 1 for i in range(last + 1))
     else:
         down_attention, up_attention, depth = like.down_attention, like.up_attention, like.transformer_depth
-    context = _size(shapes, r".*/attention/blocks_\d+/attn2/(image_tokens/)?to_[kv]/kernel", 0, 2)
-    context = context or like.cross_attention_dim
+    context = _context(shapes) or like.cross_attention_dim
     linear = known.get("linear_projection", context in OPENCLIP_CONTEXTS)
     motion = _motion(shapes, widths)
+    adapters = [adapter.name for adapter in adapters_in(shapes)]
     return UNetConfig(
         in_channels=_size(shapes, "conv_in/kernel", 2, 4) or like.in_channels,
         out_channels=_size(shapes, "conv_out/kernel", 3, 4) or like.out_channels,
@@ -99,9 +98,15 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
         added_conditioning=like.added_conditioning if is_part else _added_conditioning(shapes),
         motion=motion,
         pooled_norms=bool(motion and motion.max_positions == 24 and not motion.mid_block),  # AnimateDiff v1
-        self_attention_branches=tuple(name for name in ADAPTERS if any(f"/attn1/{name}/" in path for path in shapes)),
-        cross_attention_branches=tuple(name for name in ADAPTERS if any(f"/attn2/{name}/" in path for path in shapes)),
+        self_attention_branches=at_site(adapters, "attn1"),
+        cross_attention_branches=at_site(adapters, "attn2"),
     )
+
+
+def _context(shapes: Shapes) -> int | None:
+    """Width of a prompt's tokens: what cross-attentions' keys and values are made of, or else their adapters'."""
+    cross = r".*/attention/blocks_\d+/attn2/"
+    return _size(shapes, cross + r"to_[kv]/kernel", 0, 2) or _size(shapes, cross + r"\w+/to_[kv]/kernel", 0, 2)
 
 
 def _controlnet(shapes: Shapes, known: Mapping[str, Any]) -> ControlNetConfig:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -106,19 +106,41 @@ def under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     return [row._replace(theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
 
 
-class Table:
-    """The names of one format. `to_ours` and `to_theirs` are inverse by construction: both read the same rows."""
+class Index(NamedTuple):
+    """The rows of a table, and their tensors by the outlines of their names there and of their paths here."""
 
-    def __init__(self, name: str, rows: Iterable[Row]):
-        self.name, self.rows = name, tuple(rows)
-        self._theirs, self._ours = defaultdict(list), defaultdict(list)
-        for row in self.rows:
+    rows: tuple[Row, ...]
+    theirs: Mapping[str, list[tuple[str, Match]]]
+    ours: Mapping[str, list[tuple[str, Match]]]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Index":
+        """Indexes rows."""
+        index = cls(tuple(rows), defaultdict(list), defaultdict(list))
+        for row in index.rows:
             for their_leaf, (our_leaf, layout) in row.kind.items():
                 theirs = f"{row.theirs}.{their_leaf}".rstrip(".")
                 ours = f"{row.ours}/{our_leaf}".rstrip("/")
                 match = Match(ours, layout, row.kind is BUFFER, row.piece)
-                self._theirs[_outline(theirs)].append((theirs, match))
-                self._ours[_outline(ours)].append((ours, match._replace(name=theirs)))
+                index.theirs[_outline(theirs)].append((theirs, match))
+                index.ours[_outline(ours)].append((ours, match._replace(name=theirs)))
+        return index
+
+
+class Table:
+    """The names of one format. `to_ours` and `to_theirs` are inverse by construction: both read the same rows."""
+
+    def __init__(self, name: str, rows: Iterable[Row]):
+        self.name, self._index = name, Index.of(rows)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows, in the order in which they are tried."""
+        return self.index().rows
+
+    def index(self) -> "Index":
+        """Returns the rows, made ready for look-ups."""
+        return self._index
 
     def of_file(self, shapes: Mapping[str, tuple[int, ...]]) -> "Table":
         """Returns the table for a file of these names and shapes: itself, unless its rows depend on the model."""
@@ -130,11 +152,11 @@ class Table:
 
     def to_ours(self, name: str) -> list[Match]:
         """Returns where the tensor `name` goes: its path, or that of each of its pieces in order; [] when unknown."""
-        return _find(self._theirs, name)
+        return _find(self.index().theirs, name)
 
     def to_theirs(self, path: str) -> Match | None:
         """Returns the name, layout and role of the leaf at `path`, or None when the format has no place for it."""
-        return next(iter(_find(self._ours, path)), None)
+        return next(iter(_find(self.index().ours, path)), None)
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether this format writes a tensor of that name in exactly that shape."""
@@ -143,6 +165,21 @@ class Table:
         return bool(ours) and all(
             it is not None and match.theirs_shape(it) == tuple(shape) for match, it in zip(matches, ours)
         )
+
+
+class GrowingTable(Table):
+    """A format whose rows are made of something that may grow while the program runs, such as a registry."""
+
+    def __init__(self, name: str, rows: Callable[[], Iterable[Row]], state: Callable[[], Hashable]):
+        """Takes what makes the rows, and what tells that they are to be made anew: that its value has changed."""
+        self.name, self._make, self._state = name, rows, state
+        self._made: tuple[Hashable, Index] | None = None
+
+    def index(self) -> "Index":
+        state = self._state()
+        if self._made is None or self._made[0] != state:
+            self._made = (state, Index.of(self._make()))
+        return self._made[1]
 
 
 class FamilyTable(Table):
@@ -172,7 +209,7 @@ def _shape_through(change: Callable, shape: tuple[int, ...]) -> tuple[int, ...] 
         return None
 
 
-def _find(rows: dict[str, list[tuple[str, Match]]], name: str) -> list[Match]:
+def _find(rows: Mapping[str, list[tuple[str, Match]]], name: str) -> list[Match]:
     """The match of the first template that fits the name; all of them where one template has several pieces."""
     matches, first = [], None
     for template, match in rows.get(_outline(name), ()):

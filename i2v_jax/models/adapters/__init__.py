@@ -8,11 +8,21 @@ import importlib
 from collections.abc import Iterable
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models.adapters.adapter import SITES, Adapter, Shared
+from i2v_jax.models.adapters.adapter import ADAPTER_PATH, SITES, Adapter, Shared
 from i2v_jax.models.adapters.first_frame import FIRST_FRAME
 from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 
-__all__ = ["ADAPTERS", "Adapter", "Shared", "adapter", "at_site", "import_modules", "register"]
+__all__ = [
+    "ADAPTERS",
+    "ADAPTER_PATH",
+    "Adapter",
+    "Shared",
+    "adapter",
+    "adapters_in",
+    "at_site",
+    "import_modules",
+    "register",
+]
 
 ADAPTERS: dict[str, Adapter] = {}
 
@@ -35,7 +45,8 @@ def adapter(name: str) -> Adapter:
     if name not in ADAPTERS:
         raise InputError(
             f"Unknown adapter {name!r}; known: {', '.join(ADAPTERS)}.{nearest(name, ADAPTERS)} One of your own is "
-            "known once weights.adapter_modules names the module that registers it."
+            "known once weights.adapter_modules (of `python -m convert`: --adapter-module) names the module that "
+            "registers it."
         )
     return ADAPTERS[name]
 
@@ -44,6 +55,19 @@ def at_site(names: Iterable[str], site: str) -> tuple[str, ...]:
     """Returns those of the names whose adapters are at a site, in the order of the registry."""
     chosen = {adapter(name).name for name in names}
     return tuple(name for name, it in ADAPTERS.items() if name in chosen and it.site == site)
+
+
+def adapters_in(paths: Iterable[str]) -> tuple[Adapter, ...]:
+    """Returns the adapters whose weights are among the paths of a UNet, in the order of the registry.
+
+    Raises:
+      InputError: weights of an adapter that is unknown, or stands at another site.
+    """
+    found = {(match["site"], match["name"]) for path in paths if (match := ADAPTER_PATH.fullmatch(path))}
+    for site, name in sorted(found):
+        if adapter(name).site != site:
+            raise InputError(f"Weights of the adapter {name!r} lie at {site}; it belongs at {adapter(name).site}.")
+    return tuple(it for it in ADAPTERS.values() if (it.site, it.name) in found)
 
 
 def import_modules(names: Iterable[str]) -> None:

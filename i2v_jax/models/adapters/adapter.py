@@ -1,6 +1,7 @@
 """What an adapter is: an attention beside a frozen network's own, and every fact about it that others need."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from i2v_jax.models.conditions import Conditions
 
 SITES = ("attn1", "attn2")
 """Spatial self-attention, cross-attention."""
+ADAPTER_PATH = re.compile(rf".*/attention/blocks_\d+/(?P<site>{'|'.join(SITES)})/(?P<name>(?!to_)\w+)/(?P<leaf>.*)")
+"""Paths of adapters' parameters in a UNet: what lies below an attention and is no layer of its own."""
 
 
 class Shared(NamedTuple):
@@ -38,9 +41,14 @@ class Adapter:
       module: is made with `implementation`, `dtype`, `param_dtype`, `name`; takes `(Projections, Shared)` and returns
         `(inner, outer)`, see `models.attention.Attention`.
       title: what messages call it.
+      weights: what tables of `python -m convert` call its weights; "" for its title.
+      product: what `python -m convert inspect` says of a model that has it; None for its title, "" where other weights
+        of the file tell.
       published: (name below the attention's in PyTorch, name here) of each of its dense layers.
       spellings: further names, by who writes them: "diffusers" for a UNet that has loaded it.
-      copies: layer here -> the attention's own layer that a new one, or one that a file lacks, starts as.
+      copies: layer here -> the attention's own layer that a new one, or one that a file lacks, starts as; all other
+        parameters of a new adapter start at zero.
+      layout: which format of others has a place for its weights, for messages.
     """
 
     name: str
@@ -50,3 +58,6 @@ class Adapter:
     published: tuple[tuple[str, str], ...]
     spellings: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    weights: str = ""
+    product: str | None = None
+    layout: str = "the published I2V-Adapter layout"

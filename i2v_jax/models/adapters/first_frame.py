@@ -38,4 +38,6 @@ FIRST_FRAME = Adapter(
     title="first-frame branch",
     published=(("to_q_ff", "to_q"), ("to_out_ff", "to_out")),
     copies={"to_q": "to_q"},
+    weights="first-frame adapter",
+    product="I2V-Adapter",
 )

@@ -43,5 +43,8 @@ IMAGE_TOKENS = Adapter(
     module=ImageTokens,
     title="image-token branch",
     published=(("to_k_ip", "to_k"), ("to_v_ip", "to_v")),
+    weights="image tokens",
+    product="",  # the image projection tells
+    layout="an IP-Adapter file",
     spellings={"diffusers": (("processor.to_k_ip.0", "to_k"), ("processor.to_v_ip.0", "to_v"))},
 )

@@ -2,11 +2,9 @@
 
 import re
 
-from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR
-from i2v_jax.weights.names import CONV, DENSE_AS_CONV, Row, Table, under
+from i2v_jax.weights.formats.diffusers import unet_rows
+from i2v_jax.weights.names import CONV, DENSE, DENSE_AS_CONV, Kind, Row, Table, under
 
-BRANCH_OR_MOTION = re.compile(r".*/(first_frame|image_tokens|motion)/.*")
-"""Paths of what diffusers keeps neither in a ControlNet nor in a Flax model."""
 SHARED = re.compile(r"(conv_in|time_embedding|add_embedding|down_blocks_\{i\}|mid_block)(/.*)?")
 
 ADDED = [
@@ -20,10 +18,9 @@ ADDED = [
 ]
 
 
-def _controlnet(unet: Table) -> list[Row]:
-    shared = [row for row in unet.rows if SHARED.fullmatch(row.ours) and not BRANCH_OR_MOTION.fullmatch(row.ours)]
-    return shared + ADDED
+def _controlnet(projection: Kind) -> list[Row]:
+    return [row for row in unet_rows(projection) if SHARED.fullmatch(row.ours)] + ADDED
 
 
-DIFFUSERS_CONTROLNET = Table("diffusers ControlNet", _controlnet(DIFFUSERS_UNET))
-DIFFUSERS_CONTROLNET_LINEAR = Table("diffusers ControlNet, linear projections", _controlnet(DIFFUSERS_UNET_LINEAR))
+DIFFUSERS_CONTROLNET = Table("diffusers ControlNet", _controlnet(DENSE_AS_CONV))
+DIFFUSERS_CONTROLNET_LINEAR = Table("diffusers ControlNet, linear projections", _controlnet(DENSE))

@@ -1,9 +1,13 @@
-"""Names of UNets, motion modules and autoencoders: diffusers' own, and the I2V-Adapter's and AnimateDiff's beside them.
+"""Names of UNets, motion modules and autoencoders: diffusers' own, beside them the I2V-Adapter's and AnimateDiff's.
 
-A file that holds a part (a motion module, an adapter) is read by the table of the whole.
+A file that holds a part (a motion module, an adapter) is read by the table of the whole, which has the names of every
+adapter that is registered.
 """
 
-from i2v_jax.weights.names import BUFFER, CONV, DENSE, DENSE_AS_CONV, NORM, Row, Table, under
+from collections.abc import Callable, Iterable
+
+from i2v_jax.models.adapters import ADAPTERS
+from i2v_jax.weights.names import BUFFER, CONV, DENSE, DENSE_AS_CONV, NORM, GrowingTable, Kind, Row, Table, under
 
 RESNET = [
     Row("norm1", "norm1", NORM),
@@ -28,22 +32,24 @@ BLOCK = [
     Row("norm3", "norm3", NORM),
     *under("ff.", "ff/", FEED_FORWARD),
 ]
-FIRST_FRAME = [
-    Row("attn1.to_q_ff", "attn1/first_frame/to_q", DENSE),
-    Row("attn1.to_out_ff", "attn1/first_frame/to_out", DENSE),
-]
-IMAGE_TOKENS = [
-    Row("attn2.to_k_ip", "attn2/image_tokens/to_k", DENSE),
-    Row("attn2.to_v_ip", "attn2/image_tokens/to_v", DENSE),
-]
-LOADED_IP_ADAPTER = [
-    Row("attn2.processor.to_k_ip.0", "attn2/image_tokens/to_k", DENSE),
-    Row("attn2.processor.to_v_ip.0", "attn2/image_tokens/to_v", DENSE),
-]
 
 
-def _transformer(projection, branches: list[Row]) -> list[Row]:
-    blocks = BLOCK + branches
+def adapter_rows(spelling: str = "") -> list[Row]:
+    """Returns the rows of all known adapters, below a transformer's block.
+
+    Args:
+        spelling: one of `Adapter.spellings`, of those that have it; "": as published.
+    """
+    named = [(it, it.spellings.get(spelling, ()) if spelling else it.published) for it in ADAPTERS.values()]
+    return [
+        Row(f"{it.site}.{theirs}", f"{it.site}/{it.name}/{ours}", DENSE)
+        for it, layers in named
+        for theirs, ours in layers
+    ]
+
+
+def _transformer(projection: Kind, adapters: list[Row]) -> list[Row]:
+    blocks = BLOCK + adapters
     return [
         Row("norm", "norm", NORM),
         Row("proj_in", "proj_in", projection),
@@ -78,8 +84,16 @@ ORIGINAL_MOTION = under(
 )
 
 
-def _unet(projection, motion: list[Row], branches: list[Row] = FIRST_FRAME + IMAGE_TOKENS) -> list[Row]:
-    transformer = _transformer(projection, branches)
+def unet_rows(projection: Kind, motion: Iterable[Row] = (), adapters: Iterable[Row] = ()) -> list[Row]:
+    """Returns the rows of a UNet.
+
+    Args:
+        projection: kind of the projections around spatial transformers: matrices (`DENSE`: SDXL, SD2), or 1x1
+            convolutions (`DENSE_AS_CONV`: SD1.5).
+        motion: rows of a motion module.
+        adapters: rows of adapters, below a transformer's block.
+    """
+    transformer = _transformer(projection, list(adapters))
     layer = [
         *under("resnets.{j}.", "layers_{j}/resnet/", RESNET),
         *under("attentions.{j}.", "layers_{j}/attention/", transformer),
@@ -101,18 +115,24 @@ def _unet(projection, motion: list[Row], branches: list[Row] = FIRST_FRAME + IMA
     ]
 
 
-# "linear": the spatial transformers' projections are matrices (SDXL, SD2); otherwise 1x1 convolutions (SD1.5).
-DIFFUSERS_UNET = Table("diffusers UNet", _unet(DENSE_AS_CONV, DIFFUSERS_MOTION))
-DIFFUSERS_UNET_LINEAR = Table("diffusers UNet, linear projections", _unet(DENSE, DIFFUSERS_MOTION))
+def with_adapters(name: str, rows: Callable[[], Iterable[Row]]) -> Table:
+    """Returns the table of rows that depend on which adapters are known; one that is registered later is in them."""
+    return GrowingTable(name, rows, lambda: tuple(ADAPTERS))
+
+
+def _unet(name: str, projection: Kind, motion: list[Row], spelling: str = "") -> Table:
+    return with_adapters(name, lambda: unet_rows(projection, motion, adapter_rows(spelling)))
+
+
+DIFFUSERS_UNET = _unet("diffusers UNet", DENSE_AS_CONV, DIFFUSERS_MOTION)
+DIFFUSERS_UNET_LINEAR = _unet("diffusers UNet, linear projections", DENSE, DIFFUSERS_MOTION)
 # What `load_ip_adapter` makes of a UNet; it may load several, here a UNet has one.
-DIFFUSERS_IP_UNET = Table(
-    "diffusers UNet with one IP-Adapter", _unet(DENSE_AS_CONV, DIFFUSERS_MOTION, LOADED_IP_ADAPTER)
+DIFFUSERS_IP_UNET = _unet("diffusers UNet with one IP-Adapter", DENSE_AS_CONV, DIFFUSERS_MOTION, "diffusers")
+DIFFUSERS_IP_UNET_LINEAR = _unet(
+    "diffusers UNet with one IP-Adapter, linear projections", DENSE, DIFFUSERS_MOTION, "diffusers"
 )
-DIFFUSERS_IP_UNET_LINEAR = Table(
-    "diffusers UNet with one IP-Adapter, linear projections", _unet(DENSE, DIFFUSERS_MOTION, LOADED_IP_ADAPTER)
-)
-PUBLISHED_UNET = Table("I2V-Adapter or AnimateDiff", _unet(DENSE_AS_CONV, ORIGINAL_MOTION))
-PUBLISHED_UNET_LINEAR = Table("I2V-Adapter or AnimateDiff, linear projections", _unet(DENSE, ORIGINAL_MOTION))
+PUBLISHED_UNET = _unet("I2V-Adapter or AnimateDiff", DENSE_AS_CONV, ORIGINAL_MOTION)
+PUBLISHED_UNET_LINEAR = _unet("I2V-Adapter or AnimateDiff, linear projections", DENSE, ORIGINAL_MOTION)
 
 VAE_ATTENTION = [Row("group_norm", "group_norm", NORM), *ATTENTION]
 

@@ -4,13 +4,25 @@ They are those of the PyTorch models, and the arrays are stored as here; only 1x
 """
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
-from i2v_jax.weights.formats.controlnet import BRANCH_OR_MOTION, DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
-from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, OLD_VAE
-from i2v_jax.weights.names import CONVOLUTION, MATRIX, SAME, TINY_CONVOLUTION, Kind, Layout, Row, Table
+from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
+from i2v_jax.weights.formats.diffusers import OLD_VAE, unet_rows
+from i2v_jax.weights.names import (
+    CONVOLUTION,
+    DENSE,
+    DENSE_AS_CONV,
+    MATRIX,
+    SAME,
+    TINY_CONVOLUTION,
+    Kind,
+    Layout,
+    Row,
+    Table,
+)
 
 
 def _of_rank(rank: int) -> Layout:
@@ -39,29 +51,23 @@ def _kind(kind: Kind) -> Kind:
     return kind if "" in kind else {leaf: (leaf, LAYOUTS[layout]) for leaf, layout in kind.values()}
 
 
-def _flax(name: str, table: Table, number: str) -> Table:
-    """The Flax model of a PyTorch model's table; `number` says how a numbered layer is written there."""
-    return Table(
-        name,
-        [
-            Row(re.sub(r"\.(\d+|\{\w+\})(?=\.|$)", number, row.theirs), row.ours, _kind(row.kind))
-            for row in table.rows
-            if not BRANCH_OR_MOTION.fullmatch(row.ours)
-        ],
-    )
+def _flax(name: str, rows: Iterable[Row], number: str) -> Table:
+    """The Flax model of a PyTorch model's rows; `number` says how a numbered layer is written there."""
+    numbered = re.compile(r"\.(\d+|\{\w+\})(?=\.|$)")
+    return Table(name, [Row(numbered.sub(number, row.theirs), row.ours, _kind(row.kind)) for row in rows])
 
 
 FLAX_TABLES = {
     "unet": (
-        _flax("diffusers Flax UNet", DIFFUSERS_UNET, r"_\1"),
-        _flax("diffusers Flax UNet, linear projections", DIFFUSERS_UNET_LINEAR, r"_\1"),
+        _flax("diffusers Flax UNet", unet_rows(DENSE_AS_CONV), r"_\1"),
+        _flax("diffusers Flax UNet, linear projections", unet_rows(DENSE), r"_\1"),
     ),
     "controlnet": (
-        _flax("diffusers Flax ControlNet", DIFFUSERS_CONTROLNET, r"_\1"),
-        _flax("diffusers Flax ControlNet, linear projections", DIFFUSERS_CONTROLNET_LINEAR, r"_\1"),
+        _flax("diffusers Flax ControlNet", DIFFUSERS_CONTROLNET.rows, r"_\1"),
+        _flax("diffusers Flax ControlNet, linear projections", DIFFUSERS_CONTROLNET_LINEAR.rows, r"_\1"),
     ),
-    "vae": (_flax("diffusers FlaxAutoencoderKL", OLD_VAE, r"_\1"),),
-    "text_encoder": (_flax("transformers Flax CLIP text", CLIP_TEXT, r".\1"),),
-    "image_encoder": (_flax("transformers Flax CLIP vision", CLIP_VISION, r".\1"),),
+    "vae": (_flax("diffusers FlaxAutoencoderKL", OLD_VAE.rows, r"_\1"),),
+    "text_encoder": (_flax("transformers Flax CLIP text", CLIP_TEXT.rows, r".\1"),),
+    "image_encoder": (_flax("transformers Flax CLIP vision", CLIP_VISION.rows, r".\1"),),
 }
 FLAX_TABLES["text_encoder_2"] = FLAX_TABLES["text_encoder"]

@@ -6,10 +6,13 @@ Published layouts: tencent-ailab's IP-Adapter (base, "plus", "full face"), and t
 import re
 from collections.abc import Iterable, Mapping
 
+from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 from i2v_jax.models.unet import SD15, SDXL, UNetConfig
 from i2v_jax.weights.formats.diffusers import ATTENTION, FEED_FORWARD
 from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, NORM, FamilyTable, Row, Table, under
 
+PATHS = rf"image_proj/.*|unet/.*/attn2/{IMAGE_TOKENS.name}/.*"
+"""What such a file holds, by our paths."""
 STATE_LAYERS = (("proj_in", DENSE), ("proj_out", DENSE), ("norm_out", NORM))
 
 
@@ -105,15 +108,15 @@ def ip_adapter_table(unet_paths: Iterable[str]) -> Table:
 
 def _attention_rows(layers: list[str]) -> list[Row]:
     return [
-        Row(f"ip_adapter.{2 * i + 1}.to_{name}_ip", f"{layer}/image_tokens/to_{name}", DENSE)
+        Row(f"ip_adapter.{2 * i + 1}.{theirs}", f"{layer}/{IMAGE_TOKENS.name}/{ours}", DENSE)
         for i, layer in enumerate(layers)
-        for name in ("k", "v")
+        for theirs, ours in IMAGE_TOKENS.published
     ]
 
 
 NUMBERED = [
-    Row(f"ip_adapter.{{n}}.to_{name}_ip", f"numbered_{{n}}/attention/blocks_0/attn2/image_tokens/to_{name}", DENSE)
-    for name in ("k", "v")
+    Row(f"ip_adapter.{{n}}.{theirs}", f"numbered_{{n}}/attention/blocks_0/attn2/{IMAGE_TOKENS.name}/{ours}", DENSE)
+    for theirs, ours in IMAGE_TOKENS.published
 ]
 """Places of the weights whose UNet is not known."""
 

@@ -13,6 +13,7 @@ from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_UNET_LINEAR,
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
+    with_adapters,
 )
 from i2v_jax.weights.formats.original import Blocks, unet_rows
 from i2v_jax.weights.names import CONVOLUTION, DENSE, SAME, TINY_CONVOLUTION, FamilyTable, Row, Table
@@ -130,8 +131,12 @@ def _all_spellings(name: str, base: Table, component: str, older: Spelling) -> t
     )
 
 
-KOHYA_UNET = Table("kohya-ss LoRA", kohya_rows("lora_unet_", DIFFUSERS_UNET.rows))
-KOHYA_UNET_LINEAR = Table("kohya-ss LoRA, linear projections", kohya_rows("lora_unet_", DIFFUSERS_UNET_LINEAR.rows))
+def _kohya_unet(name: str, unet: Table) -> Table:
+    return with_adapters(name, lambda: kohya_rows("lora_unet_", unet.rows))
+
+
+KOHYA_UNET = _kohya_unet("kohya-ss LoRA", DIFFUSERS_UNET)
+KOHYA_UNET_LINEAR = _kohya_unet("kohya-ss LoRA, linear projections", DIFFUSERS_UNET_LINEAR)
 KOHYA_SDXL = Table(
     "kohya-ss LoRA, SDXL",  # whose UNet it names as the original does
     kohya_rows("lora_unet_", unet_rows(Blocks(3, set(range(1, 9)), dict.fromkeys(range(9), True)), DENSE)),

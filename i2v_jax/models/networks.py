@@ -1,0 +1,103 @@
+"""Every network by the class of its config: its component, its module, the smallest that it takes, its parameters.
+
+Shapes are found by tracing, without making an array.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
+from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
+from i2v_jax.models.image_projection import (
+    AnyConfig,
+    ImageProjection,
+    ImageProjectionConfig,
+    Resampler,
+    ResamplerConfig,
+    StateProjection,
+    StateProjectionConfig,
+)
+from i2v_jax.models.unet import UNet, UNetConfig
+from i2v_jax.models.vae import AutoencoderKL, VAEConfig
+from i2v_jax.tree import flatten
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+"""Path -> shape and dtype of a parameter."""
+
+
+class Network(NamedTuple):
+    """What a class of configs is of.
+
+    Attributes:
+      component: what the network is called in files, such as `unet`; a second one of a kind has the name of the first.
+      module: makes the network of a config.
+      inputs: the smallest arrays that it takes, as shapes; of a size that the config asks for, they take no memory.
+    """
+
+    component: str
+    module: Callable[[Any], nn.Module]
+    inputs: Callable[[Any], tuple[Any, ...]]
+
+
+def module_of(config: Any) -> nn.Module:
+    """Returns the network that a config describes."""
+    return NETWORKS[type(config)].module(config)
+
+
+@functools.cache  # tracing takes seconds
+def parameter_shapes(config: Any) -> Shapes:
+    """Returns {path: shape and dtype} of the parameters of a config's network."""
+    inputs = NETWORKS[type(config)].inputs(config)
+    return flatten(jax.eval_shape(module_of(config).init, jax.random.key(0), *inputs)["params"])
+
+
+def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _unet_inputs(config: UNetConfig) -> tuple[Any, ...]:
+    size, added = config.downscale, config.added_conditioning
+    tokens = _array((1, 1, 1, config.cross_attention_dim))
+    conditions = Conditions(text=tokens, image_tokens=tokens)
+    if added:
+        conditions = conditions._replace(pooled=_array((1, 1, added.pooled_dim)), sizes=_array((1, 1, 6)))
+    return _array((1, 1, size, size, config.in_channels)), _array((1,)), conditions
+
+
+def _controlnet_inputs(config: ControlNetConfig) -> tuple[Any, ...]:
+    size = config.downscale * config.picture_scale
+    return *_unet_inputs(config), _array((1, 1, size, size, 3))
+
+
+def _vae_inputs(config: VAEConfig) -> tuple[Any, ...]:
+    return (_array((1, config.downscale, config.downscale, 3)),)
+
+
+def _text_inputs(config: CLIPTextConfig) -> tuple[Any, ...]:
+    return (_array((1, 1), jnp.int32),)
+
+
+def _picture_inputs(config: CLIPVisionConfig) -> tuple[Any, ...]:
+    return (_array((1, config.image_size, config.image_size, 3)),)
+
+
+def _projection_inputs(config: AnyConfig) -> tuple[Any, ...]:
+    return (_array((1, config.embed_dim) if config.reads == "image_embeds" else (1, 1, config.embed_dim)),)
+
+
+NETWORKS: Mapping[type, Network] = {
+    UNetConfig: Network("unet", UNet, _unet_inputs),
+    ControlNetConfig: Network("controlnet", ControlNet, _controlnet_inputs),
+    VAEConfig: Network("vae", AutoencoderKL, _vae_inputs),
+    CLIPTextConfig: Network("text_encoder", CLIPTextEncoder, _text_inputs),
+    CLIPVisionConfig: Network("image_encoder", CLIPVisionEncoder, _picture_inputs),
+    ImageProjectionConfig: Network("image_proj", ImageProjection, _projection_inputs),
+    ResamplerConfig: Network("image_proj", Resampler, _projection_inputs),
+    StateProjectionConfig: Network("image_proj", StateProjection, _projection_inputs),
+}

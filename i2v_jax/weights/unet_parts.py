@@ -1,0 +1,171 @@
+"""The parts of a UNet that may each come from a file of its own: spatial layers, motion modules, every adapter.
+
+A part is called "base", "motion", or by the adapter's name.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from i2v_jax.errors import InputError
+from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS, adapter
+from i2v_jax.models.motion import MotionConfig
+from i2v_jax.models.networks import Shapes
+from i2v_jax.models.unet import UNetConfig
+from i2v_jax.weights.configs import own_config_of, replaced
+from i2v_jax.weights.fit import Pool
+from i2v_jax.weights.tensors import Entry
+from i2v_jax.weights.translate import POSITIONS, Imported, check_positions
+
+FOLDERS = {"motion": "motion_adapter"}
+"""Where a part lies in a pipeline's folder, when not with the base."""
+
+
+def part_of_path(path: str) -> str:
+    """Returns which part of a UNet a path belongs to."""
+    if "/motion/" in path:
+        return "motion"
+    match = ADAPTER_PATH.fullmatch(path)
+    return match["name"] if match else "base"
+
+
+def parts_of(paths: Iterable[str]) -> set[str]:
+    """Returns which parts of a UNet the paths belong to."""
+    return {part_of_path(path) for path in paths}
+
+
+def title_of(part: str) -> str:
+    """Returns what messages call a part."""
+    return {"base": "spatial layers", "motion": "motion modules"}.get(part) or adapter(part).title
+
+
+def parameters_of(providers: Mapping[str, Imported]) -> Pool:
+    """Returns the parameters that files hold of a UNet, each part from the file that gives it.
+
+    Args:
+        providers: part -> the file that gives it; "base" also gives every part that no other file does.
+    """
+    return {
+        path: (entry, imported)
+        for part, imported in providers.items()
+        for path, entry in imported.parameters.entries.items()
+        if provider_of(path, providers) == part
+    }
+
+
+def buffers_of(providers: Mapping[str, Imported]) -> dict[str, Entry]:
+    """Returns what the files hold beside parameters, each part from the file that gives it."""
+    return {
+        path: entry
+        for part, imported in providers.items()
+        for path, entry in imported.buffers.entries.items()
+        if provider_of(path, providers) == part
+    }
+
+
+def provider_of(path: str, providers: Mapping[str, Imported]) -> str:
+    """Returns which provider gives a path: the one of its part, or else the base."""
+    part = part_of_path(path)
+    return part if part in providers else "base"
+
+
+def fill_adapters(pool: Pool, expected: Shapes) -> None:
+    """Adds to a pool the parameters of adapters that no file holds, as the adapters start.
+
+    A layer that is a copy of the attention's own is filled in wherever it is missing, as the published loader does; the
+    zeros of other layers only for adapters that no file holds anything of.
+    """
+    in_files = parts_of(pool)
+    for path, leaf in expected.items():
+        match = ADAPTER_PATH.fullmatch(path)
+        if path in pool or not match:
+            continue
+        attention = path[: match.start("name")]
+        layer, _, rest = match["leaf"].partition("/")
+        copied = ADAPTERS[match["name"]].copies.get(layer)
+        if copied and f"{attention}{copied}/{rest}" in pool:
+            pool[path] = pool[f"{attention}{copied}/{rest}"]
+        elif match["name"] not in in_files and f"{attention}to_q/kernel" in pool:
+            zeros = Entry(leaf.shape, np.dtype(leaf.dtype), lambda leaf=leaf: np.zeros(leaf.shape, leaf.dtype))
+            pool[path] = (zeros, pool[f"{attention}to_q/kernel"][1])
+
+
+def without_copies(expected: Shapes, pool: Pool) -> Shapes:
+    """Returns the expected parameters but for adapters' layers that no file holds and that wait for the base's own."""
+    held = {_copied_layer(path) for path in pool}
+    return {path: leaf for path, leaf in expected.items() if not (key := _copied_layer(path)) or key in held}
+
+
+def _copied_layer(path: str) -> tuple[str, str] | None:
+    """The adapter and its layer, where that starts as a copy."""
+    match = ADAPTER_PATH.fullmatch(path)
+    layer = match and match["leaf"].partition("/")[0]
+    known = match and ADAPTERS.get(match["name"])
+    return (known.name, layer) if known and layer in known.copies else None
+
+
+def tells_motion(imported: Imported) -> bool:
+    """Whether a file tells of its motion modules what their weights do not show; a training's checkpoint does not."""
+    config = imported.parameters.config or own_config_of(UNetConfig, imported)
+    return bool(config) or any(POSITIONS.fullmatch(path) for path in imported.buffers)
+
+
+def motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapping[str, Any]) -> MotionConfig | None:
+    """Returns what a file's motion modules look like, None where it has none.
+
+    Args:
+        imported: the file.
+        settings: the base's diffusers config, for what neither tensors nor the file's own config tell.
+        by_hand: fields of `MotionConfig` to set.
+
+    Raises:
+        InputError: nothing tells how many positions they know.
+    """
+    blocks = [path for path in imported.parameters if part_of_path(path) == "motion"]
+    if not blocks:
+        return None
+    known = _motion_settings(imported, settings, blocks) | dict(
+        mid_block=any(path.startswith("mid_block/") for path in blocks),
+        num_layers=len({number for path in blocks for number in re.findall(r"/blocks_(\d+)/", path)}),
+    )
+    known["max_positions"] = check_positions(imported) or known["max_positions"]
+    layout = replaced(MotionConfig(), known | by_hand)
+    if layout.max_positions is None:
+        raise InputError(
+            f"{imported.parameters.source} has no position tables and no config that tells how many frames its motion "
+            "modules know. Give the file that they were trained from as a source before it; or "
+            "motion_config=dict(max_positions=...): 24 for AnimateDiff v1, 32 for later ones."
+        )
+    return layout
+
+
+def _motion_settings(imported: Imported, settings: Mapping[str, Any], blocks: list[str]) -> dict[str, Any]:
+    """What configs say of motion modules: the file's own, or else diffusers' in its many spellings."""
+    own = own_config_of(UNetConfig, imported)
+    if own and isinstance(own.motion, MotionConfig):
+        return dataclasses.asdict(own.motion)
+    config = {**settings, **(imported.parameters.config or {})}
+    heads = config.get("motion_num_attention_heads") or config.get("motion_module_kwargs", {}).get(
+        "num_attention_heads", MotionConfig.num_heads
+    )
+    norms = (imported.parameters.entries[path] for path in blocks if path.endswith("/motion/norm/scale"))
+    widths = {width for norm in norms for width in norm.shape[-1:]}
+    return dict(
+        max_positions=config.get("motion_max_seq_length"),
+        num_heads=heads if isinstance(heads, int) else heads[0],
+        # in diffusers' UNetMotionModel the one setting serves both sorts of norm
+        norm_groups=config.get("motion_norm_num_groups")
+        or ("motion_max_seq_length" in config and config.get("norm_num_groups"))
+        or math.gcd(MotionConfig.norm_groups, *widths),
+    )
+
+
+def pools_frames(layout: MotionConfig | None, settings: Mapping[str, Any]) -> bool:
+    """Whether resnet norms pool over frames, as AnimateDiff v1 was trained: 24 positions, none in the middle block."""
+    if layout is None:
+        return False
+    return not settings.get("use_inflated_groupnorm", layout.max_positions != 24 or layout.mid_block)
