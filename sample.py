@@ -17,6 +17,7 @@ from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.families.arithmetic import choose_dtype
+from i2v_jax.families.family import SD15
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import jobs, record
@@ -51,11 +52,12 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
     prompts = [prompt for job in todo for prompt in (job.prompt, job.negative_prompt)]
-    weights.tokenizer_of("text_encoder").encode(prompts, config.truncate_prompts)
+    weights.tokenizer_of(SD15.text.encoders[0]).encode(prompts, config.truncate_prompts)  # the first is alike in all
 
     model = Model.of_config(config, mesh)
     settings.check(model)
-    hashing = record.in_background(record.hashes, weights.files())  # takes seconds, while programs compile
+    # takes seconds, while programs compile
+    hashing = record.in_background(record.hashes, weights.files(model.family.components(False)))
     pipeline = Pipeline(model, mesh)
     size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     for first in range(0, len(todo), size):

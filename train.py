@@ -24,9 +24,8 @@ from i2v_jax.devices import processes
 from i2v_jax.devices.mesh import make_mesh, on_this_host, put, put_batch, replicated, use_mesh
 from i2v_jax.encoders.text import tokenize_captions
 from i2v_jax.errors import InputError
-from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.family import family_of
-from i2v_jax.families.model import assemble, load_tokenizers
+from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
 from i2v_jax.sampling import preview
@@ -77,17 +76,18 @@ def main() -> None:
     weights = Weights.of_config(config.weights)
     if config.loss == "denoising":
         load.check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
-    assembled = assemble(weights, Arithmetic.of_config(config, mesh.devices.flat[0]), adapters=config.branches)
+    assembled = assemble_config(config, mesh.devices.flat[0])
     configs = {name: part.config for name, part in assembled.items()}
-    tokenizers = load_tokenizers(weights, family_of(configs["unet"]))
+    family = family_of(configs["unet"])
+    tokenizers = load_tokenizers(weights, family)
     setup.check_size(config, configs["vae"])
     on_stored = stored.is_stored(config.data.source)
     chosen = placement.trained_paths(assembled, config.train)
     if on_stored:
         stored.check_frozen(sorted(chosen))
     tokenize = functools.partial(tokenize_captions, tokenizers)
-    empty = stored.empty(config.data.source) if on_stored else {name: ids[0] for name, ids in tokenize([""]).items()}
-    _, optimizer, step = setup.make(config, configs, empty)
+    empty = stored.read_empty(config.data.source) if on_stored else jax.tree.map(lambda ids: ids[0], tokenize([""]))
+    _, optimizer, step = setup.make(config, configs, empty, weights.zeros_for_empty_prompt(family))
     loader = open_clips(config, configs, tokenize, folder)
 
     # Weights, trained and frozen.

@@ -25,11 +25,12 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-import sample
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
 from i2v_jax.models import motion
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from i2v_jax.models.image_projection import ResamplerConfig
@@ -272,18 +273,10 @@ def put(files: Sequence[str], to: Path) -> None:
     """
     config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
     config.weights.trained = tuple(files)
-    sample.check_weights(config.weights)
-    tokenizer = sample.load_tokenizer(config.weights)
-    models = sample.load_models(config, make_mesh({}, jax.devices()[:1]), tokenizer)
-    components = dict(
-        unet=models.unet,
-        vae=models.vae,
-        text_encoder=models.text_encoder,
-        image_encoder=models.image_encoder,
-        image_proj=models.image_projection,
-    )
-    weights = {name: flatten(it.parameters) for name, it in components.items()}
-    save(to, weights, tokenizer, np.float16, models.vae.config.scaling_factor)
+    Weights.of_config(config.weights).check()
+    model = Model.of_config(config, make_mesh({}, jax.devices()[:1]))
+    weights = {name: flatten(parameters) for name, parameters in model.parameters.items()}
+    save(to, weights, model.tokenizers["text_encoder"], np.float16, model.configs["vae"].scaling_factor)
 
 
 def save_pictures(folder: Path, numbers: Sequence[int] = PICTURES) -> None:

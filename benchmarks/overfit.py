@@ -27,7 +27,10 @@ from PIL import Image, ImageDraw
 from i2v_jax import commands
 from i2v_jax.data import loader, stored
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
-from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.settings import Settings
 from i2v_jax.training.objective import Loss, Objective
 from tests import clips, processes, train_runs
 
@@ -90,18 +93,11 @@ def judge(config: ConfigDict, adapter: Path | None, made: Videos) -> tuple[float
 
     The loss on fixed draws, and for each start SEEDS videos of each clip, next to each other.
     """
-    named, schedule = config.weights, NoiseSchedule(**config.noise_schedule)
-    models = Models.load(
-        named.base,
-        motion=named.motion,
-        adapter=adapter,
-        image_adapter=named.image_adapter,
-        image_encoder=named.image_encoder,
-        schedule=schedule,
-        self_attention_branches=tuple(config.branches),
-    )
-    objective, empty_prompt = Objective(**config.objective), stored.empty_prompt(config.data.source)
-    loss = Loss({"unet": models.unet.config}, schedule, objective, empty_prompt)
+    schedule = NoiseSchedule(**config.noise_schedule)
+    weights = dataclasses.replace(Weights.of_config(config.weights), adapter=adapter)
+    model = Model.load(weights, schedule=schedule, self_attention_branches=tuple(config.branches))
+    objective, empty = Objective(**config.objective), stored.read_empty(config.data.source)
+    loss = Loss({"unet": model.configs["unet"]}, schedule, objective, empty)
     batch, _ = next(loader.make(config.data.to_dict(), len(made), seed=0, wanted=("text", "image_tokens")))
 
     @jax.jit
@@ -109,9 +105,9 @@ def judge(config: ConfigDict, adapter: Path | None, made: Videos) -> tuple[float
         draws = loss.draw(jax.random.key(timestep), batch)
         return loss({"unet": parameters}, batch, draws._replace(timesteps=jnp.full_like(draws.timesteps, timestep)))[0]
 
-    losses = [float(at(models.unet.parameters, timestep)) for timestep in TIMESTEPS]
+    losses = [float(at(model.parameters["unet"], timestep)) for timestep in TIMESTEPS]
     pictures, prompts = made[:, 0].repeat(SEEDS, 0), np.repeat(CAPTIONS, SEEDS).tolist()
-    pipeline, settings = Pipeline(models), Settings(SIZE, SIZE, FRAMES, steps=20, guidance_scale=1.0)
+    pipeline, settings = Pipeline(model), Settings(SIZE, SIZE, FRAMES, steps=20, guidance_scale=1.0)
     starts = [dataclasses.replace(settings, **start) for start in STARTS.values()]
     videos = [pipeline(list(pictures), prompts, range(len(prompts)), settings=start) for start in starts]
     return float(np.mean(losses)), videos

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i2v_jax.families.model import Model
 from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
-from i2v_jax.sampling.pipeline import Component, Models, Pipeline, Settings
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.settings import Settings
 from i2v_jax.tree import unflatten
 from i2v_jax.weights import shapes
 
@@ -38,7 +40,7 @@ def random_parameters(expected: shapes.Shapes) -> dict:
     return unflatten({path: make(number, path, leaf) for number, (path, leaf) in enumerate(expected.items())})
 
 
-def real_size_models(dtype) -> Models:
+def real_size_model(dtype) -> Model:
     """Everything of the published SD1.5 model, with random weights."""
     dtypes = dict(dtype=dtype, param_dtype=dtype)
     kernels = choose(jax.devices()[0], dtype)
@@ -56,23 +58,24 @@ def real_size_models(dtype) -> Models:
         vae=(dataclasses.replace(vae.SD_VAE, **kernels, **dtypes), shapes.vae_shapes),
         text_encoder=(dataclasses.replace(clip.SD15_TEXT, **dtypes), shapes.text_encoder_shapes),
         image_encoder=(dataclasses.replace(clip.VIT_H_VISION, **dtypes), shapes.image_encoder_shapes),
-        image_projection=(
+        image_proj=(
             dataclasses.replace(image_projection.IP_ADAPTER_PLUS_SD15, **dtypes),
             shapes.image_projection_shapes,
         ),
     )
-    components = {name: Component(config, random_parameters(find(config))) for name, (config, find) in configs.items()}
-    return Models(**components, tokenizer=ClipTokenizer(*byte_level_vocabulary()))
+    parameters = {name: random_parameters(find(config)) for name, (config, find) in configs.items()}
+    tokenizers = {"text_encoder": ClipTokenizer(*byte_level_vocabulary())}
+    return Model({name: config for name, (config, _) in configs.items()}, parameters, tokenizers)
 
 
-def step_flops(models: Models, settings: Settings) -> float:
+def step_flops(model: Model, settings: Settings) -> float:
     """Floating-point operations of one guided step, counted before the compiler rearranges them."""
-    config = dataclasses.replace(models.unet.config, attention="xla", convolution="xla")
+    config = dataclasses.replace(model.configs["unet"], attention="xla", convolution="xla")
     size = 8  # pixels per latent
     rows = 2 if settings.guided else 1
     sample = (rows, settings.frames, settings.height // size, settings.width // size, config.in_channels)
     given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (sample, (rows, 77, 768), (rows, 16, 768))]
-    parameters = jax.eval_shape(lambda: models.unet.parameters)
+    parameters = jax.eval_shape(lambda: model.parameters["unet"])
 
     def call(p, sample, text, image_tokens):
         return unet.UNet(config).apply({"params": p}, sample, 500.0, Conditions.of_videos(text, image_tokens))
@@ -96,7 +99,7 @@ def product_rate(dtype) -> float:
 def ours(args) -> tuple[float, float]:
     """Prints and returns seconds of a whole run and of a step."""
     settings = Settings(height=args.size, width=args.size, frames=args.frames, steps=args.steps)
-    models = real_size_models(jnp.dtype(args.dtype))
+    models = real_size_model(jnp.dtype(args.dtype))
     pipeline = Pipeline(models)
     picture = np.random.default_rng(0).integers(0, 256, (args.size, args.size, 3), np.uint8)
     runs, steps = [], []

@@ -17,27 +17,26 @@ import numpy as np
 
 from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh
-from i2v_jax.training import setup
+from i2v_jax.families.published import networks_of_config
+from i2v_jax.training import placement, setup
 
 
-def prepare(config, how, mesh, stored: bool):
+def prepare(config, mesh, stored: bool):
     """Returns the step, and shapes of state, frozen weights and batch."""
-    configs = setup.networks(config, how)
-    text = configs["text_encoder"]
-    empty = np.zeros((text.max_positions, text.width), np.float32) if stored else np.zeros(text.max_positions, np.int32)
-    _, optimizer, step = setup.make(config, configs, jnp.asarray(empty))
-    trained, frozen = tree.split(setup.abstract_weights(configs), config.train)
-    state = setup.abstract_state(config, trained, optimizer, mesh)
-    batch = setup.abstract_batch(config, configs, mesh, stored=stored)
-    return step, state, setup.abstract_frozen(config, frozen, mesh), batch
+    configs = networks_of_config(config, jax.devices()[0])
+    _, optimizer, step = setup.make(config, configs, placement.empty_conditions(configs, stored))
+    trained, frozen = tree.split(placement.abstract_weights(configs), config.train)
+    state = placement.abstract_state(config, trained, optimizer, mesh)
+    batch = placement.abstract_batch(config, configs, mesh, stored=stored)
+    return step, state, placement.abstract_frozen(config, frozen, mesh), batch
 
 
-def teraflops(config, how, mesh, stored: bool) -> float:
+def teraflops(config, mesh, stored: bool) -> float:
     """What a step computes, loops counted in full: plain attention and convolutions, all frames encoded at once."""
     plain = config.copy_and_resolve_references()
     plain.objective.vae_slice = 0
-    how = how._replace(attention="xla", convolution="xla")
-    step, *arguments = prepare(plain, how, mesh, stored)
+    plain.attention = plain.convolution = "xla"
+    step, *arguments = prepare(plain, mesh, stored)
     return jax.jit(step).lower(*arguments, jax.random.key(0)).cost_analysis()["flops"] / 1e12
 
 
@@ -53,10 +52,10 @@ def random(shapes):
 
 
 def load(name: str, batch: int):
-    """Returns a config, and how to compute on this machine's first device."""
+    """Returns a config for batches of so many clips."""
     config = commands.load_config(name)
     config.batch = batch
-    return config, setup.arithmetic(config, jax.devices()[0])
+    return config
 
 
 def main() -> None:

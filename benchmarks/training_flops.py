@@ -7,24 +7,23 @@ Attention is plain, nothing is recomputed, and batches hold latents, text and im
 """
 
 import jax
-import jax.numpy as jnp
 
 from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.families.published import networks_of_config
 from i2v_jax.planning.plan import DEFAULT
-from i2v_jax.training import setup
+from i2v_jax.training import placement, setup
 from i2v_jax.training.step import init_state
 
 
 def flops(config, patterns: tuple[str, ...]) -> tuple[float, float]:
     """Returns the operations of the loss, and those of a training step of what the patterns match."""
     mesh = make_mesh({}, jax.devices()[:1])
-    configs = setup.networks(config, setup.arithmetic(config, jax.devices()[0]))
-    text = configs["text_encoder"]
-    loss, optimizer, step = setup.make(config, configs, jnp.zeros((text.max_positions, text.width)))
-    trained, frozen = tree.split(setup.abstract_weights({"unet": configs["unet"]}), patterns)
+    configs = networks_of_config(config, jax.devices()[0])
+    loss, optimizer, step = setup.make(config, configs, placement.empty_conditions(configs, stored=True))
+    trained, frozen = tree.split(placement.abstract_weights({"unet": configs["unet"]}), patterns)
     state = jax.eval_shape(lambda trained: init_state(trained, optimizer), trained)
-    batch, frozen = setup.abstract_batch(config, configs, mesh, stored=True), tree.flatten(frozen)
+    batch, frozen = placement.abstract_batch(config, configs, mesh, stored=True), tree.flatten(frozen)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def value(trained, frozen, batch, key):

@@ -100,7 +100,7 @@ def test_reads_runs_as_the_papers_tables_label_them():
     ],
 )
 def test_says_what_is_wrong_before_it_loads_anything(argument, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.sample, "load_models", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate.Model, "of_config", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match=said):
         command(monkeypatch, *small(tmp_path, f"--config.{argument}"))
     assert not list(tmp_path.iterdir())

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.families.published import networks_of_config
 from i2v_jax.models.attention import attention
-from i2v_jax.training import setup
+from i2v_jax.training import placement, setup
 from i2v_jax.training.flops import count_flops
 
 CONFIG = Path(__file__).resolve().parents[1] / "tests" / "configs" / "train.py"
@@ -72,11 +72,11 @@ def step_of(**changes):
         config.accumulate = changes.get("accumulate", 1)
         config.objective.vae_slice = changes.get("vae_slice", 0)
     mesh = make_mesh({}, jax.devices()[:1])
-    configs = setup.networks(config, setup.arithmetic(config, jax.devices()[0]))
-    made = setup.make(config, configs, np.zeros(configs["text_encoder"].max_positions, np.int32))
-    trained, frozen = tree.split(setup.abstract_weights(configs), config.train)
-    state = setup.abstract_state(config, trained, made.optimizer, mesh)
-    batch, frozen = setup.abstract_batch(config, configs, mesh), setup.abstract_frozen(config, frozen, mesh)
+    configs = networks_of_config(config, jax.devices()[0])
+    made = setup.make(config, configs, placement.empty_conditions(configs, stored=False))
+    trained, frozen = tree.split(placement.abstract_weights(configs), config.train)
+    state = placement.abstract_state(config, trained, made.optimizer, mesh)
+    batch, frozen = placement.abstract_batch(config, configs, mesh), placement.abstract_frozen(config, frozen, mesh)
     return made.step, state, frozen, batch, jax.eval_shape(lambda: jax.random.key(0))
 
 

@@ -13,10 +13,15 @@ from i2v_jax.devices.mesh import make_mesh, placer, use_mesh
 from i2v_jax.diffusion import guidance
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
+from i2v_jax.families.checks import check_fit
+from i2v_jax.families.family import SD15
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionEncoder
 from i2v_jax.models.image_projection import Resampler
-from i2v_jax.sampling.pipeline import Models, Pipeline, Settings
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.settings import Settings
 from tests.helpers import relative_error
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "small"
@@ -27,15 +32,14 @@ PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
 @functools.cache
 def pipeline(devices=1, **shape):
     mesh = make_mesh(shape, jax.devices()[:devices])
-    models = Models.load(
+    weights = Weights(
         str(SMALL),
         motion=str(SMALL / "motion.safetensors"),
         adapter=str(SMALL / "i2v_adapter.safetensors"),
         image_adapter=str(SMALL / "ip_adapter.safetensors"),
         image_encoder=str(SMALL / "image_encoder"),
-        mesh=mesh,
     )
-    return Pipeline(models, mesh)
+    return Pipeline(Model.load(weights, mesh=mesh), mesh)
 
 
 @functools.cache
@@ -109,16 +113,18 @@ def test_any_size():
 
 
 def test_unconditional_image_tokens_are_of_an_all_zero_picture():
-    models = pipeline().models
-    encoder, projection = models.image_encoder, models.image_projection
+    model = pipeline().model
 
     def tokens(pixels):
-        seen = CLIPVisionEncoder(encoder.config).apply({"params": encoder.parameters}, pixels)
-        return Resampler(projection.config).apply({"params": projection.parameters}, seen.penultimate)
+        encoder, projection = CLIPVisionEncoder(model.configs["image_encoder"]), Resampler(model.configs["image_proj"])
+        output = encoder.apply({"params": model.parameters["image_encoder"]}, pixels)
+        return projection.apply({"params": model.parameters["image_proj"]}, output.penultimate)
 
-    np.testing.assert_allclose(pipeline()._tokens(None, 2)[1:], tokens(jnp.zeros((1, 224, 224, 3))), atol=1e-5)
+    conditions = pipeline().encode(["a cat"] * 2, pictures=pictures()[:2])
+    unconditional, conditional = np.split(conditions.image_tokens[:, 0], 2)
+    np.testing.assert_allclose(unconditional[1:], tokens(jnp.zeros((1, 224, 224, 3))), atol=1e-5)
     pixels = jnp.asarray(clip_pixels(pictures()[0]))[None]
-    np.testing.assert_allclose(pipeline()._tokens(pixels), tokens(pixels), atol=1e-5)
+    np.testing.assert_allclose(conditional[:1], tokens(pixels), atol=1e-5)
 
 
 def test_progress_is_told_for_each_step():
@@ -129,10 +135,10 @@ def test_progress_is_told_for_each_step():
 
 
 def test_latents_that_are_not_finite_stop_the_run():
-    models = pipeline().models
-    broken = jax.tree.map(lambda x: x, models.unet.parameters)
+    model = pipeline().model
+    broken = jax.tree.map(lambda x: x, model.parameters["unet"])
     broken["conv_out"] = dict(broken["conv_out"], bias=jnp.full((4,), jnp.nan))
-    broken = dataclasses.replace(models, unet=models.unet._replace(parameters=broken))
+    broken = dataclasses.replace(model, parameters={**model.parameters, "unet": broken})
     with pytest.raises(InputError, match="no longer finite after step 1 of 3"):
         Pipeline(broken, pipeline().mesh).latents(pictures()[:1], PROMPTS[:1], [1], settings=SETTINGS)
 
@@ -154,7 +160,7 @@ def test_latents_that_are_not_finite_stop_the_run():
 )
 def test_settings_out_of_range(change, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(SETTINGS, **change).check(pipeline().models)
+        dataclasses.replace(SETTINGS, **change).check(pipeline().model)
 
 
 def test_rescaled_guidance_ignores_what_is_predicted_for_the_first_frame():
@@ -186,15 +192,13 @@ def test_weights_are_cut_over_fsdp():
         ("unet", dict(out_channels=8), "UNet's output against the VAE's latents: 8 against 4"),
         ("unet", dict(cross_attention_dim=48), "text encoder's tokens against the UNet's: 32 against 48"),
         ("image_encoder", dict(width=64), "image encoder's output against the image projection's: 64 against 32"),
-        ("image_projection", dict(cross_attention_dim=64), "image tokens against the UNet's: 64 against 32"),
+        ("image_proj", dict(cross_attention_dim=64), "image tokens against the UNet's: 64 against 32"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(component, change, message):
-    models = pipeline().models
-    part = getattr(models, component)
-    changed = part._replace(config=dataclasses.replace(part.config, **change))
+    configs = pipeline().model.configs
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(models, **{component: changed})
+        check_fit(SD15, {**configs, component: dataclasses.replace(configs[component], **change)})
 
 
 @pytest.mark.parametrize(
@@ -215,11 +219,11 @@ def test_batches_that_make_no_sense(change, message):
 
 
 def test_incomplete_models_are_refused():
-    models = pipeline().models
+    model = pipeline().model
     with pytest.raises(InputError, match="no image encoder"):
-        dataclasses.replace(models, image_encoder=None)
-    without_motion = dataclasses.replace(models.unet.config, motion=None)
-    still = dataclasses.replace(models, unet=models.unet._replace(config=without_motion))
+        dataclasses.replace(model, configs={name: it for name, it in model.configs.items() if name != "image_encoder"})
+    without_motion = dataclasses.replace(model.configs["unet"], motion=None)
+    still = dataclasses.replace(model, configs={**model.configs, "unet": without_motion})
     with pytest.raises(InputError, match="without motion modules only 1 frame"):
         SETTINGS.check(still)
 
@@ -253,4 +257,4 @@ def test_rules_name_axes_that_are_there(rules, named):
 def test_a_model_is_not_loaded_with_a_schedule_of_another_prediction_type():
     schedule = NoiseSchedule(kind="linear", prediction_type="v_prediction")
     with pytest.raises(InputError, match="trained for 'epsilon', says .*scheduler_config.json"):
-        Models.load(str(SMALL), schedule=schedule)
+        Model.load(Weights(str(SMALL)), schedule=schedule)

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh, use_mesh
 from i2v_jax.errors import InputError
+from i2v_jax.families.published import networks_of_config
 from i2v_jax.planning import hlo, plan
-from i2v_jax.training import setup
+from i2v_jax.training import placement
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPOLOGY = "v5e:2x2"
@@ -46,8 +47,8 @@ def test_a_tiny_training_step(slice_, tmp_path, measured):
     config = tiny()
     with jax.default_matmul_precision("default"):
         figures = plan.measure(plan.training_program(config, devices, stored=True), TOPOLOGY, tmp_path)
-    configs = setup.networks(config, setup.arithmetic(config, devices[0]))
-    trained, frozen = tree.split(setup.abstract_weights({"unet": configs["unet"]}), config.train)
+    configs = networks_of_config(config, devices[0])
+    trained, frozen = tree.split(placement.abstract_weights({"unet": configs["unet"]}), config.train)
     count = tree.count(trained)
     assert figures.arguments["trained"] == 4 * count
     assert 8 * count <= figures.arguments["optimizer"] <= 8 * count + 64

@@ -25,6 +25,10 @@ import sample
 from i2v_jax import commands, media
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
+from i2v_jax.families.arithmetic import choose_dtype
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
+from i2v_jax.sampling import record
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.weights import load
 from i2v_jax.weights.storage.open import open_tensors
@@ -47,13 +51,13 @@ FLAGS = [
 SUFFIXES = [".gif", ".json", ".mp4", ".png"]
 LONG_PROMPT = " ".join(map(str, range(10, 60)))  # a token for each digit: 37 numbers and a half fit
 
-make_mesh, load_models, MODELS = make_mesh, sample.load_models, {}
+load_model, MODELS = Model.of_config, {}
 
 
-def shared_models(config, mesh, tokenizer):
+def shared_model(config, mesh):
     key = config.weights.to_json(), config.dtype, config.attention, config.convolution, mesh
     if key not in MODELS:
-        MODELS[key] = load_models(config, mesh, tokenizer)
+        MODELS[key] = load_model(config, mesh)
     return MODELS[key]
 
 
@@ -75,9 +79,9 @@ def run(tmp_path, monkeypatch, capsys):
     """
 
     def run(*flags, devices=1):
-        monkeypatch.setattr(sample, "load_models", shared_models)
+        monkeypatch.setattr(Model, "of_config", shared_model)
         monkeypatch.setattr(sample, "Pipeline", shared_pipeline)
-        monkeypatch.setattr(parallel, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:devices]))
+        monkeypatch.setattr(sample, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:devices]))
         monkeypatch.setattr(sys, "argv", ["sample.py", *FLAGS, f"--config.output={tmp_path / 'out'}", *map(str, flags)])
         with pytest.raises(SystemExit) as exit:
             commands.run(sample.main)
@@ -278,9 +282,9 @@ def test_help_shows_the_keys_with_what_they_mean(run):
 
 @pytest.mark.parametrize("platform, dtype", [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
 def test_the_dtype_suits_the_devices_unless_it_is_given(platform, dtype):
-    assert sample.choose_dtype("auto", platform) == dtype
+    assert choose_dtype("auto", platform) == dtype
     for given in ("float32", "bfloat16"):
-        assert sample.choose_dtype(given, platform) == given
+        assert choose_dtype(given, platform) == given
 
 
 def configured(**weights):
@@ -308,11 +312,11 @@ def test_every_file_that_is_read_is_hashed_whatever_form_its_source_has(tmp_path
     without_image = configured(image_adapter="")
     for config in (configured(), configured(**folders), configured(**folders, **parts), without_image):
         read.clear()
-        sample.check_weights(config.weights)
-        tokenizer = sample.load_tokenizer(config.weights)
-        load_models(config, make_mesh({}, jax.devices()[:1]), tokenizer)
-        assert set(sample.weight_files(config.weights)) == read
-        assert set(sample.hashes(read)) == set(map(str, read))
+        weights = Weights.of_config(config.weights)
+        weights.check()
+        load_model(config, make_mesh({}, jax.devices()[:1]))
+        assert set(weights.files()) == read
+        assert set(record.hashes(read)) == set(map(str, read))
 
 
 def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path, bad):
@@ -332,12 +336,13 @@ def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path, 
 
 
 def test_the_end_does_not_wait_for_the_hashes():
-    program = "import time, sample; sample.in_background(time.sleep, 300); raise KeyboardInterrupt"
+    lines = "import time", "from i2v_jax.sampling import record", "record.in_background(time.sleep, 300)"
+    program = "\n".join((*lines, "raise KeyboardInterrupt"))
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "KeyboardInterrupt" in done.stderr
-    assert sample.in_background(sum, [1, 2]).result() == 3
+    assert record.in_background(sum, [1, 2]).result() == 3
     with pytest.raises(ZeroDivisionError):
-        sample.in_background(lambda: 1 / 0).result()
+        record.in_background(lambda: 1 / 0).result()
 
 
 # How bad input ends.

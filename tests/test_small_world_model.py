@@ -21,9 +21,10 @@ from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import report
+from i2v_jax.families.model import Model, assemble_config
 from i2v_jax.models.clip import CLIPTextEncoder
 from i2v_jax.sampling import jobs
-from i2v_jax.training import setup
+from i2v_jax.training import placement, setup
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import load
 from i2v_jax.weights.save import save_own
@@ -61,21 +62,21 @@ def test_stages_train_what_they_say(stage, initial):
     assert earlier == list(itertools.takewhile(lambda it: it != stage, TRAINED))[1:] * (stage in TRAINED)
     stage = stage.removeprefix("bundled_")
     config.weights.trained = ()
-    assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
-    chosen = setup.trained_paths(assembled, config.train)
+    assembled = assemble_config(config, jax.devices()[0])
+    chosen = placement.trained_paths(assembled, config.train)
     assert {path.partition("/")[0] for path in chosen} == TRAINED[stage]
     parts = {name for name in ("image_tokens", "motion", "first_frame") if any(f"/{name}/" in path for path in chosen)}
     known = dict(image_tokens={"image_tokens"}, adapter={"first_frame"})
     known |= dict.fromkeys(("lessons", "captions", "motion"), {"image_tokens", "motion"})
     assert parts == known.get(stage, set())
-    setup.make(config, {name: it.config for name, it in assembled.items()}, np.zeros(20, np.int32))
+    setup.make(config, {name: it.config for name, it in assembled.items()}, dict(tokens=np.zeros(20, np.int32)))
 
 
 def test_no_such_loss():
     config = commands.load_config(f"{ROOT}/configs/train/small_world.py:vae")
     config.loss = "reconstructoin"
     with pytest.raises(InputError, match="known: denoising, reconstruction. Did you mean 'reconstruction'"):
-        setup.make(config, {}, np.zeros(20, np.int32))
+        setup.make(config, {}, dict(tokens=np.zeros(20, np.int32)))
 
 
 def test_captions_fit_and_are_whole_words(initial):
@@ -223,13 +224,12 @@ def test_bundled_pictures_are_held_out_ones():
 def test_bundled_weights_are_those_of_the_configs():
     """The files beside each other make the UNet that the stages train, with every branch."""
     config = commands.load_config(ROOT / "configs" / "sample" / "default.py")
-    models = sample.load_models(
-        config, make_mesh({}, jax.devices()[:1]), sample.load_tokenizer(config.weights)
-    )
-    assert models.unet.config.self_attention_branches == ("first_frame",)
+    model = Model.of_config(config, make_mesh({}, jax.devices()[:1]))
+    assert model.configs["unet"].self_attention_branches == ("first_frame",)
     ours = make_small_world.unet_config()
-    assert unet_shapes(ours).keys() == {path for path in unet_shapes(models.unet.config) if "/first_frame/" not in path}
-    assert models.vae.config.scaling_factor not in (1.0, 0.18215)
+    paths = unet_shapes(model.configs["unet"])
+    assert unet_shapes(ours).keys() == {path for path in paths if "/first_frame/" not in path}
+    assert model.configs["vae"].scaling_factor not in (1.0, 0.18215)
 
 
 def test_the_text_encoder_tells_all_motions_apart():

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,10 @@ from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import BadClip
 from i2v_jax.data.sources import open_source
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
+from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError
 from i2v_jax.models import clip, image_projection, motion, unet, vae
-from i2v_jax.sampling import pipeline
-from i2v_jax.training import setup, store
+from i2v_jax.training import placement, store
 from i2v_jax.training.objective import Loss, Objective
 from tests import clips
 from tests.helpers import relative_error
@@ -59,7 +58,7 @@ def random_weights(configs=CONFIGS):
         return (drawn + path.endswith("/scale")).astype(np.float32)
 
     return {
-        name: tree.unflatten({path: draw(path, leaf) for path, leaf in setup.SHAPES[name](config).items()})
+        name: tree.unflatten({path: draw(path, leaf) for path, leaf in placement.SHAPES[name](config).items()})
         for name, config in configs.items()
     }
 
@@ -80,11 +79,11 @@ def test_loss_on_stored_clips_is_that_on_videos(tmp_path, measured):
     videos = loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make)
     encoders = store.Encoders(CONFIGS, weights, vae_slice=2)
     writer = stored.Writer(tmp_path / "stored", 0, ABOUT)
-    empty = encoders.empty(letters([" " * 9]))
+    empty = encoders.empty(dict(tokens=letters([" " * 9])))
     writer.write_empty(**empty)
     store.store(videos, encoders, writer, epochs=1)
-    assert (stored.empty_prompt(tmp_path / "stored") == empty["text"].astype(np.float16)).all()
-    assert (stored.empty_image(tmp_path / "stored") == empty["image_tokens"].astype(np.float16)).all()
+    found = stored.read_empty(tmp_path / "stored")
+    assert found.keys() == empty.keys() and all((found[name] == empty[name].astype(np.float16)).all() for name in empty)
 
     batch, ids = next(loader.make(CONFIG | dict(source=str(tmp_path)), 4, **make))
     source = open_source(tmp_path / "stored")
@@ -99,8 +98,8 @@ def test_loss_on_stored_clips_is_that_on_videos(tmp_path, measured):
 
     schedule, objective = ANIMATEDIFF_SD15, Objective(prompt_dropout=0.25, joint_dropout=0.25)
     seen = []
-    for given, *nothing in ((batch, letters([" " * 9])[0]), (from_store, empty["text"], empty["image_tokens"])):
-        loss = Loss(CONFIGS, schedule, objective, *map(jnp.asarray, nothing))
+    for given, nothing in ((batch, dict(tokens=letters([" " * 9])[0])), (from_store, empty)):
+        loss = Loss(CONFIGS, schedule, objective, nothing)
         draws = loss.draw(jax.random.key(6), given)._replace(posterior=posterior)
         assert 0 < draws.drop.sum() < 4 and 0 < draws.drop_both.sum() < 4
         seen.append(jax.jit(loss.__call__)(weights, given, draws)[1])
@@ -117,28 +116,25 @@ def test_joint_dropout_gives_what_guidance_leads_away_from(reads, from_store):
         vision = clip.TINY_VISION
         configs["image_proj"] = image_projection.ImageProjectionConfig(vision.projection_dim, 4, clip.TINY_TEXT.width)
     weights = random_weights(configs)
-    models = SimpleNamespace(
-        image_encoder=SimpleNamespace(config=configs["image_encoder"]),
-        image_projection=SimpleNamespace(config=configs["image_proj"]),
-    )
-    tokens = pipeline._image_tokens(models)(weights["image_encoder"], weights["image_proj"], None, 2)
+    tokens = np.repeat(image_tokens.encode_unconditional(configs, weights), 2, axis=0)
     rng, size = np.random.default_rng(0), clip.TINY_VISION.image_size
     latent = dict(latents=rng.normal(size=(2, 4, 8, 8, 4)).astype(np.float32))
     encoders, prompts = store.Encoders(configs, weights), letters(["a" * 9, "b" * 9])
-    empty = encoders.empty(letters([" " * 9]))
+    empty = encoders.empty(dict(tokens=letters([" " * 9])))
     np.testing.assert_allclose(empty["image_tokens"], tokens[0], rtol=1e-5, atol=1e-5)
     batch = latent | dict(tokens=prompts, pixels=rng.normal(size=(2, size, size, 3)).astype(np.float32))
-    given, nothing = batch, (letters([" " * 9])[0],)
+    nothing = dict(tokens=letters([" " * 9])[0])
+    given = batch
     if from_store:
         seen = encoders(batch | dict(video=np.zeros((2, 1, 32, 32, 3), np.uint8)))
         given = latent | {name: seen[name] for name in ("text", "image_tokens")}
-        nothing = (empty["text"], empty["image_tokens"])
-    loss = Loss(configs, ANIMATEDIFF_SD15, Objective(joint_dropout=0.5), *nothing)
+        nothing = empty
+    loss = Loss(configs, ANIMATEDIFF_SD15, Objective(joint_dropout=0.5), nothing)
     draws = loss.draw(jax.random.key(0), batch)._replace(drop=np.zeros(2, bool), drop_both=np.array([True, False]))
     unconditional = latent | dict(tokens=letters([" " * 9] * 2), image_tokens=np.asarray(tokens))
     each = jax.jit(loss.__call__)(weights, given, draws)[1]["each"]
     kept = jax.jit(loss.__call__)(weights, given, draws._replace(drop_both=np.zeros(2, bool)))[1]["each"]
-    plain = dataclasses.replace(loss, objective=Objective(), empty_prompt=letters([" " * 9])[0])
+    plain = dataclasses.replace(loss, objective=Objective(), empty=dict(tokens=letters([" " * 9])[0]))
     wanted = jax.jit(plain.__call__)(weights, unconditional, draws)[1]["each"]
     np.testing.assert_allclose(each, [wanted[0], kept[1]], rtol=1e-5)
     without_prompt = draws._replace(drop=draws.drop_both, drop_both=np.zeros(2, bool))
@@ -147,7 +143,7 @@ def test_joint_dropout_gives_what_guidance_leads_away_from(reads, from_store):
 
 
 def test_stored_without_a_zero_pictures_tokens():
-    loss = Loss(CONFIGS, ANIMATEDIFF_SD15, Objective(joint_dropout=0.1), np.zeros((77, 32), np.float32))
+    loss = Loss(CONFIGS, ANIMATEDIFF_SD15, Objective(joint_dropout=0.1), dict(text=np.zeros((77, 32), np.float32)))
     batch = dict(latents=jnp.zeros((2, 4, 8, 8, 4)), text=jnp.zeros((2, 77, 32)), image_tokens=jnp.zeros((2, 16, 32)))
     with pytest.raises(InputError, match="Store them again"):
         jax.eval_shape(loss.__call__, random_weights(), batch, loss.draw(jax.random.key(0), batch))

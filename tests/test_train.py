@@ -20,11 +20,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from i2v_jax import commands, tree
+from i2v_jax.devices import mesh
 from i2v_jax.devices.mesh import make_mesh, on_this_host, parameter_sharding, put, put_batch, replicated, use_mesh
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.errors import InputError
+from i2v_jax.families.model import assemble_config
 from i2v_jax.models.unet import SD15
-from i2v_jax.training import setup
+from i2v_jax.training import placement, setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.lock import lock
@@ -32,6 +34,7 @@ from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import EXIT_CODE
+from i2v_jax.training.resume import changes
 from i2v_jax.training.step import Metrics, init_state, make_step
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.shapes import unet_shapes
@@ -54,15 +57,15 @@ class Run:
         config.update_from_flattened_dict(dict(batch=BATCH) | changes)
         count = int(np.prod(list(shape.values())))
         self.mesh = make_mesh(shape, jax.devices()[:count])
-        self.assembled = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))
+        self.assembled = assemble_config(config, jax.devices()[0])
         configs = {name: it.config for name, it in self.assembled.items()}
-        chosen = setup.trained_paths(self.assembled, config.train)
-        self.trained, self.frozen = setup.load_weights(self.assembled, chosen, config, self.mesh)
-        self.loss, self.optimizer, step = setup.make(config, configs, np.zeros((77, 32), np.float32))
-        abstract = setup.abstract_state(config, tree.unflatten(self.trained), self.optimizer, self.mesh)
-        self.state = setup.new_state(self.trained, self.optimizer, config, abstract)
-        self.step = setup.jit_step(step, abstract, self.mesh)
-        shapes = setup.abstract_batch(config, configs, self.mesh, stored=True)
+        chosen = placement.trained_paths(self.assembled, config.train)
+        self.trained, self.frozen = placement.load_weights(self.assembled, chosen, config, self.mesh)
+        self.loss, self.optimizer, step = setup.make(config, configs, dict(text=np.zeros((77, 32), np.float32)))
+        abstract = placement.abstract_state(config, tree.unflatten(self.trained), self.optimizer, self.mesh)
+        self.state = placement.new_state(self.trained, self.optimizer, config, abstract)
+        self.step = placement.jit_step(step, abstract, self.mesh)
+        shapes = placement.abstract_batch(config, configs, self.mesh, stored=True)
         self.shapes = {name: it.shape for name, it in shapes.items()} | {"latents": (BATCH, 3, 4, 4, 4)}
 
     def go(self, steps):
@@ -86,7 +89,7 @@ def on_one_device():
 
 @pytest.mark.parametrize("shape, frozen", LAYOUTS, ids=json.dumps)
 def test_losses_do_not_depend_on_the_devices(shape, frozen, on_one_device, measured, monkeypatch):
-    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 32)  # else nothing of a small model is cut
+    monkeypatch.setattr(mesh, "SMALLEST_SHARDED", 32)  # else nothing of a small model is cut
     run = Run(shape, frozen=frozen)
     cut = [not leaf.is_fully_replicated for leaf in run.state.trained.values()]
     assert any(cut) == (shape.get("fsdp", 1) > 1)
@@ -306,7 +309,7 @@ def test_what_is_not_finite_stops_a_run_that_then_goes_on_from_before(tmp_path):
     assert output.count("going on with") == 2
     assert all(np.isfinite(array).all() for array in train_runs.trained(tmp_path / "run").values())
     config = commands.load_config("tests/configs/train.py")
-    unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
+    unet = assemble_config(config, jax.devices()[0])["unet"]
     count = sum(entry.size for entry in unet.parameters.entries.values())
     assert f"4 parameters are trained, {count - 4:,} are frozen" in output
 
@@ -387,12 +390,12 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 def test_what_a_resume_changes_is_told():
     before = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
     now = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
-    assert setup.changes(before, now) == []
+    assert changes(before, now) == []
     now["folder"], now["mesh"]["fsdp"], now["log"]["every_steps"], now["data"]["workers"] = "other", 2, 7, 3
-    assert setup.changes(before, now) == []
+    assert changes(before, now) == []
     now["optimizer"]["learning_rate"], now["data"]["source"], now["optimizer"]["clip_norm"] = 3e-4, "other", 1.0
     now["frozenness"] = 1  # unlike `frozen`, not known to change nothing
-    assert setup.changes(before, now) == [
+    assert changes(before, now) == [
         "optimizer.learning_rate 0.001 -> 0.0003",
         "optimizer.clip_norm None -> 1.0",
         "data.source data/clips -> other",
@@ -412,7 +415,7 @@ def test_what_a_resume_changes_is_told():
 )
 def test_patterns_that_train_nothing(patterns, words, on_one_device):
     with pytest.raises(InputError, match=words):
-        setup.trained_paths(on_one_device[0].assembled, patterns)
+        placement.trained_paths(on_one_device[0].assembled, patterns)
 
 
 NOT_IN_THE_LOSS = (
@@ -445,7 +448,7 @@ def test_what_patterns_name_is_trained_and_nothing_else(patterns, quick_to_compi
         tokens=rng.integers(0, 50, (2, 77)).astype(np.int32),
         pixels=rng.normal(size=(2, size, size, 3)).astype(np.float32),
     )
-    loss = Loss(CONFIGS, ANIMATEDIFF_SD15, Objective(), np.zeros(77, np.int32))
+    loss = Loss(CONFIGS, ANIMATEDIFF_SD15, Objective(), dict(tokens=np.zeros(77, np.int32)))
     optimizer = Optimizer().make(1)
     state, frozen = init_state(trained, optimizer), tree.flatten(frozen)
     assert state.trained.keys() == matching(patterns, before) and not frozen.keys() & state.trained.keys()
@@ -462,7 +465,7 @@ def test_what_is_trained_can_be_loaded(unbroken, tmp_path):
     def load(**sources):
         config = commands.load_config("tests/configs/train.py").copy_and_resolve_references()
         config.update_from_flattened_dict({f"weights.{part}": str(source) for part, source in sources.items()})
-        unet = setup.assemble(config, setup.arithmetic(config, jax.devices()[0]))["unet"]
+        unet = assemble_config(config, jax.devices()[0])["unet"]
         return unet.config, {f"unet/{path}": entry.read() for path, entry in unet.parameters.entries.items()}
 
     config, plain = load()
@@ -486,16 +489,16 @@ def test_what_is_trained_can_be_loaded(unbroken, tmp_path):
 
 
 def test_no_second_copy_of_what_lies_whole_on_a_device_already():
-    mesh = make_mesh({"data": 4, "fsdp": 2})
+    spread = make_mesh({"data": 4, "fsdp": 2})
     array = np.arange(1 << 17, dtype=np.float32)
     arrays = {
-        "whole": put(array, replicated(mesh)),
-        "cut": put(array, parameter_sharding(mesh, array.shape)),
+        "whole": put(array, replicated(spread)),
+        "cut": put(array, parameter_sharding(spread, array.shape)),
     }
-    here = on_this_host(arrays, mesh)
+    here = on_this_host(arrays, spread)
     assert not arrays["cut"].is_fully_replicated
     for name, leaf in here.items():
         np.testing.assert_array_equal(leaf, array)
-        assert leaf.devices() == {mesh.devices.flat[0]}
+        assert leaf.devices() == {spread.devices.flat[0]}
         held = [it.data.unsafe_buffer_pointer() for it in arrays[name].addressable_shards]
         assert (leaf.unsafe_buffer_pointer() in held) == (name == "whole")

@@ -9,7 +9,8 @@ import pytest
 from i2v_jax import tree
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
-from i2v_jax.sampling.pipeline import Models
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
 from i2v_jax.weights.save import save_own
 
 SMALL = Path(__file__).resolve().parents[1] / "tests" / "data" / "small"
@@ -23,9 +24,9 @@ ADAPTER = SMALL / "i2v_adapter.safetensors"
 
 def load(**options):
     one = make_mesh({}, jax.devices()[:1])
-    models = Models.load(SMALL, mesh=one, **PARTS | options)
-    named = dict(unet=models.unet, vae=models.vae, text_encoder=models.text_encoder, image_proj=models.image_projection)
-    return models, tree.flatten({name: it.parameters for name, it in named.items()})
+    model = Model.load(Weights(SMALL, **PARTS | options), mesh=one)
+    named = ("unet", "vae", "text_encoder", "image_proj")
+    return model.configs, tree.flatten({name: model.parameters[name] for name in named if name in model.parameters})
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,9 @@ def model():
     return load(adapter=ADAPTER)
 
 
-def file_of(path, models, weights, patterns):
+def file_of(path, configs, weights, patterns):
     """What train.py would write of weights that training has doubled."""
     trained, _ = tree.split(tree.unflatten(weights), patterns)
-    configs = dict(unet=models.unet.config, vae=models.vae.config, text_encoder=models.text_encoder.config)
     save_own(path, jax.tree.map(lambda leaf: 2 * np.asarray(leaf), trained), configs)
     return path
 
@@ -52,27 +52,27 @@ def file_of(path, models, weights, patterns):
     ],
 )
 def test_every_trained_weight_is_used_and_no_other_changes(patterns, model, tmp_path):
-    models, before = model
+    configs, before = model
     chosen = tree.flatten(tree.select(tree.unflatten(before), patterns))
-    _, now = load(adapter=ADAPTER, trained=[file_of(tmp_path / "trained.safetensors", models, before, patterns)])
+    _, now = load(adapter=ADAPTER, trained=[file_of(tmp_path / "trained.safetensors", configs, before, patterns)])
     assert now.keys() == before.keys() and chosen
     for path, leaf in before.items():
         assert np.array_equal(now[path], (2 if path in chosen else 1) * np.asarray(leaf)), path
 
 
 def test_a_trained_branch_and_trained_motion_modules_need_no_other_file(model, tmp_path):
-    models, before = model
-    file = file_of(tmp_path / "trained.safetensors", models, before, ("unet/.*/first_frame/.*", "unet/.*/motion/.*"))
+    configs, before = model
+    file = file_of(tmp_path / "trained.safetensors", configs, before, ("unet/.*/first_frame/.*", "unet/.*/motion/.*"))
     loaded, now = load(motion=None, trained=[file])
-    assert loaded.unet.config.motion == models.unet.config.motion
-    assert loaded.unet.config.self_attention_branches == ("first_frame",)
+    assert loaded["unet"].motion == configs["unet"].motion
+    assert loaded["unet"].self_attention_branches == ("first_frame",)
     assert all(np.array_equal(now[path], 2 * np.asarray(before[path])) for path in now if "/motion/" in path)
 
 
 def test_the_last_file_counts(model, tmp_path):
-    models, before = model
-    first = file_of(tmp_path / "a.safetensors", models, before, ("vae/.*",))
-    last = file_of(tmp_path / "b.safetensors", models, {p: 2 * x for p, x in before.items()}, ("vae/encoder/.*",))
+    configs, before = model
+    first = file_of(tmp_path / "a.safetensors", configs, before, ("vae/.*",))
+    last = file_of(tmp_path / "b.safetensors", configs, {p: 2 * x for p, x in before.items()}, ("vae/encoder/.*",))
     _, now = load(trained=[first, last])
     for path, leaf in before.items():
         if path.startswith("vae/"):
@@ -80,8 +80,8 @@ def test_the_last_file_counts(model, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(model, tmp_path):
-    models, before = model
-    image = file_of(tmp_path / "image.safetensors", models, before, ("image_proj/.*",))
+    configs, before = model
+    image = file_of(tmp_path / "image.safetensors", configs, before, ("image_proj/.*",))
     with pytest.raises(InputError, match="weights of the image_proj, which this model has not"):
         load(image_adapter=None, trained=[image])
     with pytest.raises(InputError, match="is no file that train.py wrote"):

@@ -43,7 +43,7 @@ def recorded_step():
     config, parameters = oracles.unet(NAME)
     io = oracles.recorded(NAME, "train")
     tokens = oracles.text_and_image(io["encoder_hidden_states"])
-    loss = Recorded({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(tokens["text"][0]))
+    loss = Recorded({"unet": config}, ANIMATEDIFF_SD15, Objective(), dict(text=jnp.zeros_like(tokens["text"][0])))
     batch = dict(latents=io["latents"], **tokens)
     trained, frozen = tree.split({"unet": parameters}, [ADAPTER])
     optimizer = Optimizer().make(1)
@@ -203,7 +203,7 @@ def test_dropped_image_tokens_add_nothing():
         def apply(variables, *inputs):
             return unet.apply(variables, *inputs, dict(image_tokens=strength))
 
-        loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), jnp.zeros_like(batch["text"][0]))
+        loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), dict(text=jnp.zeros_like(batch["text"][0])))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(objective, "UNet", lambda _: SimpleNamespace(apply=apply))
             _, seen = jax.jit(loss.__call__)({"unet": parameters}, batch, draws._replace(drop_image=drop))

@@ -16,7 +16,6 @@ import grain
 import numpy as np
 import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Float32
 
 from i2v_jax.data.decoding import Cut
 from i2v_jax.errors import InputError
@@ -110,16 +109,6 @@ class StoredReader:
 def is_stored(path: str | Path) -> bool:
     """Whether a folder holds stored clips."""
     return (on_disk(path) / ABOUT).is_file()
-
-
-def empty_prompt(path: str | Path) -> Float32[np.ndarray, "t d"]:
-    """Returns the states of the empty prompt, as the clips in a folder were stored."""
-    return read_empty(path)["text"]
-
-
-def empty_image(path: str | Path) -> Float32[np.ndarray, "n d"] | None:
-    """Returns the image tokens of a zero picture; None where clips were stored without."""
-    return read_empty(path).get("image_tokens")
 
 
 def read_empty(path: str | Path) -> dict[str, np.ndarray]:

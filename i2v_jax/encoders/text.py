@@ -12,24 +12,38 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.clip import CLIPTextEncoder
-from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.models.tokenizer import END, ClipTokenizer
+
+
+class TextPart(NamedTuple):
+    """One of the text encoders of a family.
+
+    Attributes:
+      component: its name.
+      states: the field of `CLIPTextOutput` that the network attends to.
+      pad_token: of its tokenizer.
+    """
+
+    component: str
+    states: str
+    pad_token: str = END
 
 
 class TextRecipe(NamedTuple):
     """How a family reads prompts.
 
     Attributes:
-      encoders: (component, field of `CLIPTextOutput`) of each encoder, whose states are joined along their channels.
+      encoders: whose states are joined along their channels.
       pooled: the component whose pooled, projected output conditions the network too; None where none does.
     """
 
-    encoders: tuple[tuple[str, str], ...]
+    encoders: tuple[TextPart, ...]
     pooled: str | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
         """The encoders' names."""
-        return tuple(component for component, _ in self.encoders)
+        return tuple(part.component for part in self.encoders)
 
 
 class Text(NamedTuple):
@@ -97,7 +111,7 @@ def encode(recipe: TextRecipe, configs: Mapping[str, Any], tree: Mapping[str, An
         component: CLIPTextEncoder(configs[component]).apply({"params": tree[component]}, batch[tokens_name(component)])
         for component in recipe.components
     }
-    states = [getattr(outputs[component], field) for component, field in recipe.encoders]
+    states = [getattr(outputs[part.component], part.states) for part in recipe.encoders]
     joined = states[0] if len(states) == 1 else jnp.concatenate(states, -1)
     return Text(joined, outputs[recipe.pooled].pooled if recipe.pooled else None)
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from i2v_jax.encoders import image_tokens
-from i2v_jax.encoders.text import TextRecipe
+from i2v_jax.encoders.text import TextPart, TextRecipe
 from i2v_jax.models.unet import UNetConfig
 
 
@@ -43,12 +43,15 @@ class Family(NamedTuple):
 SD15 = Family(
     name="sd15",
     title="Stable Diffusion 1.5",
-    text=TextRecipe((("text_encoder", "last_hidden"),)),
+    text=TextRecipe((TextPart("text_encoder", "last_hidden"),)),
 )
 SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL",
-    text=TextRecipe((("text_encoder", "penultimate"), ("text_encoder_2", "penultimate")), pooled="text_encoder_2"),
+    text=TextRecipe(
+        (TextPart("text_encoder", "penultimate"), TextPart("text_encoder_2", "penultimate", pad_token="!")),
+        pooled="text_encoder_2",
+    ),
     has_sizes=True,
     zeros_for_empty_prompt=True,
     float32_vae=True,

@@ -29,20 +29,25 @@ class Model:
       parameters: component -> its parameters, nested.
       tokenizers: text encoder -> its tokenizer, in the family's order.
       schedule: the noise schedule that the UNet was trained with.
+      zeros_for_empty_prompt: whether text conditions without a prompt are zeros; None: as in the family.
     """
 
     configs: Mapping[str, Any]
     parameters: Mapping[str, Any]
     tokenizers: Mapping[str, ClipTokenizer]
     schedule: NoiseSchedule = ANIMATEDIFF_SD15
+    zeros_for_empty_prompt: bool | None = None
 
     def __post_init__(self):
         check_fit(self.family, self.configs)
 
     @property
     def family(self) -> Family:
-        """What the model's family does."""
-        return family_of(self.configs["unet"])
+        """What the model's family does, and this model otherwise."""
+        family = family_of(self.configs["unet"])
+        if self.zeros_for_empty_prompt is None:
+            return family
+        return family._replace(zeros_for_empty_prompt=self.zeros_for_empty_prompt)
 
     @property
     def wants_image_tokens(self) -> bool:
@@ -96,10 +101,11 @@ class Model:
         load.check_prediction_type(weights.of("unet"), schedule.prediction_type)
         arithmetic = Arithmetic(jnp.dtype(dtype), **choose(mesh.devices.flat[0], dtype, attention, convolution))
         assembled = assemble(weights, arithmetic, **unet_settings)
-        tokenizers = load_tokenizers(weights, family_of(assembled["unet"].config))
+        family = family_of(assembled["unet"].config)
+        tokenizers, zeros = load_tokenizers(weights, family), weights.zeros_for_empty_prompt(family)
         loaded = {component: part.load(placer(mesh)) for component, part in assembled.items()}
         configs, parameters = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
-        return cls(configs, parameters, tokenizers, schedule)
+        return cls(configs, parameters, tokenizers, schedule, zeros)
 
 
 def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer]:
@@ -108,7 +114,7 @@ def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer
     Raises:
       InputError: one is not to be had.
     """
-    return {component: weights.tokenizer_of(component) for component in family.text.components}
+    return {part.component: weights.tokenizer_of(part) for part in family.text.encoders}
 
 
 def assemble(
@@ -150,6 +156,12 @@ def assemble(
     load.check_trained(weights.trained, found)
     check_fit(family, {component: part.config for component, part in found.items()})
     return found
+
+
+def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, load.Assembled]:
+    """As `assemble`, of a training's config on a device."""
+    arithmetic = Arithmetic.of_config(config, device)
+    return assemble(Weights.of_config(config.weights), arithmetic, adapters=config.branches)
 
 
 def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> load.Assembled:

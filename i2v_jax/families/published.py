@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.arithmetic import Arithmetic
@@ -33,6 +35,12 @@ PUBLISHED = {
 }
 HALF_PRECISION_VAES = ("madebyollin/sdxl-vae-fp16-fix",)
 """SDXL's autoencoders that need no float32."""
+
+
+def networks_of_config(config: ConfigDict, device: jax.Device, **changes: Any) -> dict[str, Any]:
+    """As `networks`, of a training's config on a device; `changes` are of the arithmetic."""
+    arithmetic = Arithmetic.of_config(config, device)._replace(**changes)
+    return networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
 
 
 def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """Where a model's weights are: `config.weights` of every command, and what is opened for it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from i2v_jax.encoders.text import tokenizer_name
+from i2v_jax.encoders.text import TextPart, tokenizer_name
 from i2v_jax.errors import InputError
+from i2v_jax.families.family import Family
+from i2v_jax.hub import fetch, local
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.weights.storage.open import check_reader, open_tensors
+from i2v_jax.weights.storage.files import read_json
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, check_reader, open_tensors
 
 OF_BASE = ("unet", "vae", "text_encoder", "tokenizer")
 """What the base gives, in every family, unless something is named in its place."""
@@ -25,6 +28,9 @@ FOLDERS = (
     ("image_encoder", "image_encoder"),
 )
 """What is named, and the folder that is read of it when it is the folder of a pipeline."""
+
+
+INDEX = "model_index.json"  # of a diffusers pipeline's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +83,50 @@ class Weights:
         """The source of a network that the base has unless another is named."""
         return getattr(self, component) or self.base
 
-    def opened(self) -> list[tuple[str | Path, str]]:
-        """Whatever is read: sources, and the folder to read in each that is the folder of a pipeline."""
-        named = [(getattr(self, part) or (self.base if part in OF_BASE else ""), folder) for part, folder in FOLDERS]
+    def opened(self, of_base: Sequence[str] = OF_BASE) -> list[tuple[str | Path, str]]:
+        """Whatever is read: sources, and the folder to read in each that is the folder of a pipeline.
+
+        Args:
+          of_base: networks that the base gives unless others are named, which depend on its family.
+        """
+        named = [(getattr(self, part) or (self.base if part in of_base else ""), folder) for part, folder in FOLDERS]
         if not self.image_adapter:  # then nothing looks at the picture's tokens
             named = [(source, folder) for source, folder in named if folder != "image_encoder"]
         named += [(source, "") for source in self.trained]
         return [(source, folder) for source, folder in named if source]
 
-    def files(self) -> list[Path]:
-        """The files of all that is read."""
-        return sorted({file for source, folder in self.opened() for file in open_tensors(source, folder).files()})
+    def files(self, of_base: Sequence[str] = OF_BASE) -> list[Path]:
+        """The files of all that is read; `of_base` as of `opened`."""
+        opened = [open_tensors(source, folder) for source, folder in self.opened(of_base)]
+        return sorted({file for tensors in opened for file in tensors.files()})
 
-    def tokenizer_of(self, text_encoder: str) -> ClipTokenizer:
-        """Reads a text encoder's tokenizer.
+    def tokenizer_of(self, part: TextPart) -> ClipTokenizer:
+        """Reads a text encoder's tokenizer; for a model in one file, which has none beside it, CLIP's own.
 
         Raises:
           InputError: there is none.
         """
-        name = tokenizer_name(text_encoder)
-        source = getattr(self, name)
-        return ClipTokenizer.from_pretrained(source or self.base, "" if source else name)
+        name = tokenizer_name(part.component)
+        if source := getattr(self, name):
+            return ClipTokenizer.from_pretrained(source)
+        if is_one_file(self.base):
+            return ClipTokenizer.bundled(part.pad_token)
+        return ClipTokenizer.from_pretrained(self.base, name)
+
+    def zeros_for_empty_prompt(self, family: Family) -> bool:
+        """Whether text conditions without a prompt are zeros: what the base's `model_index.json` says, or the family.
+
+        Raises:
+          InputError: the file is no JSON object.
+        """
+        if not family.zeros_for_empty_prompt or is_one_file(self.base):
+            return family.zeros_for_empty_prompt
+        folder = local(self.base) or fetch(self.base, [INDEX])
+        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+        return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def is_one_file(source: str | Path) -> bool:
+    """Whether a source is a file, rather than the folder of a model, here or on the hub."""
+    path = local(source)
+    return path.is_file() if path else Path(source).suffix in WEIGHT_SUFFIXES

@@ -33,11 +33,9 @@ from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.samplers import State as SamplerState
 from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.family import family_of
 from i2v_jax.families.model import Model
-from i2v_jax.families.published import networks
-from i2v_jax.families.weights import Weights
+from i2v_jax.families.published import networks_of_config
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.planning import hlo
 from i2v_jax.sampling import preview
@@ -191,7 +189,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
             f"batch={config.batch} does not divide into accumulate={config.accumulate} parts over {mesh.size} devices: "
             f"wanted a multiple of {least}, such as --config.batch={least}."
         )
-    configs = networks_of(config, Arithmetic.of_config(config, devices[0]))
+    configs = networks_of_config(config, devices[0])
     made = setup.make(config, configs, placement.empty_conditions(configs, stored))
     needed = ["unet"] if stored else list(configs)
     weights = placement.abstract_weights({component: configs[component] for component in needed})
@@ -208,16 +206,10 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     return Program("training step", config.batch, mesh, function, (state, frozen, batch, key), kinds)
 
 
-def networks_of(config: ConfigDict, arithmetic: Arithmetic) -> dict[str, Any]:
-    """Returns {component: config} of the networks that a training's config names, weights unread."""
-    return networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
-
-
 def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
     """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
     mesh = make_mesh(config.mesh, devices)
-    arithmetic = Arithmetic.of_config(config, devices[0])._replace(remat="none")
-    configs = networks_of(config, arithmetic)
+    configs = networks_of_config(config, devices[0], remat="none")
     parameters = placement.abstract_frozen(config, placement.abstract_weights({"unet": configs["unet"]})["unet"], mesh)
     model = Model(configs, {"unet": tree.unflatten(parameters)}, {}, NoiseSchedule(**config.noise_schedule))
     settings = preview.settings_of(config)
@@ -228,7 +220,7 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     videos, (first, *rest) = mesh.size, latents_shape(config, configs)
-    conditions = abstract_conditions(configs, videos * (2 if settings.guided else 1), arithmetic.dtype, array)
+    conditions = abstract_conditions(configs, videos * (2 if settings.guided else 1), array)
     noisy = array((videos, first, *rest), sharding=video_sharding(mesh))
     state = SamplerState(noisy, noisy, array((), jnp.int32, whole))
     scalar = array((), sharding=whole)
@@ -245,10 +237,10 @@ def latents_shape(config: ConfigDict, configs: dict[str, Any]) -> tuple[int, int
     return data.frames, data.height // vae.downscale, data.width // vae.downscale, vae.latent_channels
 
 
-def abstract_conditions(configs: dict[str, Any], rows: int, dtype: Any, array: Callable) -> Conditions:
+def abstract_conditions(configs: dict[str, Any], rows: int, array: Callable) -> Conditions:
     """Returns the shapes of what a number of videos are conditioned on; `array` makes one of shape and dtype."""
     unet = configs["unet"]
-    family = family_of(unet)
+    family, dtype = family_of(unet), unet.dtype
     positions = configs[family.text.components[0]].max_positions
     conditions = Conditions(array((rows, 1, positions, unet.cross_attention_dim), dtype))
     if unet.cross_attention_branches:

@@ -167,12 +167,14 @@ class Loss:
       empty: what stands for dropped conditions, by the names that a batch has them under, without its batch axis: the
         empty prompt's ids or states, and a zero picture's `image_tokens` for batches that hold tokens, of which only
         joint dropout has need. A family that has zeros for the empty prompt needs none of text.
+      zeros_for_empty_prompt: whether zeros stand for a dropped prompt's states; None: as in the family.
     """
 
     configs: Mapping[str, Any]
     schedule: NoiseSchedule
     objective: Objective
     empty: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    zeros_for_empty_prompt: bool | None = None
 
     def latents_shape(self, batch: Batch) -> tuple[int, ...]:
         """Shape [b f h w c] of a batch's latents."""
@@ -208,7 +210,8 @@ class Loss:
         """Returns what a batch's clips are conditioned on, some of it dropped."""
         family = family_of(self.configs["unet"])
         drop = draws.drop | draws.drop_both
-        empty = None if family.zeros_for_empty_prompt else self.empty
+        zeros = self.zeros_for_empty_prompt
+        empty = None if (family.zeros_for_empty_prompt if zeros is None else zeros) else self.empty
         text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
         sizes = batch["sizes"] if family.has_sizes else None
         return Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)

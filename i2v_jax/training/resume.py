@@ -16,14 +16,15 @@ SILENT = (
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a line for each key that changes what a run comes to: which, from which value to which.
 
-    Keys that a run of an earlier version had not are passed over: their defaults do what it did.
+    Keys that a run of an earlier version had not, and that switch nothing on, are passed over.
 
     Args:
       before, now: configs, as JSON holds them.
     """
     before, now = flatten(before), flatten(now)
-    changed = [key for key in before if before[key] != now.get(key) and not _is_silent(key)]
-    return [f"{key.replace('/', '.')} {before[key]} -> {now.get(key)}" for key in changed]
+    changed = [key for key in dict.fromkeys((*now, *before)) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if (key in before or now[key]) and not _is_silent(key)]
+    return [f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in changed]
 
 
 def _is_silent(key: str) -> bool:

@@ -34,13 +34,15 @@ def check_size(config: ConfigDict, autoencoder: vae.VAEConfig) -> None:
             raise InputError(f"data.{name}={side}: wanted a multiple of {autoencoder.downscale}, such as {near}.")
 
 
-def make(config: ConfigDict, configs: Mapping[str, Any], empty: Mapping[str, Array]) -> Setup:
+def make(
+    config: ConfigDict, configs: Mapping[str, Any], empty: Mapping[str, Array], zeros: bool | None = None
+) -> Setup:
     """Returns loss, optimizer and step.
 
     Args:
       config: of the run.
       configs: component -> its network's config.
-      empty: what stands for dropped conditions, see `objective.Loss`.
+      empty, zeros: what stands for dropped conditions, see `objective.Loss`.
 
     Raises:
       InputError: a setting out of range.
@@ -50,7 +52,8 @@ def make(config: ConfigDict, configs: Mapping[str, Any], empty: Mapping[str, Arr
     if config.loss == "reconstruction":
         loss = ReconstructionLoss(configs["vae"], Reconstruction(**config.reconstruction))
     else:
-        loss = Loss(configs, NoiseSchedule(**config.noise_schedule), Objective(**config.objective), empty)
+        schedule, objective = NoiseSchedule(**config.noise_schedule), Objective(**config.objective)
+        loss = Loss(configs, schedule, objective, empty, zeros)
     optimizer = Optimizer(**config.optimizer).make(config.steps)
     step = make_step(loss, optimizer, accumulate=config.accumulate, average_decay=config.average_decay)
     return Setup(loss, optimizer, step)

@@ -30,9 +30,8 @@ from i2v_jax.devices.mesh import make_mesh, placer, put_batch, use_mesh
 from i2v_jax.encoders import image_tokens, text
 from i2v_jax.encoders.latents import video_moments
 from i2v_jax.errors import InputError
-from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.family import family_of
-from i2v_jax.families.model import assemble, load_tokenizers
+from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
 from i2v_jax.weights.load import Assembled
@@ -155,7 +154,7 @@ def main() -> None:
 
     # Encoders.
     weights = Weights.of_config(config.weights)
-    assembled = assemble(weights, Arithmetic.of_config(config, mesh.devices.flat[0]), adapters=config.branches)
+    assembled = assemble_config(config, mesh.devices.flat[0])
     configs = {name: part.config for name, part in assembled.items()}
     family, with_image_tokens = family_of(configs["unet"]), "image_proj" in configs
     of_encoders = {name: assembled[name] for name in family.components(with_image_tokens) if name != "unet"}
