@@ -4,8 +4,11 @@ Only names and settings tell them from the models they were distilled from; both
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+from i2v_jax.families.weights import Weights
 
 
 class FewSteps(NamedTuple):
@@ -81,6 +84,19 @@ def sampler_warning(
                 return _advice(sort, f"{source}: by its name this is a {sort.title}", sampler_name, spacing)
     found = _by_settings(unet_settings, scheduler_settings)
     return found and _advice(found[0], found[1], sampler_name, spacing)
+
+
+def warn(weights: Weights, sampler_name: str, spacing: str) -> None:
+    """Warns where a model that was distilled to a few steps is not sampled so.
+
+    Args:
+      weights: of the run.
+      sampler_name, spacing: as of `sampler_warning`.
+    """
+    settings = (weights.settings(file) for file in ("unet/config.json", "scheduler/scheduler_config.json"))
+    message = sampler_warning(map(str, weights.slots().values()), *settings, sampler_name, spacing)
+    if message:
+        warnings.warn(message, stacklevel=2)
 
 
 def telling_name(source: str) -> str:

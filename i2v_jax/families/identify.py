@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.unet import UNetConfig
-from i2v_jax.weights import load
+from i2v_jax.weights import assemble
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.lora import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import recognise
+from i2v_jax.weights.unet_parts import FOLDERS
 
 Shapes = Mapping[str, tuple[int, ...]]
 Widths = tuple[int, ...]
@@ -306,20 +307,20 @@ def open_part(slot: str, source: str | Path) -> Part:
     if slot == "lora":
         found = load_lora(source)
     else:
-        found = recognise(open_tensors(source, load.FOLDERS.get(slot, "unet")))
+        found = recognise(open_tensors(source, FOLDERS.get(slot, "unet")))
     if "unet" not in found:
         raise InputError(f"{source} holds no {TITLES[slot]}.")
     return Part(str(source), {path: entry.shape for path, entry in found["unet"].parameters.entries.items()})
 
 
-ASSEMBLE: dict[str, Callable[[Any], load.Assembled]] = {
-    "unet": load.assemble_unet,
-    "vae": load.assemble_vae,
-    "text_encoder": load.assemble_text_encoder,
-    "text_encoder_2": functools.partial(load.assemble_text_encoder, folder="text_encoder_2"),
-    "image_encoder": load.assemble_image_encoder,
-    "image_adapter": load.assemble_image_projection,
-    "controlnet": load.assemble_controlnet,
+ASSEMBLE: dict[str, Callable[[Any], assemble.Assembled]] = {
+    "unet": assemble.assemble_unet,
+    "vae": assemble.assemble_vae,
+    "text_encoder": assemble.assemble_text_encoder,
+    "text_encoder_2": functools.partial(assemble.assemble_text_encoder, folder="text_encoder_2"),
+    "image_encoder": assemble.assemble_image_encoder,
+    "image_adapter": assemble.assemble_image_projection,
+    "controlnet": assemble.assemble_controlnet,
 }
 
 
