@@ -26,7 +26,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import jobs, record
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
-from i2v_jax.weights import assemble as load
+from i2v_jax.weights.assemble import check_prediction_type
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate" / "default.py"
 SUFFIXES = (".md", ".json", ".png", ".mp4", ".gif")
@@ -51,7 +51,7 @@ def main() -> None:
     estimate = flow.estimator(config.flow)
     weights = Weights.of_config(config.weights)
     weights.check()
-    load.check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
+    check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
     mesh = make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 

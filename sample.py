@@ -16,6 +16,7 @@ from i2v_jax import commands, media
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
+from i2v_jax.families import few_steps
 from i2v_jax.families.arithmetic import choose_dtype
 from i2v_jax.families.family import SD15
 from i2v_jax.families.model import Model
@@ -23,7 +24,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import jobs, record
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
-from i2v_jax.weights import assemble as load
+from i2v_jax.weights.assemble import check_prediction_type
 
 DEFAULT = Path(__file__).parent / "configs" / "sample" / "sd15.py"
 SUFFIXES = (".mp4", ".gif", ".png", ".json")
@@ -48,7 +49,8 @@ def main() -> None:
         raise InputError(f"batch_per_device={config.batch_per_device}: wanted 1 or more.")
     weights = Weights.of_config(config.weights)
     weights.check()
-    load.check_prediction_type(weights.of("unet"), schedule.prediction_type)
+    check_prediction_type(weights.of("unet"), schedule.prediction_type)
+    few_steps.warn(weights, config.sampler, config.sampler_options.spacing)
     mesh = make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
     prompts = [prompt for job in todo for prompt in (job.prompt, job.negative_prompt)]

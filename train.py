@@ -40,7 +40,7 @@ from i2v_jax.training.preemption import EXIT_CODE, Preemption
 from i2v_jax.training.resume import changes
 from i2v_jax.training.step import State
 from i2v_jax.tree import count, unflatten
-from i2v_jax.weights import assemble as load
+from i2v_jax.weights.assemble import check_prediction_type
 from i2v_jax.weights.save import save_own
 
 DEFAULT = Path(__file__).parent / "configs" / "train" / "sd15_stage1.py"
@@ -75,7 +75,7 @@ def main() -> None:
     # Networks, and what of them is trained.
     weights = Weights.of_config(config.weights)
     if config.loss == "denoising":
-        load.check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
+        check_prediction_type(weights.of("unet"), config.noise_schedule.prediction_type)
     assembled = assemble_config(config, mesh.devices.flat[0])
     configs = {name: part.config for name, part in assembled.items()}
     family = family_of(configs["unet"])

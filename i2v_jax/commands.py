@@ -1,6 +1,7 @@
 """How the commands begin and end: strict `ml_collections` config files and flags; a message and exit code 2 on bad
 input or where memory does not suffice, 130 on Ctrl-C."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import runpy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from i2v_jax.errors import InputError, nearest
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout, from which config files import `configs`
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple like '(1, 2)'"}
 
 OUT_OF_MEMORY = """\
@@ -128,15 +130,18 @@ def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: s
 def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDict:
     """Reads a config file: a Python file with `get_config() -> ConfigDict`, or a JSON with the config under "config".
 
+    A Python file can import others of this checkout, such as `configs.train.sd15_stage1`, from any working directory.
+
     Args:
         source: path of the file; of a Python file also "path:argument", for `get_config(argument)`.
-        known: a config with every key there is: the file must have the same ones, of the same types.
+        known: a config with every key there is: the file has no others, and they are of the same types. What the file
+            lacks, such as a key that is newer than the file, is as in `known`.
 
     Returns:
         The config, locked.
 
     Raises:
-        InputError: no such file, a file that fails (with its line), is no config, or has unknown or missing keys.
+        InputError: no such file, a file that fails (with its line), is no config, or has unknown keys.
     """
     name, arguments = os.path.expanduser(source), []
     if not Path(name).is_file() and ":" in name:
@@ -148,6 +153,7 @@ def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDi
     config = _from_json(name) if path.suffix == ".json" else _from_python(name, arguments)
     if known is not None:
         _check(config, known, name)
+        _match_types(config, known, name)
     return config.lock()
 
 
@@ -160,8 +166,9 @@ def _from_json(name: str) -> ConfigDict:
 
 def _from_python(name: str, arguments: list[str]) -> ConfigDict:
     try:
-        content = runpy.run_path(name)
-        config = content["get_config"](*arguments) if "get_config" in content else None
+        with _on_import_path(ROOT):
+            content = runpy.run_path(name)
+            config = content["get_config"](*arguments) if "get_config" in content else None
     except InputError:
         raise
     except Exception as error:  # whatever the file's own code raises
@@ -173,15 +180,41 @@ def _from_python(name: str, arguments: list[str]) -> ConfigDict:
     return config
 
 
+@contextlib.contextmanager
+def _on_import_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
 def _check(config: ConfigDict, known: ConfigDict, name: str) -> None:
-    """Raises unless `config` has the keys and types of `known`; makes int float and list tuple where that is known."""
-    leaves, wanted = _leaves(config), _leaves(known)
-    for key in leaves:
+    """Raises for keys that `known` has not; gives `config` its values of those that `config` lacks."""
+    wanted = _leaves(known)
+    for key in _leaves(config):
         if key not in wanted:
             raise InputError(f"Unknown key {key!r} in {name!r}.{_nearest_key(key, wanted)}")
-    if missing := [key for key in wanted if key not in leaves]:
-        raise InputError(f"{name!r} lacks {', '.join(map(repr, missing[:5]))}. Start from the default config file.")
-    for key, value in leaves.items():
+    _fill(config, known, name)
+
+
+def _fill(config: ConfigDict, known: ConfigDict, name: str, prefix: str = "") -> None:
+    with config.unlocked():
+        for key, value in known.items():
+            is_group = isinstance(value, ConfigDict)
+            if key not in config:
+                config[key] = value.copy_and_resolve_references() if is_group else value
+            elif is_group:
+                _fill(config[key], value, name, f"{prefix}{key}.")
+            elif isinstance(config[key], ConfigDict):
+                raise InputError(
+                    f"{prefix}{key} in {name!r} is a group of keys, {_wanted(_kind(known, key))} is wanted."
+                )
+
+
+def _match_types(config: ConfigDict, known: ConfigDict, name: str) -> None:
+    """Raises unless values are of the types of `known`; makes int float and list tuple where that is known."""
+    for key, value in _leaves(config).items():
         parent, leaf = _parent(config, key)
         kind = _kind(known, key)
         if value is None and _kind(config, key) is not kind:

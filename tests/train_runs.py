@@ -38,7 +38,7 @@ def write_stored(folder, count) -> Path:
     return Path(folder)
 
 
-def train(source, folder, **changes) -> list[str]:
+def train(source, folder, config="tests/configs/train.py", **changes) -> list[str]:
     """The command of a run: arguments of Python. Keys of `changes` have __ for dots."""
     settings = dict(
         data__source=source,
@@ -51,7 +51,7 @@ def train(source, folder, **changes) -> list[str]:
         folder=folder,
     )
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in (settings | changes).items()]
-    return ["train.py", "--config=tests/configs/train.py", *flags]
+    return ["train.py", f"--config={config}", *flags]
 
 
 def trained(folder) -> dict[str, np.ndarray]:

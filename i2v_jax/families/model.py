@@ -10,14 +10,25 @@ from ml_collections import ConfigDict
 
 from i2v_jax.devices.mesh import make_mesh, placer
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.errors import InputError
 from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.checks import check_fit
 from i2v_jax.families.family import Family, family_of
+from i2v_jax.families.identify import Part, check_family, explain
 from i2v_jax.families.weights import Weights
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.weights import assemble as load
+from i2v_jax.weights.assemble import (
+    Assembled,
+    assemble_image_encoder,
+    assemble_image_projection,
+    assemble_text_encoder,
+    assemble_unet,
+    check_prediction_type,
+    check_trained,
+)
+from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +109,7 @@ class Model:
           InputError: something cannot be loaded, or does not belong together; says what.
         """
         mesh = mesh or make_mesh({"data": -1})
-        load.check_prediction_type(weights.of("unet"), schedule.prediction_type)
+        check_prediction_type(weights.of("unet"), schedule.prediction_type)
         arithmetic = Arithmetic(jnp.dtype(dtype), **choose(mesh.devices.flat[0], dtype, attention, convolution))
         assembled = assemble(weights, arithmetic, **unet_settings)
         family = family_of(assembled["unet"].config)
@@ -119,7 +130,7 @@ def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer
 
 def assemble(
     weights: Weights, arithmetic: Arithmetic, *, adapters: Sequence[str] = (), **unet_settings: Any
-) -> dict[str, load.Assembled]:
+) -> dict[str, Assembled]:
     """Returns {component: assembled} of a model, found and checked but unread.
 
     Args:
@@ -132,12 +143,24 @@ def assemble(
       InputError: weights that are not there or do not fit; says which.
     """
     import_modules(weights.adapter_modules)
+    try:
+        found = _assembled(weights, arithmetic, adapters, unet_settings)
+    except InputError:
+        explain(weights.slots())  # files of another family first show as tensors of wrong names and shapes
+        raise
+    configs = {component: part.config for component, part in found.items()}
+    check_family(parts_named(weights, configs))
+    check_fit(family_of(configs["unet"]), configs)
+    return found
+
+
+def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assembled]:
     common = dict(dtype=arithmetic.dtype, trained=weights.trained)
     options = arithmetic.kernels | common | dict(remat=arithmetic.remat)
     if adapters:
         options |= dict(self_attention_branches=at_site(adapters, "attn1"))
     found = dict(
-        unet=load.assemble_unet(
+        unet=assemble_unet(
             weights.of("unet"),
             motion=weights.motion,
             adapters=dict(first_frame=weights.adapter, image_tokens=weights.image_adapter),
@@ -147,27 +170,37 @@ def assemble(
     family = family_of(found["unet"].config)
     found["vae"] = assemble_vae(weights, family, arithmetic)
     for component in family.text.components:
-        found[component] = load.assemble_text_encoder(weights.of(component), folder=component, **common)
+        found[component] = assemble_text_encoder(weights.of(component), folder=component, **common)
     if weights.image_adapter:
         if weights.image_encoder:
-            found["image_encoder"] = load.assemble_image_encoder(weights.image_encoder, **common)
-        found["image_proj"] = load.assemble_image_projection(weights.image_adapter, **common)
-    load.check_trained(weights.trained, found)
-    check_fit(family, {component: part.config for component, part in found.items()})
+            found["image_encoder"] = assemble_image_encoder(weights.image_encoder, **common)
+        found["image_proj"] = assemble_image_projection(weights.image_adapter, **common)
+    check_trained(weights.trained, found)
     return found
 
 
-def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, load.Assembled]:
+def parts_named(weights: Weights, configs: Mapping[str, Any]) -> dict[str, Part]:
+    """Returns the base, and what is named beside it, with their configs, for `identify.check_family`."""
+    components = {slot: "image_proj" if slot == "image_adapter" else slot for slot in weights.slots()}
+    sources = weights.slots()
+    return {
+        slot: Part(str(sources[slot]), configs[component])
+        for slot, component in components.items()
+        if component in configs
+    }
+
+
+def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembled]:
     """As `assemble`, of a training's config on a device."""
     arithmetic = Arithmetic.of_config(config, device)
     return assemble(Weights.of_config(config.weights), arithmetic, adapters=config.branches)
 
 
-def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> load.Assembled:
+def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> Assembled:
     """The autoencoder, in float32 where its family's wants that and its own config does not say that it need not."""
     source, options = weights.of("vae"), arithmetic.kernels | dict(trained=weights.trained)
-    found = load.assemble_vae(source, dtype=arithmetic.dtype, **options)
+    found = assemble_any_vae(source, dtype=arithmetic.dtype, **options)
     needs = family.float32_vae and (found.settings or {}).get("force_upcast", True)
     if not needs or arithmetic.dtype == jnp.float32:
         return found
-    return load.assemble_vae(source, dtype=jnp.float32, **options)
+    return assemble_any_vae(source, dtype=jnp.float32, **options)

@@ -83,6 +83,11 @@ class Weights:
         """The source of a network that the base has unless another is named."""
         return getattr(self, component) or self.base
 
+    def slots(self) -> dict[str, str | Path]:
+        """Returns the base's UNet, and what is named beside it, by slot."""
+        names = ("motion", "adapter", "image_adapter", "image_encoder", "vae", "text_encoder", "text_encoder_2")
+        return {"unet": self.of("unet")} | {name: source for name in names if (source := getattr(self, name))}
+
     def opened(self, of_base: Sequence[str] = OF_BASE) -> list[tuple[str | Path, str]]:
         """Whatever is read: sources, and the folder to read in each that is the folder of a pipeline.
 
@@ -94,6 +99,15 @@ class Weights:
             named = [(source, folder) for source, folder in named if folder != "image_encoder"]
         named += [(source, "") for source in self.trained]
         return [(source, folder) for source, folder in named if source]
+
+    def settings(self, file: str) -> dict[str, Any]:
+        """Returns a JSON file of the base's folder on this machine, such as `unet/config.json`; {} where there is none.
+
+        Raises:
+          InputError: the file is no JSON object.
+        """
+        folder = local(self.base)
+        return read_json(folder / file) if folder and (folder / file).is_file() else {}
 
     def files(self, of_base: Sequence[str] = OF_BASE) -> list[Path]:
         """The files of all that is read; `of_base` as of `opened`."""
