@@ -49,10 +49,10 @@ def opened(arguments: argparse.Namespace) -> Checkpoint:
     return dataclasses.replace(
         checkpoint,
         components={
-            name: dataclasses.replace(it, parameters=prepared(it.parameters, it.names))
-            for name, it in checkpoint.components.items()
+            name: dataclasses.replace(component, parameters=prepared(component.parameters, component.names))
+            for name, component in checkpoint.components.items()
         },
-        lora={name: prepared(it, checkpoint.components[name].names) for name, it in checkpoint.lora.items()},
+        lora={name: prepared(tensors, checkpoint.components[name].names) for name, tensors in checkpoint.lora.items()},
     )
 
 
@@ -84,11 +84,17 @@ def selected(checkpoint: Checkpoint, patterns: list[str]) -> Checkpoint:
         )
 
     components = {
-        name: dataclasses.replace(it, parameters=kept(name, it.parameters), buffers=kept(name, it.buffers))
-        for name, it in checkpoint.components.items()
+        name: dataclasses.replace(
+            component, parameters=kept(name, component.parameters), buffers=kept(name, component.buffers)
+        )
+        for name, component in checkpoint.components.items()
     }
-    lora = {name: chosen for name, it in checkpoint.lora.items() if (chosen := kept(name, it))}
-    components = {name: it for name, it in components.items() if it.parameters or it.buffers or name in lora}
+    lora = {name: chosen for name, tensors in checkpoint.lora.items() if (chosen := kept(name, tensors))}
+    components = {
+        name: component
+        for name, component in components.items()
+        if component.parameters or component.buffers or name in lora
+    }
     return dataclasses.replace(checkpoint, components=components, lora=lora)
 
 
@@ -108,7 +114,9 @@ def output(arguments: argparse.Namespace) -> Iterator[Path]:
         raise InputError(f"Cannot write {arguments.output}: there is no folder {path.parent}. Make it first.")
     if _is_folder(path):
         _check_replaceable(path, arguments.sources)
-    unfinished, before = (path.with_name(f".{path.name}.{os.getpid()}.{it}{path.suffix}") for it in ("part", "before"))
+    unfinished, before = (
+        path.with_name(f".{path.name}.{os.getpid()}.{kind}{path.suffix}") for kind in ("part", "before")
+    )
     try:
         yield unfinished
         if os.path.lexists(path) and (_is_folder(path) or unfinished.is_dir()):

@@ -77,7 +77,10 @@ def difference(one: Entry, other: Entry) -> tuple[float, float]:
 def _named(first: str, second: str) -> tuple[Mapping[str, Entry], Mapping[str, Entry]]:
     opened = [[pair for pair in open_files(source)] for source in (first, second)]
     try:
-        found = [[(c, it) for t, folder in files for c, it in recognise_in(t, folder).items()] for files in opened]
+        found = [
+            [(c, imported) for t, folder in files for c, imported in recognise_in(t, folder).items()]
+            for files in opened
+        ]
         formats = [{component: imported.table.name for component, imported in files} for files in found]
     except InputError:  # files of no known format can still be compared by their own names
         formats, found = [{}, {}], []

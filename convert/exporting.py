@@ -190,7 +190,7 @@ def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
 
 def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
     came_in = checkpoint.formats.get(component, [])
-    known = {it.name: it for it in TABLES[component]}
+    known = {table.name: table for table in TABLES[component]}
     if to is None:
         if len(came_in) == 1 and came_in[0] in known:
             return known[came_in[0]]

@@ -23,7 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
         from i2v_jax.weights.save import save_own_orbax as save
     with output(arguments) as path:
         checkpoint = opened(arguments)
-        configs = {name: it.config for name, it in checkpoint.components.items() if it.config is not None}
+        configs = {
+            name: component.config for name, component in checkpoint.components.items() if component.config is not None
+        }
         with writing(path, checkpoint) as update:
             save(path, checkpoint.tensors(), configs, checkpoint.metadata(), update)
     print(f"{arguments.output}:\n{summary(checkpoint)}")

@@ -56,7 +56,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
     shared = [name for name in source.components if name in converted.components and name in NETWORKS]
     for component in tqdm(shared, desc="running", unit="component", leave=False):
         ours, theirs = converted.components[component], source.components[component]
-        held, wanted = ({part_of(component, path) for path in it.parameters} for it in (ours, theirs))
+        held, wanted = ({part_of(component, path) for path in side.parameters} for side in (ours, theirs))
         parts = (held & wanted) - {f"{component}: LoRA", *_without_counterpart(component)}
         if component not in parts:
             notes.append(f"{component}: only parts of it are there, which do not run without the base")
@@ -68,7 +68,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
         except InputError as error:
             notes.append(f"{component}: not run. {error}")
             continue
-        notes += _config_notes(component, *(_runnable(it.config, component, parts) for it in (theirs, ours)))
+        notes += _config_notes(component, *(_runnable(side.config, component, parts) for side in (theirs, ours)))
         bar = _bar(ours, theirs)
         rows += [(component, what, f"{error:.1e}", f"{bar:.0e}", _verdict(error, bar), by) for what, error in errors]
         if f"{component}: motion modules" in parts:
@@ -82,7 +82,7 @@ def compare_outputs(files: list[tuple[Tensors, str]], source: Checkpoint, conver
 
 def _without_counterpart(component: str) -> set[str]:
     """Parts of adapters that diffusers has no place for."""
-    return {adapter_part(component, name) for name, it in ADAPTERS.items() if "diffusers" not in it.spellings}
+    return {adapter_part(component, name) for name, adapter in ADAPTERS.items() if "diffusers" not in adapter.spellings}
 
 
 def _config_notes(component: str, theirs: Any, ours: Any) -> list[str]:
@@ -119,7 +119,9 @@ def _errors(component: str, ours: Assembled, theirs: Assembled, pieces: list, pa
     given = network.inputs(_runnable(theirs.config, component, parts), np.random.default_rng(0))
     model, by = torch_model(component, _runnable(theirs.config, component, parts), theirs, pieces, parts)
     with torch.no_grad():
-        wanted = {name: [np.asarray(it) for it in arrays] for name, arrays in network.theirs(model, given).items()}
+        wanted = {
+            name: [np.asarray(array) for array in arrays] for name, arrays in network.theirs(model, given).items()
+        }
     del model
     gc.collect()
     config = _runnable(ours.config, component, parts)
@@ -209,7 +211,7 @@ def _our_unet(c: UNetConfig, variables: dict, given: dict[str, np.ndarray]) -> O
 
 def _our_controlnet(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
     down, middle = jax.jit(module_of(c).apply)(variables, **_our_call(given))
-    return {"residuals": [_pictures(np.asarray(it)) for it in (*down, middle)]}
+    return {"residuals": [_pictures(np.asarray(residual)) for residual in (*down, middle)]}
 
 
 def _pictures(video: np.ndarray) -> np.ndarray:
@@ -259,7 +261,7 @@ def _vae_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _our_vae(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    encode, decode = (jax.jit(functools.partial(module_of(c).apply, method=it)) for it in ("encode", "decode"))
+    encode, decode = (jax.jit(functools.partial(module_of(c).apply, method=method)) for method in ("encode", "decode"))
     moments = np.concatenate(encode(variables, given["pictures"]), -1)
     pictures = np.asarray(decode(variables, given["latents"]))
     return {"latents": [np.moveaxis(moments, -1, 1)], "pictures": [np.moveaxis(pictures, -1, 1)]}

@@ -86,7 +86,7 @@ def _settings(config: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
     written = config.to_diffusers()
     if any(beside.get(key) != written[key] for key in ("_class_name", "model_type") if key in written):
         return written
-    projection = {key: it for key, it in written.items() if key in ("projection_dim", "architectures")}
+    projection = {key: value for key, value in written.items() if key in ("projection_dim", "architectures")}
     return {**beside, **projection}
 
 
@@ -203,7 +203,7 @@ def _converted(
 
 
 def _prefix(raw: State, name: str) -> str:
-    return next((it.removesuffix(name) for it in raw if it.endswith(name)), "")
+    return next((key.removesuffix(name) for key in raw if key.endswith(name)), "")
 
 
 def _exported(component: str, config: Any, assembled: Assembled, parts: set[str]) -> State:
@@ -220,7 +220,7 @@ def _exported(component: str, config: Any, assembled: Assembled, parts: set[str]
         "image_encoder": clip.CLIP_VISION,
         "image_proj": ip_adapter.IMAGE_PROJECTION,
     }[component]
-    held = {path: it for path, it in assembled.parameters.entries.items() if part_of(component, path) in parts}
+    held = {path: entry for path, entry in assembled.parameters.entries.items() if part_of(component, path) in parts}
     exported = export_tensors(assembled.parameters.holding(held), table, assembled.buffers.holding({}))
     return {name: _tensor(entry) for name, entry in exported.entries.items()}
 

@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         from convert.running import compare_outputs  # PyTorch and diffusers are imported only for this
 
         files = (
-            [] if arguments.lora else [it for name in arguments.sources for it in open_files(name, arguments.variant)]
+            []
+            if arguments.lora
+            else [file for name in arguments.sources for file in open_files(name, arguments.variant)]
         )
         ran = compare_outputs(files, source, converted)
     if not same or ran is False:

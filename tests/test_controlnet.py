@@ -207,7 +207,7 @@ def test_wrong_input_is_refused():
     with pytest.raises(InputError, match=r"pictures of shape \(32, 64, 3\).*latents of 8x8; wanted \(64, 64, 3\)"):
         jax.eval_shape(
             functools.partial(ControlNet(TINY_CONTROLNET).init, jax.random.key(0)),
-            **given,
+            **with_conditions(given),
             picture=jnp.zeros((1, 1, 32, 64, 3)),
         )
     with pytest.raises(InputError, match="controlnet_conditioning_channel_order='bgr' is not supported; wanted 'rgb'"):

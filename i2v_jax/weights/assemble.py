@@ -139,7 +139,7 @@ def assemble_unet(
             providers["motion"] = imported
     settings = config or whole.parameters.config or {}
     layout = motion_layout(providers.get("motion", whole), settings, motion_config or {})
-    names = [it.name for it in _known_adapters(pool)]
+    names = [known.name for known in _known_adapters(pool)]
     derived = dict(
         motion=layout,
         pooled_norms=pools_frames(layout, settings),
@@ -213,7 +213,9 @@ def _known_adapters(pool: Pool) -> tuple[Adapter, ...]:
     try:
         return adapters_in(pool)
     except InputError as error:
-        sources = dict.fromkeys(it.parameters.source for path, (_, it) in pool.items() if part_of_path(path) != "base")
+        sources = dict.fromkeys(
+            imported.parameters.source for path, (_, imported) in pool.items() if part_of_path(path) != "base"
+        )
         raise InputError(f"{' + '.join(sources)}: {error}") from error
 
 
@@ -386,7 +388,7 @@ def _put_trained(pool: Pool, trained: Sequence[Source], component: str) -> list[
     found = []
     for source in trained:
         components = recognise(open_tensors(source))
-        if not all(isinstance(it.table, OwnTable) for it in components.values()):
+        if not all(isinstance(imported.table, OwnTable) for imported in components.values()):
             raise InputError(f"{source} is no file that train.py wrote. Name other files by what they are of a model.")
         if imported := components.get(component):
             pool |= {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
@@ -407,7 +409,7 @@ def _import(source: Source, component: str, more_tables: Iterable[Table] = (), f
     found = recognise(tensors, {component: more_tables})
     imported = found.get(folder) or found.get(component)
     if imported is None:
-        held = ", ".join(f"{name} ({it.table.name})" for name, it in found.items())
+        held = ", ".join(f"{name} ({imported.table.name})" for name, imported in found.items())
         raise InputError(f"{tensors.source} holds no {component}. It holds: {held}.")
     return imported
 

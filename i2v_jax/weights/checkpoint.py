@@ -58,7 +58,7 @@ class Checkpoint:
 
     def metadata(self) -> dict[str, str]:
         """Returns what our own files say of where the weights come from, so that an export can be like the source."""
-        settings = {name: dict(it.settings) for name, it in self.components.items() if it.settings}
+        settings = {name: dict(component.settings) for name, component in self.components.items() if component.settings}
         return {
             "source": self.source,
             "formats": json.dumps(self.formats),
@@ -181,7 +181,7 @@ def _json(tensors: Tensors, key: str, kind: type) -> dict[str, Any]:
         value = json.loads(tensors.metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON ({error}).") from error
-    if not isinstance(value, dict) or not all(isinstance(it, kind) for it in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(entry, kind) for entry in value.values()):
         raise InputError(f"{tensors.source}: {key!r} in its metadata is no JSON object of {kind.__name__}s.")
     return value
 

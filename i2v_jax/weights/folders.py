@@ -116,7 +116,9 @@ def write_model_index(folder: str | Path, source: str | Path | None = None) -> N
     parts |= {name: before[name] for name in REST if name in parts and name in before}
     has_motion = "motion_adapter" in parts or parts.get("unet", ["", ""])[1] == "UNetMotionModel"
     kind = tuple(
-        it for it in ("controlnet", "motion", "text_encoder_2") if it in parts or (it == "motion" and has_motion)
+        part
+        for part in ("controlnet", "motion", "text_encoder_2")
+        if part in parts or (part == "motion" and has_motion)
     )
     if "unet" not in parts or kind not in PIPELINES:
         raise InputError(f"diffusers has no pipeline of {', '.join(parts) or 'nothing'}. Write its parts one by one.")

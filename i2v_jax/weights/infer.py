@@ -75,7 +75,7 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
             if block := re.match(r"attention/blocks_(\d+)/", place["part"]):
                 blocks[level if place["side"] == "down" else last - level][int(block[1])] = path
     if blocks or not is_part:
-        down_attention, up_attention = (tuple(i in attends[it] for i in range(last + 1)) for it in ("down", "up"))
+        down_attention, up_attention = (tuple(i in attends[side] for i in range(last + 1)) for side in ("down", "up"))
         depth = tuple(_count(blocks[i]) if i in blocks else 1 for i in range(last + 1))
     else:
         down_attention, up_attention, depth = like.down_attention, like.up_attention, like.transformer_depth
@@ -240,7 +240,7 @@ def _published(widths: tuple[int | None, ...]) -> UNetConfig:
     """SD1.5 or SDXL, if it has these widths."""
     for config in (SD15, SDXL):
         theirs = config.block_out_channels
-        if len(theirs) == len(widths) and all(width in (None, it) for width, it in zip(widths, theirs)):
+        if len(theirs) == len(widths) and all(width in (None, published) for width, published in zip(widths, theirs)):
             return config
     return _plain(widths)
 

@@ -49,9 +49,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if isinstance(hint, types.UnionType):
-        return any(_fits(value, it) for it in typing.get_args(hint))
+        return any(_fits(value, choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(it, typing.get_args(hint)[0]) for it in value)
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if hint is int:
         return type(value) is int and 0 <= value <= MAX_SIZE
     if hint is float:

@@ -85,8 +85,12 @@ def _peft_settings(component: str, tensors: Tensors) -> dict[str, Any]:
         texts = [tensors.metadata[PEFT_METADATA]] if PEFT_METADATA in tensors.metadata else []
         texts += [path.read_text() for path in beside if path.is_file()]
         settings = json.loads(texts[0]) if texts else {}
-        own = {key.removeprefix(f"{component}."): it for key, it in settings.items() if key.startswith(f"{component}.")}
-        return own or {key: it for key, it in settings.items() if "." not in key}
+        own = {
+            key.removeprefix(f"{component}."): value
+            for key, value in settings.items()
+            if key.startswith(f"{component}.")
+        }
+        return own or {key: value for key, value in settings.items() if "." not in key}
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{tensors.source}: its PEFT settings cannot be read ({error}).") from error
 
@@ -228,7 +232,7 @@ def export_lora(components: Mapping[str, Tensors], tables: Mapping[str, Table]) 
     entries, settings = {}, {}
     for component, lora in components.items():
         table = tables[component].of_tree({path: entry.shape for path, entry in lora.entries.items()})
-        without = {path: it for path, it in lora.entries.items() if not path.endswith("/lora/alpha")}
+        without = {path: entry for path, entry in lora.entries.items() if not path.endswith("/lora/alpha")}
         has_place = all(table.to_theirs(path) for path in lora.entries.keys() - without.keys())
         kept = lora if has_place else lora.holding(without)
         entries |= export_tensors(kept, table, lora.holding({})).entries
@@ -244,7 +248,8 @@ def _settings(component: str, lora: Tensors) -> dict[str, Any]:
     layers = {_module(component, layer): leaves for layer, leaves in _layers(lora).items()}
     ranks = {module: leaves["down"].shape[-1] for module, leaves in layers.items()}
     alphas = {
-        module: float(it["alpha"].read().item()) if "alpha" in it else ranks[module] for module, it in layers.items()
+        module: float(leaves["alpha"].read().item()) if "alpha" in leaves else ranks[module]
+        for module, leaves in layers.items()
     }
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {

@@ -163,7 +163,8 @@ class Table:
         matches = self.to_ours(name)
         ours = [match.ours_shape(shape) for match in matches]
         return bool(ours) and all(
-            it is not None and match.theirs_shape(it) == tuple(shape) for match, it in zip(matches, ours)
+            shape_here is not None and match.theirs_shape(shape_here) == tuple(shape)
+            for match, shape_here in zip(matches, ours)
         )
 
 

@@ -65,7 +65,7 @@ def own_metadata(configs: Mapping[str, Any], metadata: Mapping[str, str]) -> dic
     """Returns the header of one of our own files: its format and version, and the components' configs."""
     header = {**metadata, "format": OWN_FORMAT, "version": OWN_VERSION}
     if configs:
-        header["configs"] = json.dumps({name: json.loads(config_to_json(it)) for name, it in configs.items()})
+        header["configs"] = json.dumps({name: json.loads(config_to_json(config)) for name, config in configs.items()})
     return header
 
 

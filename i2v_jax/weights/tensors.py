@@ -152,7 +152,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     width = TILE_COLUMNS
     height = max(1, TILE // (width * (array.size // (array.shape[rows] * array.shape[columns]))))
     # as integers: types that are not NumPy's own, such as bfloat16, it copies one element at a time
-    source, target = (np.moveaxis(it.view(f"u{it.itemsize}"), (rows, columns), (0, 1)) for it in (array, copy))
+    source, target = (np.moveaxis(one.view(f"u{one.itemsize}"), (rows, columns), (0, 1)) for one in (array, copy))
     for row, column in itertools.product(range(0, array.shape[rows], height), range(0, array.shape[columns], width)):
         tile = np.s_[row : row + height, column : column + width]
         target[tile] = source[tile]

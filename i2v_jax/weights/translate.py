@@ -88,7 +88,7 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
             raise InputError(f"{tensors.source} is of no format known here. It holds {_some(tensors)}.")
         component, table = known[by_name.index(max(by_name))]
         return {component: import_tensors(tensors, table)}
-    found = {name: dataclasses.replace(it, beside=tuple(found)) for name, it in found.items()}
+    found = {name: dataclasses.replace(imported, beside=tuple(found)) for name, imported in found.items()}
     first = next(iter(found))
     found[first] = dataclasses.replace(found[first], unknown=sorted(left))
     return found

@@ -40,10 +40,13 @@ def adapter_rows(spelling: str = "") -> list[Row]:
     Args:
         spelling: one of `Adapter.spellings`, of those that have it; "": as published.
     """
-    named = [(it, it.spellings.get(spelling, ()) if spelling else it.published) for it in ADAPTERS.values()]
+    named = [
+        (adapter, adapter.spellings.get(spelling, ()) if spelling else adapter.published)
+        for adapter in ADAPTERS.values()
+    ]
     return [
-        Row(f"{it.site}.{theirs}", f"{it.site}/{it.name}/{ours}", DENSE)
-        for it, layers in named
+        Row(f"{adapter.site}.{theirs}", f"{adapter.site}/{adapter.name}/{ours}", DENSE)
+        for adapter, layers in named
         for theirs, ours in layers
     ]
 

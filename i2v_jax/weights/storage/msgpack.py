@@ -217,14 +217,14 @@ def _joined(path: Path, place: Place, values: Mapping[Place, Any]) -> Entry:
     def listed(part: str) -> list[Any]:
         """What flax writes of a list: a map of its indices."""
         found = (values.get((*place, part, str(i))) for i in itertools.count())
-        return list(itertools.takewhile(lambda it: it is not None, found))
+        return list(itertools.takewhile(lambda value: value is not None, found))
 
     shape, chunks, name = tuple(listed("shape")), listed("chunks"), ".".join(place)
     sound = all(isinstance(n, int) for n in shape) and all(
-        isinstance(it, Entry) and len(it.shape) == 1 for it in chunks
+        isinstance(chunk, Entry) and len(chunk.shape) == 1 for chunk in chunks
     )
-    if not sound or not chunks or math.prod(shape) != sum(it.shape[0] for it in chunks):
-        described = [getattr(it, "shape", it) for it in chunks][:4]
+    if not sound or not chunks or math.prod(shape) != sum(chunk.shape[0] for chunk in chunks):
+        described = [getattr(chunk, "shape", chunk) for chunk in chunks][:4]
         raise InputError(f"{path} is damaged: {name!r} is declared {shape} in chunks of {described}. Fetch it again.")
     dtype = chunks[0].dtype
     if any(chunk.dtype != dtype for chunk in chunks):

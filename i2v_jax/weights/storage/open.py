@@ -180,7 +180,7 @@ def _hub_suffix(source: str | Path) -> str:
 
 def _without_prefix(tensors: Tensors) -> Tensors:
     without = {prefix: [name for name in tensors if not name.startswith(prefix)] for prefix in PREFIXES}
-    prefix = min(PREFIXES, key=lambda it: len(without[it]))
+    prefix = min(PREFIXES, key=lambda prefix: len(without[prefix]))
     if len(without[prefix]) > len(tensors) / 2 or not tensors:
         return tensors
     if strange := without[prefix]:

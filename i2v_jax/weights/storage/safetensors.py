@@ -57,10 +57,10 @@ def open_safetensors(path: Path) -> Tensors:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, each of whose keys stands in it once."""
     value = {}
-    for key, it in pairs:
+    for key, field in pairs:
         if key in value:
             raise ValueError(f"{key!r} stands in it twice")
-        value[key] = it
+        value[key] = field
     return value
 
 
