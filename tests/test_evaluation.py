@@ -17,7 +17,6 @@ from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics, report
 from i2v_jax.models.clip import CLIPVisionConfig
-from i2v_jax.sampling.pipeline import Component
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, randomise
 
@@ -229,7 +228,7 @@ def test_clip_temp_is_that_of_transformers(cls, measured):
     settings = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
     model = randomise(cls(transformers.CLIPVisionConfig(**settings, image_size=30, patch_size=10)))
     config = CLIPVisionConfig.from_diffusers(model.config.to_diff_dict() | dict(architectures=[cls.__name__]))
-    embed = metrics.clip_embedding(Component(config, our_parameters("image_encoder", model.state_dict())))
+    embed = metrics.clip_embedding(config, our_parameters("image_encoder", model.state_dict()))
     video, picture = sliding(5, 3), sliding(0, 0)[0][:, ::-1]
 
     sizes = dict(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
