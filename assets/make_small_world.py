@@ -281,7 +281,7 @@ def put(files: Sequence[str], to: Path) -> None:
         image_encoder=models.image_encoder,
         image_proj=models.image_projection,
     )
-    weights = {name: flatten(it.parameters) for name, it in components.items()}
+    weights = {name: flatten(component.parameters) for name, component in components.items()}
     save(to, weights, tokenizer, np.float16, models.vae.config.scaling_factor)
 
 
@@ -306,7 +306,7 @@ def begin() -> None:
         components, tokenizer = initial_model()
         save(left.parent, components, tokenizer, np.float32, 1.0)
         save_tensors(
-            left, Tensors.of({f"{name}/{path}": it for name in components for path, it in components[name].items()})
+            left, Tensors.of({f"{name}/{path}": x for name in components for path, x in components[name].items()})
         )
 
 

@@ -31,8 +31,8 @@ def clip_embedding(encoder: Component) -> Callable[[UInt8[np.ndarray, "n h w 3"]
 
     @jax.jit
     def embed(parameters, pixels):
-        seen = model.apply({"params": parameters}, pixels)
-        return jnp.float32(seen.penultimate.mean(1) if seen.image_embeds is None else seen.image_embeds)
+        features = model.apply({"params": parameters}, pixels)
+        return jnp.float32(features.penultimate.mean(1) if features.image_embeds is None else features.image_embeds)
 
     def embed_pictures(pictures):
         pixels = np.stack([clip_pixels(picture, encoder.config.image_size) for picture in pictures])
@@ -72,8 +72,8 @@ def warping_error(video: Video, flows: Flows, visible: Bool[np.ndarray, "f-1 h w
     Squared differences of RGB values of 0 to 1, summed over the channels; mean over the pixels that the next frame
     shows too, but for the edges of motion; mean over pairs of neighbouring frames; in thousandths. This is
     EvalCrafter's definition but for the thousandths (the unit of the paper's values, 7 to 25, is not given) and the
-    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear, and tells what can be trusted in
-    pixels of what is left; here it is told as at 512 pixels, see `flow.visible`.
+    size: EvalCrafter first halves the frames, which clips of 64 pixels do not bear, and decides what can be trusted in
+    pixels of what is left; here that is decided as at 512 pixels, see `flow.visible`.
 
     Args:
       flows: from each frame to the next, pixels.
@@ -82,7 +82,8 @@ def warping_error(video: Video, flows: Flows, visible: Bool[np.ndarray, "f-1 h w
     frames = np.float32(video) / 255
     squares = [((warp(b, flow) - a) ** 2).sum(-1) for a, b, flow in zip(frames[:-1], frames[1:], flows)]
     trusted = visible & ~edges(flows)
-    return float(1000 * np.mean([square[seen].mean() if seen.any() else 0 for square, seen in zip(squares, trusted)]))
+    means = [square[mask].mean() if mask.any() else 0 for square, mask in zip(squares, trusted)]
+    return float(1000 * np.mean(means))
 
 
 def psnr(video: Video, reference: Video) -> float:

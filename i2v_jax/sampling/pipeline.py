@@ -444,7 +444,7 @@ class Pipeline:
         sampler = samplers.make(sampler_name, self.models.schedule, steps, **dict(sampler_options))
 
         spread, whole = video_sharding(self.mesh), replicated(self.mesh)
-        state_sharding = samplers.State(
+        state_sharding = samplers.SamplerState(
             latents=spread, x0=spread, steps_taken=whole
         )  # the same before and after a step
 
