@@ -156,8 +156,8 @@ def measure(
     rows, motions = [], {"by flow": [], "by rendering": []}
     for video, (ahead, visible), clip in zip(videos, seen, clips):
         picture = clip.video[0]
-        motions["by flow"].append(by_flow := direction.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
-        motions["by rendering"].append(by_rendering := direction.told_and_rendered(video, clip.scene))
+        motions["by flow"].append(by_flow := direction.motions_by_flow(ahead, clip.masks[:, 0], clip.motions))
+        motions["by rendering"].append(by_rendering := direction.motions_by_rendering(video, clip.scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
             warping_error=metrics.warping_error(video, ahead, visible),
