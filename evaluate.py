@@ -19,7 +19,7 @@ from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.evaluation import direction, flow, metrics, report
+from i2v_jax.evaluation import direction, flow, metrics, report, sets
 from i2v_jax.families.arithmetic import choose_dtype
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
@@ -56,10 +56,8 @@ def main() -> None:
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
     numbers = range(config.first_clip, config.first_clip + config.clips)
-    scenes = [small_world.draw(number, config.split) for number in numbers]
-    if config.opposite:
-        scenes = [scene.opposite() for scene in scenes]
-    clips = [small_world.render_clip(scene, config.frames, config.height) for scene in scenes]
+    examples = sets.small_world(config.split, numbers, config.frames, config.height, opposite=config.opposite)
+    clips = [example.truth for example in examples]
     model = Model.of_config(config, mesh)
     for _, settings in runs:
         settings.check(model)
@@ -67,35 +65,47 @@ def main() -> None:
     if "image_encoder" in model.configs:
         embed = metrics.clip_embedding(model.configs["image_encoder"], model.parameters["image_encoder"])
     pipeline = Pipeline(model, mesh)
-    size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
+    seeds = [(config.seed + number) % 2**32 for number in numbers]
 
     results, columns = [], []
     for labels, settings in runs:
-        videos = []
-        for first in tqdm(range(0, len(clips), size), desc=" ".join(map(str, labels.values())), unit="batch"):
-            batch = slice(first, first + size)
-            videos += list(
-                pipeline(
-                    [clip.video[0] for clip in clips[batch]],
-                    [clip.caption for clip in clips[batch]],
-                    [(config.seed + number) % 2**32 for number in numbers[batch]],
-                    [config.negative_prompt] * len(clips[batch]),
-                    settings,
-                )
-            )
-        if config.match_colours:
-            videos = [media.match_colours(video) for video in videos]
-        seen = [flow.estimated(video, estimate) for video in videos]
-        results.append(report.Run(labels, *measure(videos, seen, clips, embed)))
+        videos = animate(pipeline, examples, seeds, settings, config, " ".join(map(str, labels.values())))
+        flows = [flow.estimated(video, estimate) for video in videos]
+        results.append(report.Run(labels, *measure(videos, flows, clips, embed)))
         columns.append(videos)
     references, videos = [], [clip.video for clip in clips]
-    for name, seen in {
+    for name, flows in {
         "true clips": [flow.estimated(video, estimate) for video in videos],
         "true clips, true flow": [(clip.flow, clip.visible) for clip in clips],
     }.items():
         labels = dict.fromkeys(runs[0][0], "") | {next(iter(runs[0][0])): name}
-        references.append(report.Run(labels, *measure(videos, seen, clips, embed)))
+        references.append(report.Run(labels, *measure(videos, flows, clips, embed)))
     write(config, results, references, columns, clips)
+
+
+def animate(
+    pipeline: Pipeline,
+    examples: Sequence[sets.Example],
+    seeds: Sequence[int],
+    settings: Settings,
+    config: ConfigDict,
+    title: str,
+) -> list[flow.Video]:
+    """The videos of one run, under a bar."""
+    size = config.batch_per_device * pipeline.mesh.shape["data"] * pipeline.mesh.shape["fsdp"]
+    videos = []
+    for first in tqdm(range(0, len(examples), size), desc=title, unit="batch"):
+        batch = examples[first : first + size]
+        videos += list(
+            pipeline(
+                [example.picture for example in batch],
+                [example.prompt for example in batch],
+                seeds[first : first + size],
+                [config.negative_prompt] * len(batch),
+                settings,
+            )
+        )
+    return [media.match_colours(video) for video in videos] if config.match_colours else videos
 
 
 def read_run(text: str, header: str, base: Settings) -> tuple[dict[str, Any], Settings]:
@@ -143,21 +153,21 @@ def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> No
 
 def measure(
     videos: Sequence[flow.Video],
-    seen: Sequence[tuple[flow.Flows, np.ndarray]],
+    flows: Sequence[tuple[flow.Flows, np.ndarray]],
     clips: Sequence[small_world.RenderedClip],
     embed,
 ) -> tuple[Mapping[str, list[float]], Mapping[str, list[report.Named]]]:
     """Measures each video against its clip, and names its motions.
 
     Args:
-      seen: of each video, its flow and what stays visible, see `flow.estimated`.
+      flows: of each video, its flow and what stays visible, see `flow.estimated`.
       embed: see `metrics.clip_embedding`; without, there is no CLIPTemp.
     """
     rows, motions = [], {"by flow": [], "by rendering": []}
-    for video, (ahead, visible), clip in zip(videos, seen, clips):
+    for video, (ahead, visible), clip in zip(videos, flows, clips):
         picture = clip.video[0]
-        motions["by flow"].append(by_flow := direction.told_and_seen(ahead, clip.masks[:, 0], clip.motions))
-        motions["by rendering"].append(by_rendering := direction.told_and_rendered(video, clip.scene))
+        motions["by flow"].append(by_flow := direction.motions_by_flow(ahead, clip.masks[:, 0], clip.motions))
+        motions["by rendering"].append(by_rendering := direction.motions_by_rendering(video, clip.scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
             warping_error=metrics.warping_error(video, ahead, visible),

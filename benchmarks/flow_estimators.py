@@ -2,7 +2,7 @@
 
 Over held-out clips as `evaluate.py` takes them, 200 by default: endpoint error, correlations of FlowScore and
 WarpingError with those by the true flow (95 % intervals by the bootstrap over clips), mean WarpingError, share of
-motions told rightly, and milliseconds a pair of frames on one core, of these clips and of one enlarged to 512x512.
+motions named rightly, and milliseconds a pair of frames on one core, of these clips and of one enlarged to 512x512.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from evaluate import DEFAULT
 from i2v_jax import commands, media
-from i2v_jax.data.small_world.drawing import RenderedClip, make
+from i2v_jax.data.small_world.drawing import RenderedClip
 from i2v_jax.errors import InputError
-from i2v_jax.evaluation import direction, flow, metrics
+from i2v_jax.evaluation import direction, flow, metrics, sets
 
 LARGE = 512  # pixels
 LEAST = 10  # clips, for a correlation with an interval
@@ -31,9 +31,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     config = commands.load_config(DEFAULT)
     numbers = range(config.first_clip, config.first_clip + count)
-    clips = [make(number, config.split, config.frames, config.height) for number in numbers]
-    true = scores(clips, [(it.flow, it.visible) for it in clips])
-    right = np.mean([accuracy(it.flow, it) for it in clips])
+    examples = sets.small_world(config.split, numbers, config.frames, config.height)
+    clips = [example.truth for example in examples]
+    true = scores(clips, [(clip.flow, clip.visible) for clip in clips])
+    right = np.mean([accuracy(clip.flow, clip) for clip in clips])
     size = f"{config.height}x{config.width}"
     print(f"{count} clips ({config.split}, from number {config.first_clip}) of {config.frames} frames of {size}")
     print(
@@ -43,16 +44,16 @@ def main() -> None:
     print(f"| true | 0 | 1 | 1 | {true[1].mean():.3f} | {right:.3f} | | |", flush=True)
     for name, estimate in flow.ESTIMATORS.items():
         start = time.process_time()
-        seen = [flow.estimated(it.video, estimate) for it in tqdm(clips, desc=name, unit="clip")]
-        pair = (time.process_time() - start) / sum(2 * len(it.flow) for it in clips)
+        flows = [flow.estimated(clip.video, estimate) for clip in tqdm(clips, desc=name, unit="clip")]
+        pair = (time.process_time() - start) / sum(2 * len(clip.flow) for clip in clips)
         large = np.stack([media.fit_picture(frame, LARGE, LARGE, "stretch") for frame in clips[0].video[:2]])
         start = time.process_time()
         estimate(large)
         of_large = time.process_time() - start
-        error = np.mean([np.linalg.norm(ahead - it.flow, axis=-1).mean() for (ahead, _), it in zip(seen, clips)])
-        found = scores(clips, seen)
+        errors = [np.linalg.norm(ahead - clip.flow, axis=-1).mean() for (ahead, _), clip in zip(flows, clips)]
+        error, found = np.mean(errors), scores(clips, flows)
         of_flow, of_warping = (correlation(a, b) for a, b in zip(found, true))
-        right = np.mean([accuracy(ahead, it) for (ahead, _), it in zip(seen, clips)])
+        right = np.mean([accuracy(ahead, clip) for (ahead, _), clip in zip(flows, clips)])
         print(
             f"| {name} | {error:.3f} | {of_flow} | {of_warping} | {found[1].mean():.3f} | {right:.3f} "
             f"| {1000 * pair:.0f} | {1000 * of_large:.0f} |",
@@ -60,11 +61,11 @@ def main() -> None:
         )
 
 
-def scores(clips, seen) -> np.ndarray:
+def scores(clips, flows) -> np.ndarray:
     """FlowScore and WarpingError of each clip, [2 clips]."""
     of_clips = [
-        (metrics.flow_score(ahead), metrics.warping_error(it.video, ahead, visible))
-        for it, (ahead, visible) in zip(clips, seen)
+        (metrics.flow_score(ahead), metrics.warping_error(clip.video, ahead, visible))
+        for clip, (ahead, visible) in zip(clips, flows)
     ]
     return np.transpose(of_clips)
 
@@ -77,7 +78,7 @@ def correlation(one: np.ndarray, other: np.ndarray, resamples: int = 10_000) -> 
 
 
 def accuracy(flows: flow.Flows, clip: RenderedClip) -> float:
-    return direction.direction_accuracy(direction.told_and_seen(flows, clip.masks[:, 0], clip.motions))
+    return direction.direction_accuracy(direction.motions_by_flow(flows, clip.masks[:, 0], clip.motions))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def make_videos(folder: Path, count: int, frames: int) -> None:
 
 
 def decode_alone(path: str, start: int, stop: int) -> int:
-    """Decodes frames up to number `stop`, from the key frame before `start`; returns how many were seen."""
+    """Decodes frames up to number `stop`, from the key frame before `start`; returns how many were decoded."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1

@@ -163,7 +163,7 @@ def main() -> None:
     print(f"loss on the same draws: {before:.4f} before, {after:.4f} after: {after / before:.2f}   (wanted 0.5)")
     print("samples from the clips, mean squared:")
     nearer = True
-    for start, far, near in zip(STARTS, *([distances(it, made) for it in videos] for videos in (first, last))):
+    for start, far, near in zip(STARTS, *([distances(video, made) for video in videos] for videos in (first, last))):
         count = f"{(near < far).sum()} of {far.size} nearer"
         print(f"  from {start}: {far.mean():.4f} before, {near.mean():.4f} after; {count}")
         nearer &= near.mean() < far.mean()

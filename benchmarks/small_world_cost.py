@@ -40,8 +40,8 @@ def report(runs: Path, measured: bool) -> None:
     print("| stage | parameters trained | steps | minutes |\n|---|---:|---:|---:|")
     for stage in STAGES:
         folder = runs / stage
-        with safe_open(folder / "trained.safetensors", "np") as held:
-            sizes = {path: math.prod(held.get_slice(path).get_shape()) for path in held.keys()}
+        with safe_open(folder / "trained.safetensors", "np") as file:
+            sizes = {path: math.prod(file.get_slice(path).get_shape()) for path in file.keys()}
         unet |= {path: size for path, size in sizes.items() if path.startswith("unet/")}
         seconds = train_runs.curves(folder)["training/step_seconds"]
         if measured:

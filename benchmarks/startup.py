@@ -21,13 +21,13 @@ def seconds_to_first_step(cache: str, output: str) -> float:
     command += [f"--config.compilation_cache={cache}", *sys.argv[1:]]
     begin = time.perf_counter()
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    seen, first = b"", None
+    errors, first = b"", None
     while piece := run.stderr.read1():
-        seen += piece
-        if first is None and re.search(rb" 1/\d+ ", seen):
+        errors += piece
+        if first is None and re.search(rb" 1/\d+ ", errors):
             first = time.perf_counter() - begin
     if run.wait() or first is None:
-        sys.exit(f"sample.py failed:\n{seen.decode()}")
+        sys.exit(f"sample.py failed:\n{errors.decode()}")
     return first
 
 

@@ -40,7 +40,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             try:
                 main()
             finally:
-                sys.stdout.flush()  # here, where it can be told that nobody reads it any more
+                sys.stdout.flush()  # here, where it shows that nobody reads it any more
     except InputError as error:
         _fail(str(error), 2)
     except BrokenPipeError:  # what read the output, such as `head`, has enough

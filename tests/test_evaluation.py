@@ -15,9 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from i2v_jax import media
 from i2v_jax.data import small_world
 from i2v_jax.errors import InputError
-from i2v_jax.evaluation import direction, flow, metrics, report
+from i2v_jax.evaluation import direction, flow, metrics, report, sets
 from i2v_jax.models.clip import CLIPVisionConfig
-from i2v_jax.sampling.pipeline import Component
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, randomise
 
@@ -229,7 +228,7 @@ def test_clip_temp_is_that_of_transformers(cls, measured):
     settings = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
     model = randomise(cls(transformers.CLIPVisionConfig(**settings, image_size=30, patch_size=10)))
     config = CLIPVisionConfig.from_diffusers(model.config.to_diff_dict() | dict(architectures=[cls.__name__]))
-    embed = metrics.clip_embedding(Component(config, our_parameters("image_encoder", model.state_dict())))
+    embed = metrics.clip_embedding(config, our_parameters("image_encoder", model.state_dict()))
     video, picture = sliding(5, 3), sliding(0, 0)[0][:, ::-1]
 
     sizes = dict(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
@@ -250,7 +249,7 @@ def test_clip_temp_is_that_of_transformers(cls, measured):
 
 def accuracy(flows, clip, frame: int = 0) -> float:
     """With objects where they are in a frame."""
-    return direction.direction_accuracy(direction.told_and_seen(flows, clip.masks[:, frame], clip.motions))
+    return direction.direction_accuracy(direction.motions_by_flow(flows, clip.masks[:, frame], clip.motions))
 
 
 def test_the_true_flow_tells_every_motion(world):
@@ -276,18 +275,31 @@ def test_a_video_played_backwards_shows_none_of_its_motions(world):
         assert accuracy(back, clip, -1) == 0, clip.caption
 
 
+def test_opposite_examples_have_the_same_pictures_and_the_other_motions():
+    asked = dict(split="held_out", numbers=range(4, 9), frames=3, side=32)
+    pairs = list(zip(sets.small_world(**asked), sets.small_world(**asked, opposite=True)))
+    assert len(pairs) == 5
+    for number, (one, other) in zip(asked["numbers"], pairs):
+        clip = small_world.make(number, "held_out", 3, 32)
+        assert (one.picture == clip.video[0]).all() and (other.picture == one.picture).all()
+        assert one.prompt == clip.caption == one.truth.caption and (one.truth.flow == clip.flow).all()
+        assert other.truth.scene == clip.scene.opposite() and other.prompt == other.truth.caption != one.prompt
+    with pytest.raises(InputError, match="no split 'test'"):
+        sets.small_world("test", [0], 3, 32)
+
+
 def test_renderings_tell_what_happened():
     """Of true clips, whose motions go less or more far than those rendered; of blurred ones; of others."""
     for index in range(18):
         clip = small_world.make(index, "held_out", 5, 32)
         scene = clip.scene
-        assert direction.direction_accuracy(direction.told_and_rendered(clip.video, scene)) == 1, clip.caption
+        assert direction.direction_accuracy(direction.motions_by_rendering(clip.video, scene)) == 1, clip.caption
         if not any(it.effect.clockwise for it in clip.motions):  # a turn is lost in blur; in more of it, a ring fades
             blurred = ndimage.gaussian_filter(clip.video, (0, 2.5, 2.5, 0))
-            assert direction.direction_accuracy(direction.told_and_rendered(blurred, scene)) == 1, clip.caption
+            assert direction.direction_accuracy(direction.motions_by_rendering(blurred, scene)) == 1, clip.caption
         for name, other in list(scene.alternatives(0).items())[::3]:  # the last stands still
             happened = small_world.render(other, np.linspace(0, 1, 5), 32)
-            assert direction.told_and_rendered(happened, scene)[0] == (clip.motions[0].name, name)
+            assert direction.motions_by_rendering(happened, scene)[0] == (clip.motions[0].name, name)
 
 
 def test_movements_are_measured_in_sides_of_the_picture():
@@ -297,8 +309,8 @@ def test_movements_are_measured_in_sides_of_the_picture():
     own, camera = direction.movements(flows, disc[None])
     np.testing.assert_allclose(np.array(camera) * SIZE, (-2, 0, 0, 0), atol=1e-5)
     np.testing.assert_allclose(np.array(own[:2]) * SIZE, (1, -0.4), atol=0.1)
-    assert direction.name(camera, small_world.CAMERA_MOTIONS) == "pans right"
-    assert direction.name(direction.Movement(0, 0, 0, 0), small_world.MOTIONS) == direction.STILL
+    assert direction.nearest_motion(camera, small_world.CAMERA_MOTIONS) == "pans right"
+    assert direction.nearest_motion(direction.Movement(0, 0, 0, 0), small_world.MOTIONS) == direction.STILL
 
 
 # Reports.

@@ -13,7 +13,7 @@ from diffusers.models.modeling_flax_pytorch_utils import convert_pytorch_state_d
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, TINY_VAE, AutoencoderKL, VAEConfig, sample_posterior
-from i2v_jax.training.objective import Reconstruction, ReconstructionLoss
+from i2v_jax.training.reconstruction import Reconstruction, ReconstructionLoss
 from i2v_jax.tree import flatten
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, our_shapes, randomise

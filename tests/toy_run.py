@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i2v_jax.devices.mesh import make_mesh, parameter_sharding, placer, put_batch
+from i2v_jax.devices.processes import join
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.objective import Loss, Objective, denoising_loss
 from i2v_jax.training.optimizer import Optimizer
+from i2v_jax.training.placement import jit_step
 from i2v_jax.training.preemption import EXIT_CODE, Preemption
-from i2v_jax.training.setup import jit_step
 from i2v_jax.training.step import init_state, make_step
 
 BATCH, FRAMES, SIZE, CHANNELS, WIDTH = 8, 2, 2, 4, 1 << 14
@@ -38,7 +40,7 @@ class Toy(Loss):
 def start(mesh, base=0.0):
     """Returns trained and frozen weights, optimizer and state; `base` is the frozen weights' value."""
     rng = np.random.default_rng(0)
-    make = mesh.place(mesh)
+    make = placer(mesh)
     trained = {
         "unet": {
             "up": make("", rng.normal(size=(CHANNELS, WIDTH)).astype(np.float32) / 2),
@@ -48,7 +50,7 @@ def start(mesh, base=0.0):
     frozen = {"unet/bias": make("", np.full(CHANNELS, base, np.float32))}
     optimizer = Optimizer(learning_rate=1e-2).make(1000)
     state = jax.jit(lambda tree: init_state(tree, optimizer, averaging=True))(trained)
-    state = jax.tree.map(lambda x: jax.device_put(x, mesh.parameter_sharding(mesh, x.shape)), state)
+    state = jax.tree.map(lambda x: jax.device_put(x, parameter_sharding(mesh, x.shape)), state)
     return frozen, optimizer, state
 
 
@@ -57,15 +59,15 @@ def batch_of(taken, mesh):
     latents = np.random.default_rng(taken).normal(size=(BATCH, FRAMES, SIZE, SIZE, CHANNELS)).astype(np.float32)
     share = BATCH // jax.process_count()
     first = jax.process_index() * share
-    return mesh.put_batch({"latents": latents[first : first + share]}, mesh)
+    return put_batch({"latents": latents[first : first + share]}, mesh)
 
 
 def main(folder, steps, mesh="{}", *distributed):
     if distributed:
         coordinator, processes, process = distributed
-        mesh.start("flags", coordinator, int(processes), int(process))
+        join("flags", coordinator, int(processes), int(process))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    mesh = mesh.make_mesh({"data": -1} | json.loads(mesh))
+    mesh = make_mesh({"data": -1} | json.loads(mesh))
     preemption = Preemption()
     frozen, optimizer, state = start(mesh)
     loss = Toy({}, ANIMATEDIFF_SD15, Objective(), jnp.zeros(1))

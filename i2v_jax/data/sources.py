@@ -82,7 +82,7 @@ class Table:
     """
 
     def __init__(self, path: Path, videos: Path):
-        self.path, self.videos, self.rows, seen = path, videos, [], set()
+        self.path, self.videos, self.rows, known = path, videos, [], set()
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.reader(file, strict=True)
@@ -97,9 +97,9 @@ class Table:
                     row = dict(zip(header, cells))
                     in_folder = f"{row.get('page_dir', '')}/{row.get('videoid')}{VIDEO_SUFFIX}".lstrip("/")
                     file_name = row.get("path", in_folder)
-                    if file_name in seen:
+                    if file_name in known:
                         raise InputError(f"{where}: {file_name!r} is there twice. Leave one row for each video.")
-                    seen.add(file_name)
+                    known.add(file_name)
                     self.rows.append((file_name, row.get("name", row.get("caption")).strip()))
         except UnicodeDecodeError:
             raise InputError(f"{str(path)!r} is not UTF-8 text. Save it as CSV UTF-8.") from None

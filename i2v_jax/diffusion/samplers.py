@@ -18,7 +18,7 @@ from i2v_jax.diffusion.noise_schedule import NoiseSchedule, to_epsilon, to_x0
 from i2v_jax.errors import InputError, nearest
 
 
-class State(NamedTuple):
+class SamplerState(NamedTuple):
     """What a run carries from step to step.
 
     Attributes:
@@ -82,7 +82,7 @@ class Sampler:
 
     Attributes:
         schedule: the network's noise schedule.
-        timesteps: what the network is told at each step, descending, float32 (Euler's `linspace` is not whole).
+        timesteps: the network's at each step, descending, float32 (Euler's `linspace` is not whole).
         alpha, sigma, scale: tables of the line above, float32.
         update: the update rule, called with an `Estimate` and this step's entries of `coefficients` by name.
         coefficients: the update rule's own tables, each of `num_steps` float32 entries.
@@ -119,10 +119,10 @@ class Sampler:
             raise InputError(f"t0 = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
         return int(late_enough[0])
 
-    def init(self, latents: Float[Array, "*shape"]) -> State:
+    def init(self, latents: Float[Array, "*shape"]) -> SamplerState:
         """The state a run starts from, given noisy latents in the sampler's own scaling, as `add_noise` makes them."""
         latents = jnp.asarray(latents, jnp.float32)
-        return State(latents, jnp.zeros_like(latents), jnp.zeros((), jnp.int32))
+        return SamplerState(latents, jnp.zeros_like(latents), jnp.zeros((), jnp.int32))
 
     def scale_input(self, latents: Float[Array, "*shape"], i: Int[Array, ""]) -> Float[Array, "*shape"]:
         """What the network sees at step i: the latents with unit variance, float32."""
@@ -137,11 +137,11 @@ class Sampler:
 
     def step(
         self,
-        state: State,
+        state: SamplerState,
         i: Int[Array, ""],
         prediction: Float[Array, "*shape"],
         noise: Float[Array, "*shape"] | None = None,
-    ) -> State:
+    ) -> SamplerState:
         """One step, from step i's noise level to the next.
 
         Args:
@@ -155,26 +155,26 @@ class Sampler:
         """
         if self.stochastic and noise is None:
             raise ValueError("this sampler is stochastic: each step needs `noise`, Gaussian, of the latents' shape")
-        seen, alpha, sigma = self.scale_input(state.latents, i), _at(self.alpha, i), _at(self.sigma, i)
-        x0 = to_x0(self.schedule.prediction_type, prediction, seen, alpha, sigma)
+        scaled, alpha, sigma = self.scale_input(state.latents, i), _at(self.alpha, i), _at(self.sigma, i)
+        x0 = to_x0(self.schedule.prediction_type, prediction, scaled, alpha, sigma)
         now = Estimate(
             x=state.latents,
             x0=x0,
-            epsilon=to_epsilon(self.schedule.prediction_type, prediction, seen, alpha, sigma),
+            epsilon=to_epsilon(self.schedule.prediction_type, prediction, scaled, alpha, sigma),
             previous_x0=jnp.where(state.steps_taken > 0, state.x0, x0),
             noise=jnp.asarray(noise, jnp.float32) if self.stochastic else 0.0,
         )
         latents = self.update(now, **{name: _at(table, i) for name, table in self.coefficients.items()})
-        return State(latents, x0, state.steps_taken + 1)
+        return SamplerState(latents, x0, state.steps_taken + 1)
 
 
 def sample(
     denoise: Callable[[Float[Array, "*shape"], Float[Array, ""]], Float[Array, "*shape"]],
     sampler: Sampler,
-    state: State,
+    state: SamplerState,
     noise: Callable[[Int[Array, ""]], Float[Array, "*shape"]] | None = None,
     start_index: int = 0,
-) -> State:
+) -> SamplerState:
     """Runs a sampler from `start_index` to its end in one `lax.scan`.
 
     Args:
@@ -212,8 +212,8 @@ class FirstFrameSampler(Sampler):
 
     first_frame: Float[Array, "b 1 h w c"]
 
-    def init(self, latents: Float[Array, "b f h w c"]) -> State:
-        return self._held(super().init(latents))
+    def init(self, latents: Float[Array, "b f h w c"]) -> SamplerState:
+        return self._pinned(super().init(latents))
 
     def scale_input(self, latents: Float[Array, "b f h w c"], i: Int[Array, ""]) -> Float[Array, "b f h w c"]:
         return pin_first_frame(super().scale_input(latents, i), self.first_frame)
@@ -223,10 +223,12 @@ class FirstFrameSampler(Sampler):
     ) -> Float[Array, "b f h w c"]:
         return pin_first_frame(super().add_noise(clean, noise, i), self.first_frame)
 
-    def step(self, state: State, i: Int[Array, ""], prediction: Float[Array, "b f h w c"], noise=None) -> State:
-        return self._held(super().step(state, i, prediction, noise))
+    def step(
+        self, state: SamplerState, i: Int[Array, ""], prediction: Float[Array, "b f h w c"], noise=None
+    ) -> SamplerState:
+        return self._pinned(super().step(state, i, prediction, noise))
 
-    def _held(self, state: State) -> State:
+    def _pinned(self, state: SamplerState) -> SamplerState:
         latents, x0 = (pin_first_frame(x, self.first_frame) for x in (state.latents, state.x0))
         return state._replace(latents=latents, x0=x0)
 
@@ -234,7 +236,7 @@ class FirstFrameSampler(Sampler):
 def hold_first_frame(sampler: Sampler, first_frame: Float[Array, "b 1 h w c"]) -> FirstFrameSampler:
     """The same sampler for video whose first frame stays clean (I2V-Adapter, section 3.1).
 
-    The frame is held in the latents, before the first step and after each, and in what the network sees, where it is
+    The frame is pinned in the latents, before the first step and after each, and in what the network sees, where it is
     never scaled. May be called inside `jit`, with a traced `first_frame`.
 
     Args:
@@ -358,7 +360,7 @@ SAMPLERS = {
     "dpmpp_2m": dpmpp_2m,
     "lcm": lcm,
 }
-# What `make` can be told, and what it takes when it is not told. A sampler gets the options its builder names.
+# What `make` can be given, and what it takes otherwise. A sampler gets the options its builder names.
 OPTIONS = {
     "spacing": "leading",
     "steps_offset": 1,

@@ -1,7 +1,7 @@
-"""Which way things move in a video: the camera, and each object of the first frame.
+"""The direction in which things move in a video: the camera, and each object of the first frame.
 
-It is read from the video's optical flow, or told from renderings of what else could have happened. A flow is fitted by
-a similarity, v(z) = shift + rate z with places z = x + iy; the rate's real part is growth, its imaginary part turns
+The video's optical flow shows it, or a comparison to renderings of what else could have happened. A flow is fitted by
+a similarity, v(z) = shift + rate z with points z = x + iy; the rate's real part is growth, its imaginary part turns
 clockwise. Objects are followed from where they are in the first frame.
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Complex
 
 from i2v_jax.data.small_world.drawing import render
-from i2v_jax.data.small_world.scene import CAMERA, CAMERA_MOTIONS, MOTIONS, STILL, Effect, Motion, Scene
+from i2v_jax.data.small_world.scene import CAMERA, STILL, Effect, Motion, Scene, motions_of
 from i2v_jax.evaluation.flow import Flows, Video
 
 LEAST = 1 / 64  # sides of the picture: what moves less over a whole video stands still
-LEAST_CHANGE = 0.1  # of a rendering's: a video that changes less in its way stands still
+LEAST_CHANGE = 0.1  # of a rendering's: a video that changes less along it stands still
 
 
 class Movement(NamedTuple):
@@ -39,7 +39,7 @@ def movements(flows: Flows, regions: Bool[np.ndarray, "o h w"]) -> list[Movement
 
     Args:
       flows: from each frame to the next, pixels.
-      regions: where each object is seen in the first frame; later ones are in front.
+      regions: where each object is in the first frame; later ones are in front.
 
     Returns:
       For each object, its own movement: what is left without the camera's. Last the background's, which is the
@@ -48,22 +48,22 @@ def movements(flows: Flows, regions: Bool[np.ndarray, "o h w"]) -> list[Movement
     height, width = flows.shape[1:3]
     side = min(height, width)
     y, x = np.mgrid[:height, :width] - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
-    places = x + 1j * y
-    middles = np.array([places[region].mean() if region.any() else 0 for region in regions])
+    points = x + 1j * y
+    middles = np.array([points[region].mean() if region.any() else 0 for region in regions])
     whole = np.ones((height, width), bool)
-    radii = [_radius(places[region]) if region.any() else 0 for region in (*regions, whole)]
+    radii = [_radius(points[region]) if region.any() else 0 for region in (*regions, whole)]
     scale, shift = np.ones(len(regions), complex), np.zeros(len(regions), complex)  # where objects have got to
     moved, turned = np.zeros(len(regions) + 1, complex), np.zeros(len(regions) + 1, complex)
     for flow in flows[..., 0] + 1j * flows[..., 1]:
-        masks = [_carried(region, places, a, b) for region, a, b in zip(regions, scale, shift)]
+        masks = [_carried(region, points, a, b) for region, a, b in zip(regions, scale, shift)]
         free = ~np.any(masks, 0) if masks else whole
-        offset, rate = _fit(places, flow, free)
+        offset, rate = _fit(points, flow, free)
         moved[CAMERA] += offset
         turned[CAMERA] += np.log(1 + rate)
-        camera = offset + rate * places
+        camera = offset + rate * points
         for i, mask in enumerate(masks):
             own = mask & ~np.any(masks[i + 1 :], 0) if masks[i + 1 :] else mask
-            own_offset, own_rate = _fit(places, flow - camera, own)
+            own_offset, own_rate = _fit(points, flow - camera, own)
             middle = scale[i] * middles[i] + shift[i]
             moved[i] += own_offset + own_rate * middle
             turned[i] += np.log(1 + own_rate)
@@ -75,7 +75,7 @@ def movements(flows: Flows, regions: Bool[np.ndarray, "o h w"]) -> list[Movement
     ]
 
 
-def name(movement: Movement, names: Mapping[str, Effect]) -> str:
+def nearest_motion(movement: Movement, names: Mapping[str, Effect]) -> str:
     """Returns which of some motions a movement is most like, or `STILL`.
 
     That is the one whose effect, as a direction in the space of movements, the movement goes along the farthest.
@@ -85,31 +85,33 @@ def name(movement: Movement, names: Mapping[str, Effect]) -> str:
     return best if along[best] >= LEAST else STILL
 
 
-def told_and_seen(flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]) -> list[tuple[str, str]]:
-    """Returns the name of each motion told by a caption, and of what the video shows in its place.
+def motions_by_flow(
+    flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]
+) -> list[tuple[str, str]]:
+    """Returns the name of each motion of a caption, and of what the video shows in its place.
 
     Args:
       flows: from each frame to the next, pixels.
-      regions: where each object is seen in the first frame.
+      regions: where each object is in the first frame.
       motions: of the caption.
     """
     shown = movements(flows, regions)
-    return [(it.name, name(shown[it.of], CAMERA_MOTIONS if it.of == CAMERA else MOTIONS)) for it in motions]
+    return [(motion.name, nearest_motion(shown[motion.of], motions_of(motion.of))) for motion in motions]
 
 
-def told_and_rendered(video: Video, scene: Scene) -> list[tuple[str, str]]:
-    """Returns the name of each motion told by a caption, and of that whose rendering in its place a video is most like.
+def motions_by_rendering(video: Video, scene: Scene) -> list[tuple[str, str]]:
+    """Returns the name of each motion of a caption, and of that whose rendering in its place a video is most like.
 
     That is the one whose change of the standing scene, as a direction in the space of videos, the video's change goes
     along the farthest; or `STILL`. A shape that loses its form as it goes, which flow takes for turning and shrinking,
-    is still seen where it is.
+    still counts where it is.
 
     Args:
       video: from the scene's first frame on.
-      scene: that the caption tells.
+      scene: of the caption.
     """
     times, named = np.linspace(0, 1, len(video)), []
-    for number, told in enumerate(scene.motions):
+    for number, prompted in enumerate(scene.motions):
         rendered = {
             name: render(other, times, video.shape[1]).astype(np.float32)
             for name, other in scene.alternatives(number).items()
@@ -118,29 +120,29 @@ def told_and_rendered(video: Video, scene: Scene) -> list[tuple[str, str]]:
         sizes = {name: np.linalg.norm(other - still) for name, other in rendered.items()}
         along = {name: np.vdot(video - still, other - still) / sizes[name] for name, other in rendered.items()}
         best = max(along, key=along.get)
-        named.append((told.name, best if along[best] >= LEAST_CHANGE * sizes[best] else STILL))
+        named.append((prompted.name, best if along[best] >= LEAST_CHANGE * sizes[best] else STILL))
     return named
 
 
 def direction_accuracy(named: Sequence[tuple[str, str]]) -> float:
-    """Share of the motions told by a caption that a video shows; 0 to 1.
+    """Share of the motions of captions that videos show; 0 to 1.
 
     Args:
-      named: what is told and seen, see `told_and_seen` and `told_and_rendered`.
+      named: motions of the caption and of the video, see `motions_by_flow` and `motions_by_rendering`.
     """
-    return float(np.mean([told == seen for told, seen in named]))
+    return float(np.mean([prompted == shown for prompted, shown in named]))
 
 
-def _radius(places: Complex[np.ndarray, "n"]) -> float:
-    return float(np.sqrt(np.mean(np.abs(places - places.mean()) ** 2)))
+def _radius(points: Complex[np.ndarray, "n"]) -> float:
+    return float(np.sqrt(np.mean(np.abs(points - points.mean()) ** 2)))
 
 
 def _carried(
-    region: Bool[np.ndarray, "h w"], places: Complex[np.ndarray, "h w"], scale: complex, shift: complex
+    region: Bool[np.ndarray, "h w"], points: Complex[np.ndarray, "h w"], scale: complex, shift: complex
 ) -> Bool[np.ndarray, "h w"]:
     """Moves a region by z -> scale z + shift."""
     height, width = region.shape
-    source = (places - shift) / scale
+    source = (points - shift) / scale
     row = np.round(source.imag + (height - 1) / 2).astype(int)
     column = np.round(source.real + (width - 1) / 2).astype(int)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -148,10 +150,10 @@ def _carried(
 
 
 def _fit(
-    places: Complex[np.ndarray, "h w"], flow: Complex[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]
+    points: Complex[np.ndarray, "h w"], flow: Complex[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]
 ) -> tuple[complex, complex]:
     """Fits offset + rate z by reweighted least squares, which outliers do not pull (Geman and McClure's weights)."""
-    z, v = places[region], flow[region]
+    z, v = points[region], flow[region]
     if len(z) < 3:
         return 0j, 0j
     weights = np.ones(len(z))

@@ -89,12 +89,12 @@ def backward(video: Video, estimate: Estimator = dis) -> Flows:
 def warp(image: Float[np.ndarray, "h w c"], flow: Flow) -> Float32[np.ndarray, "h w c"]:
     """Fetches what each pixel moves to: bilinear, from the nearest pixel where that is outside of the picture."""
     x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in image.shape[1::-1]))
-    places = x + flow[..., 0], y + flow[..., 1]
-    return cv2.remap(np.float32(image), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    ends = x + flow[..., 0], y + flow[..., 1]
+    return cv2.remap(np.float32(image), *ends, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:
-    """Whether the next frame shows what a pixel shows, as far as two flows can tell.
+    """Whether the next frame shows what a pixel shows, as far as two flows say.
 
     Not so where the flow leaves the picture, nor where the flow back does not undo it: |a + b|^2 > 0.01 (|a|^2 + |b|^2)
     + 0.5, the rule of Sundaram et al. 2010 with EvalCrafter's numbers, those of Ruder et al. 2016. (EvalCrafter takes

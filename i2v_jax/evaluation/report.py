@@ -42,17 +42,17 @@ BEST = {"higher": max, "lower": min}
 ACROSS = 4  # panels of a plot in a row
 
 
-Named = Sequence[tuple[str, str]]  # a clip's motions: what is told, what is seen
+Named = Sequence[tuple[str, str]]  # a clip's motions: of its caption, and what the video shows
 
 
 class Run(NamedTuple):
     """What was measured of one model or setting.
 
     Attributes:
-      labels: what tells it from the others, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
+      labels: what it differs from the others by, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
         table's first columns.
       clips: metric -> one number per clip; NaN where it has no meaning.
-      motions: of each clip, by each way of seeing them, such as "by flow".
+      motions: of each clip, by each method, such as "by flow".
     """
 
     labels: Mapping[str, Any]
@@ -62,7 +62,9 @@ class Run(NamedTuple):
 
 def label(run: Run) -> str:
     """Returns a run's labels in one line: a name as it is, numbers with what they are of."""
-    return ", ".join(it if isinstance(it, str) else f"{key}={it}" for key, it in run.labels.items() if it != "")
+    return ", ".join(
+        value if isinstance(value, str) else f"{key}={value}" for key, value in run.labels.items() if value != ""
+    )
 
 
 class Summary(NamedTuple):
@@ -107,7 +109,7 @@ def as_json(runs: Sequence[Run], about: Mapping[str, Any], seed: int = 0) -> byt
                 labels=dict(run.labels),
                 summary={metric: summarise(values, seed)._asdict() for metric, values in run.clips.items()},
                 clips={metric: np.asarray(values, float).tolist() for metric, values in run.clips.items()},
-                told_and_seen={how: [list(map(list, it)) for it in named] for how, named in run.motions.items()},
+                told_and_seen={how: [list(map(list, pairs)) for pairs in named] for how, named in run.motions.items()},
             )
             for run in runs
         ],
@@ -140,7 +142,7 @@ def differences(runs: Sequence[Run]) -> list[Run]:
 
 
 def within_clips(runs: Sequence[Run]) -> list[Run]:
-    """The runs without what clips differ by in all of them, whose intervals can be held against each other.
+    """The runs without what clips differ by in all of them, whose intervals can be compared.
 
     A clip's mean over the runs is replaced by the mean of all (Cousineau 2005), and what is left is widened by
     sqrt(runs / (runs - 1)), as the former takes from it (Morey 2008). Means stay; that some clips are harder than
@@ -169,39 +171,39 @@ def as_markdown(
     """
     competing, runs = len(runs) if compete else 0, [*runs, *references]
     heads = [*runs[0].labels, *(METRICS[metric].title + ARROWS[METRICS[metric].better] for metric in metrics)]
-    rows = [[str(it) for it in run.labels.values()] for run in runs]
+    rows = [list(map(str, run.labels.values())) for run in runs]
     for metric in metrics:
         column = [summarise(run.clips[metric], seed) for run in runs]
-        means = [round(it.mean, METRICS[metric].digits) for it in column[:competing] if it.clips]
+        means = [round(summary.mean, METRICS[metric].digits) for summary in column[:competing] if summary.clips]
         best = BEST[METRICS[metric].better](means) if means else None
-        for i, (row, it) in enumerate(zip(rows, column)):
-            row.append(_cell(it, METRICS[metric].digits, best if i < competing else None))
+        for i, (row, summary) in enumerate(zip(rows, column)):
+            row.append(_cell(summary, METRICS[metric].digits, best if i < competing else None))
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _cell(it: Summary, digits: int, best: float | None) -> str:
-    if not it.clips:
+def _cell(summary: Summary, digits: int, best: float | None) -> str:
+    if not summary.clips:
         return "–"
-    mean, low, high = (f"{value:.{digits}f}" for value in it[:3])
+    mean, low, high = (f"{value:.{digits}f}" for value in summary[:3])
     return f"{f'**{mean}**' if float(mean) == best else mean} [{low}, {high}]"
 
 
 def motions_as_markdown(runs: Sequence[Run], kinds: Sequence[str]) -> str:
-    """Returns tables of how many of the motions of each kind are seen as told, one for each way of seeing them.
+    """Returns tables of how many of the motions of each kind videos show, one for each method.
 
     A column is of a run.
 
     Args:
-      kinds: the rows, of which those that no caption tells are left out.
+      kinds: the rows, of which those in no caption are left out.
     """
     tables = []
     for how in runs[0].motions:
         lines = [[f"Told, and seen {how}", *map(label, runs)], ["---"] * (1 + len(runs))]
         for kind in kinds:
-            seen = [[seen for named in run.motions[how] for told, seen in named if told == kind] for run in runs]
-            if seen[0]:
-                lines.append([kind, *(f"{names.count(kind)} of {len(names)}" for names in seen)])
+            shown = [[found for named in run.motions[how] for name, found in named if name == kind] for run in runs]
+            if shown[0]:
+                lines.append([kind, *(f"{names.count(kind)} of {len(names)}" for names in shown)])
         tables.append("".join("| " + " | ".join(line) + " |\n" for line in lines))
     return "\n".join(tables)
 
@@ -251,12 +253,13 @@ def _panels(metrics: Sequence[str], height: float):
 
 def _means_errors(runs: Sequence[Run], metric: str, seed: int):
     summaries = [summarise(run.clips[metric], seed) for run in runs]
-    return [it.mean for it in summaries], np.transpose([(it.mean - it.low, it.high - it.mean) for it in summaries])
+    errors = [(summary.mean - summary.low, summary.high - summary.mean) for summary in summaries]
+    return [summary.mean for summary in summaries], np.transpose(errors)
 
 
 def _axis(metric: str) -> str:
-    it = METRICS[metric]
-    return f"{it.title}{ARROWS[it.better]}\n({it.unit})"
+    shown = METRICS[metric]
+    return f"{shown.title}{ARROWS[shown.better]}\n({shown.unit})"
 
 
 def _png(figure: Figure) -> bytes:

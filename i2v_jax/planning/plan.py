@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
-from i2v_jax.diffusion.samplers import State as SamplerState
+from i2v_jax.diffusion.samplers import SamplerState
 from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.family import family_of

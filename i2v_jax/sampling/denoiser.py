@@ -49,7 +49,7 @@ def sampling_step(
     config: UNetConfig,
     sampler: samplers.Sampler,
     parameters: Mapping[str, Any],
-    state: samplers.State,
+    state: samplers.SamplerState,
     i: Int[Array, ""],
     conditions: Conditions,
     first_frame: Float[Array, "n 1 h w c"] | None,
@@ -58,7 +58,7 @@ def sampling_step(
     *,
     is_guided: bool,
     guidance_rescale: float,
-) -> tuple[samplers.State, Bool[Array, ""]]:
+) -> tuple[samplers.SamplerState, Bool[Array, ""]]:
     """Takes one step of a run.
 
     Args:

@@ -156,7 +156,7 @@ class Pipeline:
         with use_mesh(self.mesh):
             seeds = self._spread(np.asarray(range(len(noisy)) if seeds is None else seeds, np.uint32))
             whole, spread = replicated(self.mesh), video_sharding(self.mesh)
-            places = samplers.State(spread, spread, whole)
+            places = samplers.SamplerState(spread, spread, whole)
             state = jax.jit(sampler.init, out_shardings=places)(jnp.asarray(noisy))
             start = sampler.start_index(settings.t0)
             return self._run(state, start, conditions, first_frame, seeds, settings, lambda done, total: None)
@@ -235,7 +235,7 @@ class Pipeline:
         sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
         spread, whole = video_sharding(self.mesh), replicated(self.mesh)
         # the same before and after a step
-        places = samplers.State(latents=spread, x0=spread, steps_taken=whole)
+        places = samplers.SamplerState(latents=spread, x0=spread, steps_taken=whole)
 
         @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=places)
         def begin(first_frame, seeds, start, p, frames):

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from i2v_jax import tree
-from i2v_jax.devices.mesh import batch_sharding
+from i2v_jax.devices.mesh import batch_sharding, parameter_sharding, put, replicated
 from i2v_jax.encoders import image_tokens
 from i2v_jax.encoders.text import tokens_name
 from i2v_jax.errors import InputError
@@ -29,18 +29,18 @@ def jit_step(step: Callable, state: State, mesh: jax.sharding.Mesh) -> Callable:
       mesh: of the run.
     """
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(same, mesh.replicated(mesh)))
+    return jax.jit(step, donate_argnums=0, out_shardings=(same, replicated(mesh)))
 
 
 def frozen_sharding(config: ConfigDict, mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
-    """Where a frozen weight lies: whole on every device, or by `mesh.parameter_sharding`.
+    """Where a frozen weight lies: whole on every device, or by `devices.mesh.parameter_sharding`.
 
     Raises:
       InputError: an unknown choice.
     """
     if config.frozen not in ("replicated", "fsdp"):
         raise InputError(f"frozen={config.frozen!r}; known: replicated, fsdp.")
-    return mesh.replicated(mesh) if config.frozen == "replicated" else mesh.parameter_sharding(mesh, shape)
+    return replicated(mesh) if config.frozen == "replicated" else parameter_sharding(mesh, shape)
 
 
 def trained_paths(assembled: Mapping[str, Assembled], patterns: Sequence[str]) -> set[str]:
@@ -80,9 +80,9 @@ def load_weights(
             is_trained = path in trained
             array = np.asarray(entry.read(), np.float32 if is_trained else it.config.param_dtype)
             sharding = (
-                mesh.parameter_sharding(mesh, array.shape) if is_trained else frozen_sharding(config, mesh, array.shape)
+                parameter_sharding(mesh, array.shape) if is_trained else frozen_sharding(config, mesh, array.shape)
             )
-            loaded[not is_trained][path] = mesh.put(array, sharding)
+            loaded[not is_trained][path] = put(array, sharding)
     return loaded
 
 
@@ -104,7 +104,7 @@ def abstract_state(config: ConfigDict, trained: Mapping[str, Any], optimizer, me
     """
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, config.average_decay is not None), trained)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=mesh.parameter_sharding(mesh, leaf.shape)),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parameter_sharding(mesh, leaf.shape)),
         state,
     )
 
