@@ -38,7 +38,7 @@ UNET = dict(
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     layers_per_block=2,
     attention_head_dim=(2, 4, 8),  # heads, of 8 channels each
-    transformer_layers_per_block=(1, 2, 3),
+    transformer_layers_per_block=(1, 1, 2),
     cross_attention_dim=TOKEN,
     use_linear_projection=True,
     norm_num_groups=8,
@@ -246,12 +246,17 @@ def picture_pipeline() -> diffusers.StableDiffusionXLPipeline:
 
 @functools.cache
 def video_pipeline() -> diffusers.AnimateDiffSDXLPipeline:
-    """diffusers' pipeline for videos: the same base with the motion modules, and their schedule."""
+    """diffusers' pipeline for videos: the same base with the motion modules, and their schedule.
+
+    `UNetMotionModel.from_unet2d` leaves out one part of SDXL's base, whose weights then are random: `add_embedding`,
+    which reads the pooled text and the sizes. Here it is the base's.
+    """
     pipeline = diffusers.AnimateDiffSDXLPipeline.from_pretrained(
         folder(),
         motion_adapter=diffusers.MotionAdapter.from_pretrained(motion()),
         scheduler=diffusers.DDIMScheduler(**VIDEO_SCHEDULE),
     )
+    pipeline.unet.add_embedding.load_state_dict(picture_pipeline().unet.add_embedding.state_dict())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -268,20 +273,28 @@ def run_picture(prompt: str, noise: np.ndarray, **options) -> Run:
     return run._replace(latents=np.moveaxis(run.latents, 1, -1)[:, None], pictures=run.pictures[:, None])
 
 
-def run_video(prompt: str, noise: np.ndarray, **options) -> Run:
-    """Runs `AnimateDiffSDXLPipeline` from given noise; `options` are those of its call."""
-    latents = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
-    run = run_pipeline(video_pipeline(), noise.shape[1], prompt, latents, num_frames=noise.shape[1], **options)
+def run_video(prompt: str, noisy: np.ndarray, **options) -> Run:
+    """Runs `AnimateDiffSDXLPipeline` from given latents; `options` are those of its call.
+
+    Frame 1 stays as it is given: clean latents of a picture, as I2V-Adapter has it.
+    """
+    latents = torch.from_numpy(np.moveaxis(noisy, -1, 1).copy())
+    run = run_pipeline(video_pipeline(), noisy.shape[1], prompt, latents, num_frames=noisy.shape[1], **options)
     return run._replace(latents=np.moveaxis(run.latents, 1, -1))
 
 
 def run_pipeline(pipeline, frames: int, prompt: str, latents: torch.Tensor, **options) -> Run:
-    """Runs either pipeline with guidance; `latents` and the result's are channels first."""
-    last = {}
+    """Runs either pipeline with guidance; `latents` and the result's are channels first.
+
+    A callback takes what the pipeline hands to its UNet, and holds frame 1 of a video.
+    """
+    last, first_frame = {}, latents[:, :, :1].clone()
 
     def keep(pipeline, step, timestep, tensors):
+        if latents.ndim == 5:
+            tensors["latents"] = torch.cat([first_frame, tensors["latents"][:, :, 1:]], 2)
         last.update(tensors)
-        return {}
+        return {"latents": tensors["latents"]}
 
     shown = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
     side = 8 * latents.shape[-2], 8 * latents.shape[-1]
