@@ -103,8 +103,13 @@ def test_keys_newer_than_a_file_have_the_default_value(default, tmp_path):
             read(default, f"--config={path}", "--config.seed=x")
 
 
-def test_config_files_import_those_of_the_checkout(tmp_path):
-    """From any working directory, and from a file that lies anywhere; nothing of it stays on the import path."""
+@pytest.mark.parametrize("package", [False, True])
+def test_config_files_import_those_of_the_checkout(tmp_path, package):
+    """From any working directory, also where other `configs` are; nothing of it stays on the import path."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sample.py").touch()
+    if package:
+        (tmp_path / "configs" / "__init__.py").touch()
     (tmp_path / "mine.py").write_text(
         "from configs.sample.default import get_config as base\ndef get_config():\n"
         "    config = base()\n    config.steps = 3\n    return config\n"
