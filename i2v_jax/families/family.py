@@ -5,6 +5,7 @@ from typing import NamedTuple
 from i2v_jax.encoders import image_tokens
 from i2v_jax.encoders.text import TextPart, TextRecipe
 from i2v_jax.models.unet import UNetConfig
+from i2v_jax.models.vae import SD_VAE, SDXL_VAE
 
 
 class Family(NamedTuple):
@@ -17,6 +18,7 @@ class Family(NamedTuple):
       has_sizes: whether the network is conditioned on sizes and crops.
       zeros_for_empty_prompt: without a prompt (a negative one, or one that training drops) the text conditions are
         zeros, rather than those of the empty prompt (diffusers' `force_zeros_for_empty_prompt`).
+      vae_scaling: factor of the autoencoder's latents, where no file tells it.
       float32_vae: the autoencoder computes in float32 whatever the run's dtype: its decoder leaves the range or the
         precision of half-precision numbers.
     """
@@ -26,6 +28,7 @@ class Family(NamedTuple):
     text: TextRecipe
     has_sizes: bool = False
     zeros_for_empty_prompt: bool = False
+    vae_scaling: float = SD_VAE.scaling_factor
     float32_vae: bool = False
 
     def components(self, with_image_tokens: bool) -> tuple[str, ...]:
@@ -54,6 +57,7 @@ SDXL = Family(
     ),
     has_sizes=True,
     zeros_for_empty_prompt=True,
+    vae_scaling=SDXL_VAE.scaling_factor,
     float32_vae=True,
 )
 FAMILIES = {family.name: family for family in (SD15, SDXL)}

@@ -198,7 +198,8 @@ def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembl
 
 def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> Assembled:
     """The autoencoder, in float32 where its family's wants that and its own config does not say that it need not."""
-    source, options = weights.of("vae"), arithmetic.kernels | dict(trained=weights.trained)
+    source = weights.of("vae")
+    options = arithmetic.kernels | dict(trained=weights.trained, usual_scaling=family.vae_scaling)
     found = assemble_any_vae(source, dtype=arithmetic.dtype, **options)
     needs = family.float32_vae and (found.settings or {}).get("force_upcast", True)
     if not needs or arithmetic.dtype == jnp.float32:

@@ -22,7 +22,7 @@ class Job:
       picture: becomes the first frame.
       prompt, negative_prompt: texts.
       seed: 0 .. 2**32 - 1.
-      prompt_2, negative_prompt_2: for a second text encoder; None: the same.
+      prompt_2, negative_prompt_2: for a second text encoder; None or "": the same.
     """
 
     picture: Path
@@ -40,7 +40,7 @@ def second_prompts(jobs: Sequence[Job]) -> dict[str, list[str] | None]:
         given = [getattr(job, second) for job in jobs]
         if not any(given):
             return None
-        return [getattr(job, first) if text is None else text for text, job in zip(given, jobs)]
+        return [text or getattr(job, first) for text, job in zip(given, jobs)]
 
     return dict(
         prompts_2=texts("prompt_2", "prompt"),

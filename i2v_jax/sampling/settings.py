@@ -36,7 +36,7 @@ class Settings:
       original_size, crop, target_size: what SDXL is told of size and crop, (height, width) and (top, left) in pixels;
         () is the video's own size, and (0, 0).
       negative_original_size, negative_crop, negative_target_size: the same on the side that guidance leads away from;
-        () is what stands on the other side.
+        () is what stands on the other side, but (0, 0) for the crop where one of the sizes is given.
     """
 
     height: int = 512
@@ -127,4 +127,6 @@ class Settings:
         if not negative:
             return sizes
         others = (self.negative_original_size, self.negative_crop, self.negative_target_size)
+        if self.negative_original_size or self.negative_target_size:
+            sizes = (sizes[0], (0, 0), sizes[2])  # as diffusers' pipelines have it
         return tuple(other or size for other, size in zip(others, sizes))

@@ -254,11 +254,16 @@ def assemble_vae(
     trained: Sequence[Source] = (),
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
+    usual_scaling: float = VAEConfig.scaling_factor,
     **overrides: Any,
 ) -> Assembled:
-    """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`."""
+    """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`.
+
+    `usual_scaling` is the scaling factor where neither a config nor what else the file holds tells it.
+    """
     imported = _import(source, "vae")
-    vae = replaced(config_of(VAEConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides)
+    vae = config_of(VAEConfig, config, imported, scaling_factor=usual_scaling)
+    vae = replaced(vae, dict(dtype=dtype, param_dtype=dtype) | overrides)
     return _assembled_whole("VAE", vae, imported, trained, "vae")
 
 

@@ -18,7 +18,9 @@ from i2v_jax.weights.translate import Imported, OwnTable
 PUBLISHED_CONTEXTS = (768, 1024, 1280, 2048)  # widths of the prompts of SD1.x, SD2, SDXL's refiner, SDXL
 
 
-def config_of(cls: type, given: Mapping[str, Any] | None, imported: Imported, section: str = "") -> Any:
+def config_of(
+    cls: type, given: Mapping[str, Any] | None, imported: Imported, section: str = "", **usual: Any
+) -> Any:
     """Returns the config of a file's network.
 
     Args:
@@ -26,6 +28,7 @@ def config_of(cls: type, given: Mapping[str, Any] | None, imported: Imported, se
         given: a diffusers or transformers config; None: what the file itself says, or lies beside, or shapes tell.
         imported: the file.
         section: where a config of several networks holds this one's, such as `text_config`.
+        usual: fields of the config where nothing else tells them.
 
     Raises:
         InputError: the config lacks a setting or makes no sense, or shapes tell none.
@@ -34,12 +37,12 @@ def config_of(cls: type, given: Mapping[str, Any] | None, imported: Imported, se
         return own
     settings = imported.parameters.config if given is None else given
     if settings is None:
-        return _of_shapes(cls, imported)
+        return _of_shapes(cls, imported, usual)
     try:
         return cls.from_diffusers(settings.get(section, settings))
     except KeyError as error:
         if given is None:  # some other model's, that lies beside by chance
-            return _of_shapes(cls, imported)
+            return _of_shapes(cls, imported, usual)
         raise InputError(f"The config of {imported.parameters.source} does not set {error}.") from error
     except (TypeError, ValueError, AttributeError, IndexError) as error:  # InputError, or values of other types
         raise InputError(f"The config of {imported.parameters.source}: {str(error)[:300]}") from error
@@ -83,9 +86,9 @@ def expected_parameters(config: Any, sources: Iterable[Imported]) -> Shapes:
         raise InputError(f"{where} is of no network known here: {str(error)[:300] or type(error).__name__}") from error
 
 
-def _of_shapes(cls: type, imported: Imported) -> Any:
+def _of_shapes(cls: type, imported: Imported, usual: Mapping[str, Any]) -> Any:
     """The config that a file without any must have; what else the file holds tells which published model it is of."""
-    known = {}
+    known = dict(usual)
     if issubclass(cls, UNetConfig) and not isinstance(imported.table, OwnTable):
         known["linear_projection"] = "linear projections" in imported.table.name
     if cls is VAEConfig and "text_encoder_2" in imported.beside:
