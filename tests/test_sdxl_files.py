@@ -75,7 +75,8 @@ def test_parts_of_the_other_family_are_refused_by_name():
     """Through what every command calls: which file is of which family, and what to give."""
     base = str(sdxl_models.folder())
     motion = "assets/small_world/motion.safetensors"
-    with pytest.raises(InputError, match=r"small_world/motion.safetensors \(motion modules\) is for .*; .* Give motion"):
+    message = r"small_world/motion.safetensors \(motion modules\) is for .*; .* Give motion"
+    with pytest.raises(InputError, match=message):
         assemble(Weights(base, motion=motion), FLOAT32)
     with pytest.raises(InputError, match="has one text encoder, and .*text_encoder_2 is given as its second"):
         assemble(Weights(SMALL, text_encoder_2=f"{base}/text_encoder_2"), FLOAT32)
