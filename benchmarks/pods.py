@@ -1,11 +1,12 @@
 """The table of docs/pods.md: what the shipped configs need on TPU slices, planned by `i2v_jax.planning.plan`.
 
-    python -m benchmarks.pods [--only v5e]
+    python -m benchmarks.pods [--only v5e] [--config sdxl]
 
-Prints Markdown. Two hours of compilation on two cores, minutes where `.cache/jax/plans` remembers the programs.
+Prints Markdown. Hours of compilation on two cores, minutes where `.cache/jax/plans` remembers the programs.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,31 +17,47 @@ from i2v_jax.planning import plan
 CACHE = Path(".cache/jax/plans")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
 SLICES = {"v5e:4x4": 16, "v5e:16x16": 256, "v5p:4x4x8": 128, "v6e:16x16": 256}
-CLIPS = {"sd15_stage1": {"v5e": 2, "v5p": 8, "v6e": 4}, "sd15_stage2": {"v5e": 1, "v5p": 4, "v6e": 2}}  # a chip
+CLIPS = {  # a chip
+    "sd15_stage1": {"v5e": 2, "v5p": 8, "v6e": 4},
+    "sd15_stage2": {"v5e": 1, "v5p": 4, "v6e": 2},
+    "sdxl": {"v5e": 1, "v5p": 4, "v6e": 2},
+}
+SAMPLED = {"sd15_stage2": (512,), "sdxl": (512, 1024)}  # sides of the videos
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="slices whose name holds this")
-    only = parser.parse_args().only
-    slices = {topology: chips for topology, chips in SLICES.items() if only in topology}
-    if not slices:
-        parser.error(f"--only={only}: no slice of {', '.join(SLICES)} holds this")
+    parser.add_argument("--config", default="", help="configs whose name holds this")
+    arguments = parser.parse_args()
+    slices = {topology: chips for topology, chips in SLICES.items() if arguments.only in topology}
+    names = [name for name in CLIPS if arguments.config in name]
+    if not slices or not names:
+        parser.error(f"known slices: {', '.join(SLICES)}; known configs: {', '.join(CLIPS)}")
     jax.config.update("jax_platforms", "cpu")
-    for title, columns, make in (
-        ("training", TRAINING, plan.training_program),
-        ("sampling", SAMPLING, plan.sampling_program),
+    trained = [(name, None) for name in names]
+    sampled = [(name, side) for name in names for side in SAMPLED.get(name, ())]
+    for title, columns, make, rows in (
+        ("training", TRAINING, plan.training_program, trained),
+        ("sampling", SAMPLING, plan.sampling_program, sampled),
     ):
         print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
-        for name, clips in CLIPS.items():
+        for name, side in rows:
             for topology, chips in slices.items():
-                chip, devices = plan.slice_of(topology)
-                batch = clips[topology[:3]] * chips
-                config = commands.load_config(CONFIGS / f"{name}.py")
-                config.batch = batch
-                figures = plan.measure(make(config, devices, stored=True), topology, CACHE)
-                known = {"config": name, "slice": topology} | cells(figures, chip, config.samples.steps)
+                known = row(name, side, topology, chips, make)
                 print(f"| {' | '.join(known.get(column, 'does not fit') for column in columns)} |", flush=True)
+
+
+def row(name: str, side: int | None, topology: str, chips: int, make: Callable) -> dict[str, str]:
+    """The cells of a config's program on a slice, by column; `side` of the videos where that is not the config's."""
+    chip, devices = plan.slice_of(topology)
+    config = commands.load_config(CONFIGS / f"{name}.py")
+    config.batch = CLIPS[name][topology[:3]] * chips
+    if side:
+        config.data.height = config.data.width = side
+    figures = plan.measure(make(config, devices, stored=True), topology, CACHE)
+    label = f"{name}, {side}x{side}" if side else name
+    return {"config": label, "slice": topology} | cells(figures, chip, config.samples.steps)
 
 
 # columns of each table, from those of `cells`
