@@ -168,6 +168,12 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
         )
     )
     family = family_of(found["unet"].config)
+    for slot in ("text_encoder_2", "tokenizer_2"):
+        if getattr(weights, slot) and len(family.text.encoders) < 2:
+            raise InputError(
+                f"weights.{slot}={str(getattr(weights, slot))!r} is given, and {weights.of('unet')} is a model of "
+                f"{family.title}, which has one text encoder. Leave it out, or give a base of Stable Diffusion XL."
+            )
     found["vae"] = assemble_vae(weights, family, arithmetic)
     for component in family.text.components:
         found[component] = assemble_text_encoder(weights.of(component), folder=component, **common)
