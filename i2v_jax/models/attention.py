@@ -112,10 +112,11 @@ def _blocked(q, k, v):
 
 
 def _softmax_product(q, k, v):
-    """`softmax(q k^T) v` over the last two axes; on CPUs, dividing the short rows of the result is the faster order."""
+    """`softmax(q k^T) v` over the last two axes; CPUs divide the product sooner than the longer rows of weights."""
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-    return (weights.astype(v.dtype) @ v) / jnp.sum(weights, -1, keepdims=True).astype(v.dtype)
+    product = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (product / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
 def _cudnn(q, k, v):
