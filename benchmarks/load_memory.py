@@ -1,8 +1,11 @@
-"""Peak memory while a UNet with motion modules loads: `python -m benchmarks.load_memory [--small]`.
+"""Peak memory while a UNet with motion modules loads.
 
-Writes random SD1.5 and AnimateDiff v1 weights in diffusers' layout (5.1 GB) into a temporary folder, loads them in a
-new process, and prints that process's peak resident memory, file pages included, over the size of the weights. What it
-held before loading (Python, JAX, imports) is subtracted for the first figure and counted in the second.
+    python -m benchmarks.load_memory [--family sd15|sdxl] [--small] [--dtype bfloat16] [--stored float16]
+
+Writes random weights in diffusers' layout (SD1.5 and AnimateDiff v1, 5.1 GB in float32; SDXL and its beta motion
+modules, 5.6 GB in bfloat16) into a temporary folder, loads them in a new process, and prints that process's peak
+resident memory, file pages included, over the size of the loaded weights. What it held before loading (Python, JAX,
+imports) is subtracted for the first figure and counted in the second.
 """
 
 import argparse
@@ -16,28 +19,41 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax import tree
+<<<<<<< HEAD
 from i2v_jax.models.motion import V1
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
 from i2v_jax.weights.assemble import load_unet
+=======
+from i2v_jax.models.motion import SDXL_BETA, V1
+from i2v_jax.models.unet import SD15, SDXL
+from i2v_jax.weights.files import Entry, Tensors, save_tensors
+>>>>>>> speed
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
 
-FULL = dataclasses.replace(SD15, motion=V1)
-SMALL = dataclasses.replace(FULL, block_out_channels=(160, 320, 640, 640))
-BAR = 1.3
+FAMILIES = {
+    "sd15": dataclasses.replace(SD15, motion=V1),
+    "sdxl": dataclasses.replace(SDXL, motion=SDXL_BETA),
+}
+DTYPES = {"sd15": "float32", "sdxl": "bfloat16"}  # where --dtype names none
+BARS = {"sd15": 1.3, "sdxl": 1.1}
 
 
-def write_weights(folder: Path, config) -> None:
+def write_weights(folder: Path, config, dtype: np.dtype) -> None:
     """Writes random weights and their config as diffusers does, the motion modules in a folder of their own."""
 
     def entry(leaf):
-        return Entry(leaf.shape, np.dtype("f4"), lambda: np.random.default_rng(0).random(leaf.shape, np.float32))
+        def read():
+            return np.random.default_rng(0).random(leaf.shape, np.float32).astype(dtype)
+
+        return Entry(leaf.shape, dtype, read)
 
     whole = Tensors({path: entry(leaf) for path, leaf in parameter_shapes(config).items()}, "random weights")
     for name, pattern in (("unet", r"(?!.*/motion/).*"), ("motion_adapter", r".*/motion/.*")):
@@ -45,28 +61,23 @@ def write_weights(folder: Path, config) -> None:
         (folder / name).mkdir()
         tensors = export_tensors(part, DIFFUSERS_UNET, position_tables(part, config.motion.max_positions))
         save_tensors(folder / name / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
-    settings = {
-        "block_out_channels": config.block_out_channels,
-        "down_block_types": ["CrossAttnDownBlock2D" if on else "DownBlock2D" for on in config.down_attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if on else "UpBlock2D" for on in config.up_attention],
-        "cross_attention_dim": config.cross_attention_dim,
-        "attention_head_dim": 8,
-    }
+    settings = dataclasses.replace(config, motion=None).to_diffusers()
     (folder / "unet" / "config.json").write_text(json.dumps(settings))
 
 
-def load(folder: Path) -> dict[str, float]:
+def load(folder: Path, dtype: np.dtype) -> dict[str, float]:
     """Loads the weights and measures this process."""
     import jax
 
     jax.block_until_ready(jax.numpy.zeros(1))
     before = resident()
     start = time.perf_counter()
-    config, params = load_unet(folder, motion=folder)
+    config, params = load_unet(folder, motion=folder, dtype=dtype)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - start
     count = tree.count(params)
-    return dict(before=before, peak=peak(), after=resident(), size=4 * count, parameters=count, seconds=seconds)
+    size = dtype.itemsize * count
+    return dict(before=before, peak=peak(), after=resident(), size=size, parameters=count, seconds=seconds)
 
 
 def resident() -> int:
@@ -80,26 +91,38 @@ def peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="half the channels: 1.3 GB of weights")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="sd15")
+    parser.add_argument("--small", action="store_true", help="half the channels: a quarter of the weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the loaded weights")
+    parser.add_argument("--stored", choices=("float32", "bfloat16", "float16"), help="dtype of the files; as loaded")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    dtype = jnp.dtype(arguments.dtype or DTYPES[arguments.family])
     if arguments.load:
-        print(json.dumps(load(arguments.load)))
+        print(json.dumps(load(arguments.load, dtype)))
         return
-    config = SMALL if arguments.small else FULL
+    config = FAMILIES[arguments.family]
+    if arguments.small:
+        config = dataclasses.replace(config, block_out_channels=tuple(c // 2 for c in config.block_out_channels))
     with tempfile.TemporaryDirectory() as folder:
-        write_weights(Path(folder), config)
-        command = [sys.executable, "-m", "benchmarks.load_memory", "--load", folder]
+        write_weights(Path(folder), config, jnp.dtype(arguments.stored or dtype))
+        command = [sys.executable, "-m", "benchmarks.load_memory", "--load", folder, "--dtype", dtype.name]
         run = subprocess.run(command, check=True, capture_output=True, text=True)
     m = json.loads(run.stdout.splitlines()[-1])
+<<<<<<< HEAD
     assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in parameter_shapes(config).values())
+=======
+    assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in unet_shapes(config).values())
+    bar = BARS[arguments.family]
+>>>>>>> speed
     ratio = (m["peak"] - m["before"]) / m["size"]
     gigabytes = {name: f"{m[name] / 1e9:.2f} GB" for name in ("size", "before", "peak", "after")}
-    print(f"parameters {m['parameters'] / 1e6:.1f} M, weights {gigabytes['size']} f32, loaded in {m['seconds']:.1f} s")
+    print(f"{arguments.family}: {m['parameters'] / 1e6:.1f} M parameters, loaded in {m['seconds']:.1f} s")
+    print("weights {size} in {}".format(dtype.name, **gigabytes))
     print("resident: {before} before, {peak} peak, {after} after".format(**gigabytes))
-    print(f"peak memory over weights {ratio:.3f} (bar {BAR}); whole process {m['peak'] / m['size']:.3f}")
-    sys.exit(ratio > BAR)
+    print(f"peak memory over weights {ratio:.3f} (bar {bar}); whole process {m['peak'] / m['size']:.3f}")
+    sys.exit(ratio > bar)
 
 
 if __name__ == "__main__":

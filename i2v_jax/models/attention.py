@@ -96,24 +96,27 @@ _BLOCK = 1 << 20  # scores held at once: 4 MiB of float32
 def _blocked(q, k, v):
     b, s, h, d = q.shape
     t = k.shape[1]
-    if s * t <= _BLOCK // 8:  # all heads of one picture fit
-        return _xla(q, k, v)
-    blocks = next(n for n in range(max(1, s * t // _BLOCK), s + 1) if s % n == 0)
     heads_first = lambda x: x.transpose(0, 2, 1, 3).reshape(b * h, -1, d)  # noqa: E731
-    queries = heads_first(q * d**-0.5).reshape(b * h, blocks, s // blocks, d)
+    queries, keys, values = heads_first(q * d**-0.5), heads_first(k), heads_first(v)
+    if s * t <= _BLOCK // 8:  # all heads of one picture fit
+        out = _softmax_product(queries, keys, values)
+    else:
+        blocks = next(n for n in range(max(1, s * t // _BLOCK), s + 1) if s % n == 0)
 
-    def one_head(qkv):
-        q, k, v = qkv
+        def one_head(qkv):
+            q, k, v = qkv
+            return lax.map(lambda q: _softmax_product(q, k, v), q)
 
-        def one_block(q):
-            scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
-            weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-            return (weights.astype(v.dtype) @ v) / jnp.sum(weights, -1, keepdims=True).astype(v.dtype)
-
-        return lax.map(one_block, q)
-
-    out = lax.map(one_head, (queries, heads_first(k), heads_first(v)))
+        out = lax.map(one_head, (queries.reshape(b * h, blocks, s // blocks, d), keys, values))
     return out.reshape(b, h, s, d).transpose(0, 2, 1, 3)
+
+
+def _softmax_product(q, k, v):
+    """`softmax(q k^T) v` over the last two axes; CPUs divide the product sooner than the longer rows of weights."""
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+    product = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (product / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
 def _cudnn(q, k, v):
