@@ -23,16 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax import tree
-<<<<<<< HEAD
-from i2v_jax.models.motion import V1
-from i2v_jax.models.networks import parameter_shapes
-from i2v_jax.models.unet import SD15
-from i2v_jax.weights.assemble import load_unet
-=======
 from i2v_jax.models.motion import SDXL_BETA, V1
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15, SDXL
-from i2v_jax.weights.files import Entry, Tensors, save_tensors
->>>>>>> speed
+from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.formats import DIFFUSERS_UNET
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -110,12 +104,8 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.load_memory", "--load", folder, "--dtype", dtype.name]
         run = subprocess.run(command, check=True, capture_output=True, text=True)
     m = json.loads(run.stdout.splitlines()[-1])
-<<<<<<< HEAD
     assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in parameter_shapes(config).values())
-=======
-    assert m["parameters"] == sum(math.prod(leaf.shape) for leaf in unet_shapes(config).values())
     bar = BARS[arguments.family]
->>>>>>> speed
     ratio = (m["peak"] - m["before"]) / m["size"]
     gigabytes = {name: f"{m[name] / 1e9:.2f} GB" for name in ("size", "before", "peak", "after")}
     print(f"{arguments.family}: {m['parameters'] / 1e6:.1f} M parameters, loaded in {m['seconds']:.1f} s")

@@ -75,20 +75,10 @@ def ours(args, adapter: bool, parameters):
         self_attention_branches=("first_frame",) if adapter else (),
         **fastest("cpu", jnp.float32),
     )
-<<<<<<< HEAD
-    rng = np.random.default_rng(0)
-    block = rng.uniform(-0.02, 0.02, 1 << 24).astype(np.float32)
     for path, leaf in parameter_shapes(config).items():
         if path not in parameters:
-            parameters[path] = jnp.asarray(np.resize(block, leaf.shape))
-    own = unflatten({path: parameters[path] for path in parameter_shapes(config)})
-    sample = rng.standard_normal((VIDEOS, args.frames, args.size, args.size, 4), np.float32)
-    conditions = Conditions.of_videos(rng.standard_normal((VIDEOS, TOKENS, 768), np.float32))
-=======
-    for path, leaf in unet_shapes(config).items():
-        if path not in parameters:
             parameters[path] = jnp.asarray(np.resize(BLOCK, leaf.shape))
-    own = unflatten({path: parameters[path] for path in unet_shapes(config)})
+    own = unflatten({path: parameters[path] for path in parameter_shapes(config)})
     rng = np.random.default_rng(0)
     videos = VIDEOS[args.family]
     sample = rng.standard_normal((videos, args.frames, args.size, args.size, 4), np.float32)
@@ -98,7 +88,6 @@ def ours(args, adapter: bool, parameters):
         pooled = rng.standard_normal((videos, config.added_conditioning.pooled_dim), np.float32)
         added = {"pooled": pooled, "sizes": np.full((videos, 6), 256.0, np.float32)}
     conditions = Conditions.of_videos(text, **added)
->>>>>>> speed
     run = jax.jit(unet.UNet(config).apply).lower({"params": own}, sample, 500.0, conditions).compile()
     return lambda: jax.block_until_ready(run({"params": own}, sample, 500.0, conditions))
 
