@@ -18,7 +18,7 @@ from i2v_jax.weights.folders import copy_rest, write_component, write_model_inde
 from i2v_jax.weights.formats import TABLES, ip_adapter, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
-from i2v_jax.weights.lora import PEFT_METADATA, export_lora
+from i2v_jax.weights.low_rank import PEFT_METADATA, export_lora
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.msgpack import save_msgpack
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES

@@ -27,7 +27,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, load_unet, load_vae
-from i2v_jax.weights.lora import load_lora
+from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter

@@ -37,7 +37,7 @@ from i2v_jax.weights.formats.lora import (
     KOHYA_UNET,
     LORA_TABLES,
 )
-from i2v_jax.weights.lora import export_lora, load_lora, merge_lora, with_alphas
+from i2v_jax.weights.low_rank import export_lora, load_lora, merge_lora, with_alphas
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.schedulers import cases, network, run_pair, worst_step_error
 from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 
@@ -63,7 +64,7 @@ def test_a_run_that_starts_late_equals_diffusers(column):
 def test_scan_equals_a_loop_of_one_jitted_step(name, options):
     sampler = samplers.make(name, LINEAR, 6, **options)
     first, clean, noise = draw()
-    sampler = samplers.hold_first_frame(sampler, first)
+    sampler = hold(sampler, first)
     start = sampler.start_index(0.7)
     initial = sampler.init(sampler.add_noise(clean, noise, start))
     step_noise = samplers.gaussian_noise(jax.random.key(1), SHAPE)
@@ -84,7 +85,7 @@ def test_scan_equals_a_loop_of_one_jitted_step(name, options):
 @pytest.mark.parametrize("name, options", EVERY)
 def test_the_first_frame_is_held_at_every_step_and_seen_unscaled(name, options):
     first, clean, noise = draw()
-    sampler = samplers.hold_first_frame(samplers.make(name, LINEAR, 4, **options), first)
+    sampler = hold(samplers.make(name, LINEAR, 4, **options), first)
     state = sampler.init(sampler.add_noise(clean, noise, 0))
     for i in range(sampler.num_steps):
         seen = sampler.scale_input(state.latents, i)
@@ -99,7 +100,7 @@ def test_holding_the_first_frame_leaves_the_others_alone(name, options):
     """Frames meet only in the network: with one that treats each by itself, the others run as without the holding."""
     first, clean, noise = draw()
     free = samplers.make(name, LINEAR, 4, **options)
-    held = samplers.hold_first_frame(free, first)
+    held = hold(free, first)
     alone, beside = (
         samplers.sample(denoise, sampler, sampler.init(sampler.add_noise(clean, noise, 0)), lambda i: noise * (i + 1))
         for sampler in (free, held)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from i2v_jax.diffusion import guidance, samplers
+from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.frame_similarity_prior import initial_latents
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
@@ -54,13 +55,13 @@ def test_equals_the_published_guided_run(name, measured):
 
     @jax.jit
     def step(state, i):
-        held = samplers.hold_first_frame(sampler, first_frame)
+        held = hold(sampler, first_frame)
         sample = jnp.concatenate([held.scale_input(state.latents, i)] * 2)
         timestep = jnp.asarray(sampler.timesteps)[i]
         prediction = UNet(config).apply({"params": parameters}, sample, timestep, **tokens)
         return held.step(state, i, guidance.classifier_free(prediction, settings["guidance"]))
 
-    state = samplers.hold_first_frame(sampler, first_frame).init(start)
+    state = hold(sampler, first_frame).init(start)
     for i in range(given["steps"]):
         state = step(state, i)
         np.testing.assert_array_equal(state.latents[:, :1], first_frame)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from i2v_jax.diffusion.samplers import Sampler, pin_first_frame
+from i2v_jax.diffusion.first_frame import pin
+from i2v_jax.diffusion.samplers import Sampler
 from i2v_jax.errors import InputError
 
 # The published code's blur of latents: 9x9 pixels, standard deviation 18, borders reflected.
@@ -58,7 +59,7 @@ def degrade(first_frame: Float[Array, "b 1 h w c"], mask: Bool[Array, "b f h w c
         Latents of the video before noise is added, float32.
     """
     first_frame = first_frame.astype(jnp.float32)
-    return pin_first_frame(jnp.where(mask, first_frame, gaussian_blur(first_frame)), first_frame)
+    return pin(jnp.where(mask, first_frame, gaussian_blur(first_frame)), first_frame)
 
 
 def initial_latents(
@@ -80,7 +81,7 @@ def initial_latents(
     Returns:
         Latents in the sampler's own scaling (frame 1 in no scaling), float32, for `sampler.init`.
     """
-    return pin_first_frame(sampler.add_noise(degrade(first_frame, mask), noise, start_index), first_frame)
+    return pin(sampler.add_noise(degrade(first_frame, mask), noise, start_index), first_frame)
 
 
 def _blur_axis(latents: Float[Array, "..."], axis: int) -> Float[Array, "..."]:

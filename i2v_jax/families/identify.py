@@ -16,7 +16,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.weights import assemble
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.lora import load_lora
+from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import recognise
 from i2v_jax.weights.unet_parts import FOLDERS

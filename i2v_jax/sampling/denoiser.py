@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from i2v_jax.diffusion import guidance, samplers
+from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.sampling.randomness import named_keys, normal
@@ -75,7 +76,7 @@ def sampling_step(
     Returns:
       The state after the step, and whether all of its latents are finite.
     """
-    run = sampler if first_frame is None else samplers.hold_first_frame(sampler, first_frame)
+    run = sampler if first_frame is None else hold(sampler, first_frame)
     denoise = unet_denoiser(config, strengths)
     if is_guided:
         frames, predicted = state.latents.shape[1], None

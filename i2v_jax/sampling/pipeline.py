@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
 from i2v_jax.encoders import image_tokens, sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
@@ -243,7 +244,7 @@ class Pipeline:
             mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
             noise = normal(named_keys(seeds, "prior noise"), video)
             noisy = initial_latents(first_frame, mask, noise, sampler, start)
-            return samplers.hold_first_frame(sampler, first_frame).init(noisy)
+            return hold(sampler, first_frame).init(noisy)
 
         step = functools.partial(
             sampling_step,

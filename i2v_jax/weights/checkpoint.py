@@ -16,7 +16,7 @@ from i2v_jax.hub import fetch, local
 from i2v_jax.weights.assemble import ASSEMBLE, Assembled, assemble_unet, assemble_unet_parts
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
 from i2v_jax.weights.formats.lora import refuse_other_methods
-from i2v_jax.weights.lora import check_lora, load_lora, merge_lora, with_alphas
+from i2v_jax.weights.low_rank import check_lora, load_lora, merge_lora, with_alphas
 from i2v_jax.weights.storage.files import read_json
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, holds_weights, open_tensors
 from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
