@@ -92,11 +92,11 @@ def _watch() -> None:
     while True:
         time.sleep(SECONDS)
         try:
-            told = dict(_client().key_value_dir_get(FOLDER))
+            failed = dict(_client().key_value_dir_get(FOLDER))
         except Exception:  # the run has ended
             return
-        if told and own not in told:
-            name, text = min(told.items())
+        if failed and own not in failed:
+            name, text = min(failed.items())
             code, _, message = text.partition(" ")
             print(f"error: process {name.rpartition('/')[2]} cannot go on. {message}", file=sys.stderr)
             _exit(int(code))

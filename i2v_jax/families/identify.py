@@ -184,7 +184,7 @@ def check_image_tokens(slot: str, parts: Mapping[str, Part], base: Part) -> None
 
 
 def check_controlnet(slot: str, parts: Mapping[str, Part], base: Part) -> None:
-    """A ControlNet is the way down of its UNet: levels and prompts agree."""
+    """A ControlNet copies the down blocks of its UNet: levels and prompts agree."""
     check_prompts(slot, parts, base)
     check_levels(slot, parts, base)
 
@@ -378,7 +378,7 @@ def mismatch(slot: str, part: Part, of: str, base: Part, reason: str) -> str:
     )
     if slot == "adapter" and kind is SDXL:
         message += " (none is published: train.py makes one)"
-    other = next((it for it in (SD1, SDXL) if of.startswith(it.title) and it is not kind), None)
+    other = next((one for one in (SD1, SDXL) if of.startswith(one.title) and one is not kind), None)
     return message + (f", or a base of {other.title}{such_as(other, 'unet')}." if other else ".")
 
 

@@ -1,4 +1,4 @@
-"""ControlNet (Zhang et al. 2023): a copy of a UNet's way down that also sees a picture and corrects the UNet.
+"""ControlNet (Zhang et al. 2023): a copy of a UNet's down blocks that also sees a picture and corrects the UNet.
 
 Published layout: diffusers' ControlNetModel, for Stable Diffusion 1.5 and XL.
 """
@@ -20,7 +20,7 @@ from i2v_jax.models.unet import SD15, SDXL, TINY, UNetConfig, conv, down_and_mid
 
 @dataclasses.dataclass(frozen=True)
 class ControlNetConfig(UNetConfig):
-    """Shape and arithmetic of a ControlNet: those of its UNet (of whose way up it has nothing), and its own.
+    """Shape and arithmetic of a ControlNet: those of its UNet (of whose up blocks it has nothing), and its own.
 
     Attributes:
       picture_widths: channels of the conditioning picture's embedding; each but the first halves it.
@@ -120,7 +120,7 @@ class ControlNet(nn.Module):
           conditioning_scale: strength; 0 leaves the UNet as it is.
 
         Returns:
-          Residuals of every output of the UNet's way down, `conv_in`'s first, and of its middle block: what
+          Residuals of every output of the UNet's down blocks, `conv_in`'s first, and of its middle block: what
           `UNet` takes as `residuals`.
 
         Raises:

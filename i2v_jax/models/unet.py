@@ -48,7 +48,7 @@ class UNetConfig:
     Attributes:
       in_channels, out_channels: latent channels.
       block_out_channels: width of each level.
-      layers_per_block: residual blocks per level on the way down; one more on the way up.
+      layers_per_block: residual blocks per level in a down block; one more in an up block.
       down_attention, up_attention: which blocks have spatial transformers (up: the coarsest first, as they run).
       transformer_depth: transformer blocks per spatial transformer; the middle block has the last level's.
       num_heads: attention heads; the middle block has the last level's.
@@ -261,7 +261,7 @@ class MidBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The layers of a level, then a stride-2 convolution; returns every output, for the way up."""
+    """The layers of a level, then a stride-2 convolution; returns every output, for the up blocks."""
 
     config: UNetConfig
     level: int
@@ -279,7 +279,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The layers of a level, each after joining an output of the way down; then resize and convolve."""
+    """The layers of a level, each after joining an output of the down blocks; then resize and convolve."""
 
     config: UNetConfig
     level: int
@@ -323,7 +323,7 @@ class UNet(nn.Module):
           timesteps: in [0, 1000), one per video, or a scalar for all.
           conditions: see `Conditions`; those that the network does not look at may be there or not.
           strengths: of adapters, by name (scalars, may be traced); 1 where absent.
-          residuals: what a ControlNet returned, added to every output of the way down and to the middle's.
+          residuals: what a ControlNet returned, added to every output of the down blocks and to the middle's.
         """
         c = self.config
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
@@ -364,7 +364,7 @@ def time_embedding(
 def down_and_middle(
     c: UNetConfig, x: Float[Array, "b f h w c"], shared: Shared
 ) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
-    """Runs the way down and the middle block; returns every output of the way down, `x` first, and the middle's."""
+    """Runs the down blocks and the middle block; returns every output of the former, `x` first, and the middle's."""
     skips = [x]
     for level in range(len(c.block_out_channels)):
         skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], shared)

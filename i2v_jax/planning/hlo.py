@@ -153,7 +153,8 @@ def cost(text: str) -> Cost:
 
 def trips(condition: Mapping[str, Instruction]) -> int:
     """Returns how often a loop runs whose condition compares a counter, from 0, with a constant; 1 if it has none."""
-    bounds = [int(it.arguments) for it in condition.values() if it.opcode == "constant" and it.arguments.isdigit()]
+    constants = [step.arguments for step in condition.values() if step.opcode == "constant"]
+    bounds = [int(number) for number in constants if number.isdigit()]
     return max(bounds, default=1)
 
 
@@ -176,8 +177,8 @@ def _operand_bytes(instruction: Instruction, computation: Computation) -> int:
 def _flops(instruction: Instruction, computation: Computation) -> float:
     """Multiplications and additions of products, without those by padding; of kernels, what they say of themselves."""
     if instruction.opcode == "custom-call":
-        told = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.rest)
-        return float(told[1]) if told else 0.0
+        stated = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.rest)
+        return float(stated[1]) if stated else 0.0
     if instruction.opcode not in ("convolution", "dot"):
         return 0.0
     out = arrays(instruction.type)[0][1]

@@ -292,9 +292,9 @@ def _figures(program: Program, lowered: jax.stages.Lowered) -> Figures:
     memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
     cost = hlo.cost(compiled.as_text())
     sent = {}
-    for it in cost.sent:
-        before = sent.get(it.kind, [0.0, 0.0])
-        sent[it.kind] = [before[0] + it.operand_bytes, before[1] + it.link_bytes]
+    for one in cost.sent:
+        before = sent.get(one.kind, [0.0, 0.0])
+        sent[one.kind] = [before[0] + one.operand_bytes, before[1] + one.link_bytes]
     return Figures(
         **common,
         temporaries=memory.temp_size_in_bytes,

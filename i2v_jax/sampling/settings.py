@@ -1,4 +1,4 @@
-"""What a run of sampling is told beside picture, prompts and seed, and whether a model can do it."""
+"""What a run of sampling is given beside picture, prompts and seed, and whether a model can do it."""
 
 import math
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Settings:
       fit: how a picture of another aspect comes to `height` x `width`, see `media.fit_picture`.
       truncate_prompts: cut a prompt of more than 77 tokens with a warning, in place of an error.
       vae_slice: frames that each device decodes at a time; bounds memory.
-      original_size, crop, target_size: what SDXL is told of size and crop, (height, width) and (top, left) in pixels;
+      original_size, crop, target_size: what SDXL is given of size and crop, (height, width) and (top, left) in pixels;
         () is the video's own size, and (0, 0).
       negative_original_size, negative_crop, negative_target_size: the same on the side that guidance leads away from;
         () is what stands on the other side, but (0, 0) for the crop where one of the sizes is given.

@@ -38,7 +38,7 @@ def _count(equation: core.JaxprEqn) -> float:
         if name.startswith(beginning):
             (b, t, n, h), s = shapes[0], shapes[1][1]
             return 2.0 * products * b * n * t * s * h
-    inside = [count_flops(it) for it in _jaxprs(params)]
+    inside = [count_flops(program) for program in _jaxprs(params)]
     if name == "cond":
         return max(inside)
     rounds = {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}.get(name, lambda: 1)()
@@ -67,8 +67,8 @@ def _jaxprs(value: Any) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
     if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
         yield value
     elif isinstance(value, dict):
-        for it in value.values():
-            yield from _jaxprs(it)
+        for part in value.values():
+            yield from _jaxprs(part)
     elif isinstance(value, (tuple, list)):
-        for it in value:
-            yield from _jaxprs(it)
+        for part in value:
+            yield from _jaxprs(part)

@@ -76,8 +76,8 @@ def make_step(
 
     def gradients(trained: Flat, frozen: Flat, batch: Batch, draws):
         def of_trained(trained):
-            value, seen = loss(unflatten(frozen | trained), batch, draws)
-            return value, seen["each"]
+            value, details = loss(unflatten(frozen | trained), batch, draws)
+            return value, details["each"]
 
         return jax.value_and_grad(of_trained, has_aux=True)(trained)
 

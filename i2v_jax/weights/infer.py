@@ -192,7 +192,7 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Levels:
-    """Width of each level, the finest first, None where nothing tells it; residual blocks of each on the way down."""
+    """Width of each level, the finest first, None where nothing tells it; residual blocks in each down block."""
 
     widths: tuple[int | None, ...]
     layers_per_block: int

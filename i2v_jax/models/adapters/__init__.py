@@ -67,7 +67,7 @@ def adapters_in(paths: Iterable[str]) -> tuple[Adapter, ...]:
     for site, name in sorted(found):
         if adapter(name).site != site:
             raise InputError(f"Weights of the adapter {name!r} lie at {site}; it belongs at {adapter(name).site}.")
-    return tuple(it for it in ADAPTERS.values() if (it.site, it.name) in found)
+    return tuple(known for known in ADAPTERS.values() if (known.site, known.name) in found)
 
 
 def import_modules(names: Iterable[str]) -> None:

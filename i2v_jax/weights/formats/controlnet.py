@@ -1,4 +1,4 @@
-"""Names of diffusers' ControlNetModel: the way down and the middle of a UNet, and what it adds to them."""
+"""Names of diffusers' ControlNetModel: the down blocks and the middle of a UNet, and what it adds to them."""
 
 import re
 

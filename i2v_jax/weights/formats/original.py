@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
     """The numbered blocks of a UNet.
 
     Attributes:
-        period: blocks of a level: its layers on the way down and the resampling; as many layers on the way up.
+        period: blocks of a level: its layers in its down block and the resampling; as many layers in its up block.
         down: numbers of the input blocks after the first.
         up: number of an output block -> whether it has a transformer, which comes before an upsampler.
     """
@@ -77,7 +77,7 @@ def _blocks_of_tree(paths: Iterable[str]) -> Blocks:
 
 
 def _network(blocks: Blocks, projection: Kind) -> list[Row]:
-    """What UNets and ControlNets share, and the way up, which a ControlNet has no blocks of."""
+    """What UNets and ControlNets share, and the up blocks, which a ControlNet has no blocks of."""
     transformer = [
         Row("norm", "norm", NORM),
         Row("proj_in", "proj_in", projection),
