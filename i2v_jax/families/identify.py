@@ -19,7 +19,7 @@ from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import recognise
-from i2v_jax.weights.unet_parts import FOLDERS
+from i2v_jax.weights.unet_parts import FOLDERS, part_of_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 Widths = tuple[int, ...]
@@ -308,9 +308,17 @@ def open_part(slot: str, source: str | Path) -> Part:
         found = load_lora(source)
     else:
         found = recognise(open_tensors(source, FOLDERS.get(slot, "unet")))
-    if "unet" not in found:
+    entries = found["unet"].parameters.entries if "unet" in found else {}
+    shapes = {path: entry.shape for path, entry in entries.items()}
+    if slot in UNET_PARTS:
+        shapes = {path: shape for path, shape in shapes.items() if part_of_path(path) == UNET_PARTS[slot]}
+    if not shapes:
         raise InputError(f"{source} holds no {TITLES[slot]}.")
-    return Part(str(source), {path: entry.shape for path, entry in found["unet"].parameters.entries.items()})
+    return Part(str(source), shapes)
+
+
+UNET_PARTS = {"motion": "motion", "adapter": "first_frame", "image_tokens": "image_tokens"}
+"""Slot -> what `weights.unet_parts` calls what is given for it."""
 
 
 ASSEMBLE: dict[str, Callable[[Any], assemble.Assembled]] = {
