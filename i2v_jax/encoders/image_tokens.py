@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from i2v_jax.models.clip import CLIPVisionEncoder
-from i2v_jax.models.image_projection import projection_of
+from i2v_jax.models.networks import module_of
 
 COMPONENTS = ("image_encoder", "image_proj")
 
@@ -37,7 +37,7 @@ def encode(
     features = getattr(output, projection.reads)
     if unconditional is not None and projection.reads == "image_embeds":
         features = jnp.where(unconditional[:, None], 0, features)
-    return projection_of(projection).apply({"params": tree["image_proj"]}, features)
+    return module_of(projection).apply({"params": tree["image_proj"]}, features)
 
 
 def encode_unconditional(configs: Mapping[str, Any], tree: Mapping[str, Any]) -> Float[Array, "1 n d"]:

@@ -250,13 +250,3 @@ class StateProjection(nn.Module):
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         hidden = nn.gelu(Dense(c.embed_dim, name="proj_in", **dtypes)(states), approximate=False)
         return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(hidden))
-
-
-def projection_of(config: AnyConfig) -> nn.Module:
-    """Returns the module that a config describes."""
-    modules = {
-        ImageProjectionConfig: ImageProjection,
-        ResamplerConfig: Resampler,
-        StateProjectionConfig: StateProjection,
-    }
-    return modules[type(config)](config)
