@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from convert.explaining import explain_sources
 from convert.parts import part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
@@ -33,13 +34,17 @@ def opened(arguments: argparse.Namespace) -> Checkpoint:
     Raises:
         InputError: a source cannot be read or does not fit together; a pattern matches nothing.
     """
-    checkpoint = open_checkpoint(
-        arguments.sources,
-        loras=arguments.lora,
-        configs=dict(arguments.config),
-        variant=arguments.variant,
-        skip_unknown=arguments.skip_unknown,
-    )
+    try:
+        checkpoint = open_checkpoint(
+            arguments.sources,
+            loras=arguments.lora,
+            configs=dict(arguments.config),
+            variant=arguments.variant,
+            skip_unknown=arguments.skip_unknown,
+        )
+    except InputError:
+        explain_sources(arguments.sources, [source for source, _ in arguments.lora], arguments.variant)
+        raise
     checkpoint = selected(checkpoint, arguments.only or [])
 
     def prepared(tensors: Tensors, names: Mapping[str, str]) -> Tensors:

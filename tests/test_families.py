@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from convert.__main__ import main as convert
 from i2v_jax.errors import InputError
 from i2v_jax.families.few_steps import sampler_warning
 from i2v_jax.families.identify import (
@@ -306,3 +307,21 @@ def test_settings_of_few_step_models_are_known():
     # velocity models sampled down to pure noise are spread so too
     assert sampler_warning(("model",), {}, trailing | dict(prediction_type="v_prediction"), "ddim") is None
     assert sampler_warning(("model",), {}, trailing | dict(rescale_betas_zero_snr=True), "ddim") is None
+
+
+def test_convert_says_which_source_is_of_which_family(tmp_path):
+    """A LoRA for SD1.5 beside SDXL, and motion modules; what is wrong otherwise keeps its own message."""
+    base = str(sdxl_models.folder())
+    lora = tmp_path / "style.safetensors"
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {"down": (4, 768), "up": (640, 4)}
+    save_file({f"{layer}.lora_{leaf}.weight": np.zeros(shape, "f") for leaf, shape in shapes.items()}, lora)
+    command = ["import", base, str(tmp_path / "out.safetensors")]
+    with pytest.raises(InputError, match=r"style.safetensors \(LoRA\) is for Stable Diffusion 1.x; .*base is"):
+        convert([*command, "--lora", str(lora)])
+    motion = "assets/small_world/motion.safetensors"
+    with pytest.raises(InputError, match=r"motion.safetensors \(motion modules\) is for a UNet of .* levels"):
+        convert(["import", base, motion, str(tmp_path / "out.safetensors")])
+    with pytest.raises(InputError, match="no/such/file"):
+        convert(["import", base, "no/such/file.safetensors", str(tmp_path / "out.safetensors")])
+    assert not (tmp_path / "out.safetensors").exists()

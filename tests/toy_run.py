@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i2v_jax.devices.mesh import make_mesh, parameter_sharding, placer, put_batch
-from i2v_jax.devices.processes import join
+from i2v_jax.devices.mesh import make_mesh, parameter_sharding, placer, put_batch, use_mesh
+from i2v_jax.devices.processes import gather_json, join
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
@@ -70,7 +70,7 @@ def main(folder, steps, mesh="{}", *distributed):
     mesh = make_mesh({"data": -1} | json.loads(mesh))
     preemption = Preemption()
     frozen, optimizer, state = start(mesh)
-    loss = Toy({}, ANIMATEDIFF_SD15, Objective(), jnp.zeros(1))
+    loss = Toy({}, ANIMATEDIFF_SD15, Objective())
     run = jit_step(make_step(loss, optimizer, average_decay=0.9), state, mesh)
     about = dict(frozen=fingerprint(frozen), seed=0, config={})
     checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=2)
@@ -79,13 +79,13 @@ def main(folder, steps, mesh="{}", *distributed):
         state, positions, _ = checkpoints.restore(state, about)
         taken = positions[jax.process_index()]["taken"]
     print(f"begins at {int(state.step)}", flush=True)
-    with mesh.use_mesh(mesh):
+    with use_mesh(mesh):
         for number in range(int(state.step) + 1, int(steps) + 1):
             state, metrics = run(state, frozen, batch_of(taken, mesh), jax.random.key(0))
             taken += 1
             losses.append(metrics.loss)
             stopping = preemption.reached(number)
-            checkpoints.save(number, state, mesh.gather_json({"taken": taken}), about, float(metrics.loss))
+            checkpoints.save(number, state, gather_json({"taken": taken}), about, float(metrics.loss))
             print(f"step {number}", flush=True)
             if stopping:
                 checkpoints.close()

@@ -1,0 +1,39 @@
+"""Why sources do not go together: said of their families, where that is the reason."""
+
+import contextlib
+from collections.abc import Sequence
+
+from i2v_jax.errors import InputError
+from i2v_jax.families.identify import explain
+from i2v_jax.weights.checkpoint import open_files, recognise_in
+from i2v_jax.weights.unet_parts import parts_of
+
+SLOTS = {"base": "unet", "motion": "motion", "first_frame": "adapter", "image_tokens": "image_adapter"}
+"""What a UNet's part is called by `families.identify`."""
+
+
+def explain_sources(sources: Sequence[str], loras: Sequence[str], variant: str | None = None) -> None:
+    """Raises InputError where a source or a LoRA is of another family than the base; to be asked when opening failed.
+
+    Args:
+        sources: files, folders, hub ids; of a part that several hold, the last one's counts.
+        loras: files to merge.
+        variant: which precision of several.
+    """
+    slots = {}
+    for source in sources:
+        for part in unet_parts(source, variant):
+            if part in SLOTS:
+                slots[SLOTS[part]] = source
+    if "unet" in slots:
+        parts = {slot: source for slot, source in slots.items() if slot == "unet" or source != slots["unet"]}
+        for lora in loras or [None]:
+            explain(parts | ({"lora": lora} if lora else {}))
+
+
+def unet_parts(source: str, variant: str | None) -> set[str]:
+    """Returns which parts of a UNet a source holds; none where it cannot be opened."""
+    with contextlib.suppress(InputError):
+        held = [recognise_in(tensors, folder).get("unet") for tensors, folder in open_files(source, variant)]
+        return set().union(*(parts_of(imported.parameters) for imported in held if imported))
+    return set()
