@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i2v_jax.devices.mesh import make_mesh, parameter_sharding, placer, put_batch, use_mesh
+from i2v_jax.devices.mesh import make_mesh, on_this_host, parameter_sharding, placer, put_batch, use_mesh
 from i2v_jax.devices.processes import gather_json, join
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15
 from i2v_jax.training.checkpoints import Checkpoints
@@ -92,7 +92,7 @@ def main(folder, steps, mesh="{}", *distributed):
                 sys.exit(EXIT_CODE)
             time.sleep(0.01 if int(steps) < 1000 else 0.2)
     checkpoints.close()
-    whole = jax.device_get(mesh.on_this_host(state.trained, mesh))
+    whole = jax.device_get(on_this_host(state.trained, mesh))
     if jax.process_index() == 0:
         np.savez(
             Path(folder) / "result.npz", losses=np.array(losses), **{k.replace("/", "."): v for k, v in whole.items()}
