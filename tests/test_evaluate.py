@@ -114,6 +114,6 @@ def test_clips_too_small_for_ssim_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("sweep, labels", [("t0", [1.0, 0.9, 0.8, 0.7, 0.6]), ("p", [0.9, 0.7, 0.5, 0.3, 0.1])])
 def test_the_sweeps_are_the_papers(sweep, labels):
     config = commands.load_config(f"{evaluate.DEFAULT.parent}/prior.py:{sweep}", commands.load_config(evaluate.DEFAULT))
-    runs = [evaluate.read_run(text, config.header, evaluate.read_settings(config)) for text in config.runs]
+    runs = [evaluate.read_run(text, config.header, evaluate.Settings.of_config(config)) for text in config.runs]
     assert [run[sweep] for run, _ in runs] == labels and all(set(run) == {"t0", "p"} for run, _ in runs)
     evaluate.check(config, runs)

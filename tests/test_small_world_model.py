@@ -14,7 +14,6 @@ from conftest import CACHE
 from safetensors.numpy import load_file, save_file
 
 import evaluate
-import sample
 from assets import make_small_world
 from i2v_jax import commands, media
 from i2v_jax.data import small_world
@@ -24,6 +23,7 @@ from i2v_jax.evaluation import report
 from i2v_jax.families.model import Model, assemble_config
 from i2v_jax.models.clip import CLIPTextEncoder
 from i2v_jax.models.networks import parameter_shapes
+from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.sampling import jobs
 from i2v_jax.training import placement, setup
 from i2v_jax.tree import flatten, unflatten
@@ -80,7 +80,7 @@ def test_no_such_loss():
 
 
 def test_captions_fit_and_are_whole_words(initial):
-    tokenizer = sample.ClipTokenizer.from_pretrained(str(initial), "tokenizer")
+    tokenizer = ClipTokenizer.from_pretrained(str(initial), "tokenizer")
     for split in small_world.CLIPS:
         captions = [small_world.draw(index, split).caption for index in range(200)]
         for caption, ids in zip(captions, tokenizer.encode(captions)):
@@ -237,7 +237,7 @@ def test_the_text_encoder_tells_all_motions_apart():
     components, tokenizer = make_small_world.initial_model()
     assert make_small_world.least_apart(components["text_encoder"], tokenizer)[0] > 0.2
     config, weights = load_text_encoder(str(MODEL))
-    tokenizer = sample.load_tokenizer(commands.load_config(ROOT / "configs" / "sample" / "default.py").weights)
+    tokenizer = ClipTokenizer.from_pretrained(MODEL, "tokenizer")
     trained = flatten(jax.tree.map(np.array, weights))
     share, *pair = make_small_world.least_apart(trained, tokenizer)
     assert share > 0.3, (share, pair)
