@@ -1,6 +1,7 @@
 """An adapter in a module of the user's, named in one config: trained, gone on with, sampled with, planned."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,8 +29,11 @@ def forget():
 
 
 def run(command) -> str:
-    """Runs a command of Python in a process of its own; returns what it printed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    """Runs a command of Python in a process of its own, on one device; returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1800, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
