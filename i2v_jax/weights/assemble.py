@@ -4,6 +4,8 @@ The parts of a UNet (spatial layers, motion modules, adapters) may come from one
 format of `formats`.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,6 +50,7 @@ from i2v_jax.weights.unet_parts import (
 
 Source = str | Path | Tensors | Imported
 Place = Callable[[str, np.ndarray], Any]
+TRIM_AFTER = 1 << 28  # bytes read
 
 
 def to_device(path: str, array: np.ndarray) -> jax.Array:
@@ -75,9 +78,21 @@ class Assembled:
 
     def load(self, place: Place) -> tuple[Any, dict[str, Any]]:
         """Reads and places the parameters one by one; returns the config and the nested dictionaries."""
-        dtype = self.config.param_dtype
-        entries = self.parameters.entries.items()
-        return self.config, unflatten({path: place(path, np.asarray(entry.read(), dtype)) for path, entry in entries})
+        dtype, placed, freed = self.config.param_dtype, {}, 0
+        for path, entry in self.parameters.entries.items():
+            placed[path] = place(path, np.asarray(entry.read(), dtype))
+            freed += entry.nbytes
+            if freed > TRIM_AFTER:
+                return_freed_memory()
+                freed = 0
+        return_freed_memory()
+        return self.config, unflatten(placed)
+
+
+def return_freed_memory() -> None:
+    """Gives freed blocks back to the system, of which glibc keeps those below 32 MB; elsewhere nothing is done."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_unet(base: Source, *, place: Place = to_device, **options: Any) -> tuple[UNetConfig, dict[str, Any]]:
