@@ -13,12 +13,12 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from convert.explaining import explain_sources
 from convert.parts import part_of
+from convert.sources import open_sources
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import on_disk
-from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from i2v_jax.weights.checkpoint import Checkpoint
 from i2v_jax.weights.lazy import cast, check_finite
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -34,18 +34,7 @@ def opened(arguments: argparse.Namespace) -> Checkpoint:
     Raises:
         InputError: a source cannot be read or does not fit together; a pattern matches nothing.
     """
-    try:
-        checkpoint = open_checkpoint(
-            arguments.sources,
-            loras=arguments.lora,
-            configs=dict(arguments.config),
-            variant=arguments.variant,
-            skip_unknown=arguments.skip_unknown,
-        )
-    except InputError:
-        explain_sources(arguments.sources, [source for source, _ in arguments.lora], arguments.variant)
-        raise
-    checkpoint = selected(checkpoint, arguments.only or [])
+    checkpoint = selected(open_sources(arguments), arguments.only or [])
 
     def prepared(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
         tensors = check_finite(tensors, names)

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convert.parts import part_of
+from convert.sources import open_sources
 from convert.tables import table
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint, open_files
 from i2v_jax.weights.lazy import cast
@@ -16,13 +17,7 @@ SHOWN = 5  # tensors named of each sort
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what is equal and what differs, part by part; returns 1 where anything does."""
-    source = open_checkpoint(
-        arguments.sources,
-        loras=arguments.lora,
-        configs=dict(arguments.config),
-        variant=arguments.variant,
-        skip_unknown=arguments.skip_unknown,
-    )
+    source = open_sources(arguments)
     converted = open_checkpoint([arguments.converted], configs=dict(arguments.config))
     same = _print_tensors(_entries(source), _entries(converted))
     ran = True

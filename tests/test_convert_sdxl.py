@@ -25,7 +25,7 @@ from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_lora as lora
 from tests import test_weights as library
-from tests.test_convert import contents, convert, raw, same
+from tests.test_convert import contents, convert, raw, refused, same
 from tests.test_formats_diffusers import tokenizer
 from tests.torch_models import randomise
 
@@ -183,6 +183,19 @@ def test_loras_come_back_and_become_each_other(tmp_path):
     for name, it in raw(file).items():
         np.testing.assert_array_equal(back[name], it, err_msg=name)
     assert back.keys() == raw(file).keys()
+
+
+def test_a_lora_of_another_family_is_named(pipeline, tmp_path):
+    """Whatever the command, and before anything is written."""
+    other, ours = tmp_path / "pixel_art.safetensors", tmp_path / "ours.safetensors"
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    pair = {"lora_down": torch.zeros(2, 768), "lora_up": torch.zeros(32, 2)}
+    save_torch({f"{layer}.{name}.weight": it for name, it in pair.items()}, other)
+    words = ("pixel_art.safetensors (LoRA) is for Stable Diffusion 1.x",)
+    refused("import", pipeline, ours, "--lora", other, words=words)
+    assert not ours.exists()
+    assert convert("import", pipeline, ours) == 0
+    refused("verify", pipeline, ours, "--lora", other, words=words)
 
 
 def test_controlnets_come_back(tmp_path):

@@ -18,6 +18,8 @@ from i2v_jax.diffusion.frame_similarity_prior import initial_latents
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion, unet
+from i2v_jax.models.adapters import Shared
+from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.tree import flatten, unflatten
@@ -112,7 +114,7 @@ def channels_first(x):
 @pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
 @pytest.mark.parametrize("size, attention, convolution", [((8, 16), *KERNELS[0]), ((17, 10), *KERNELS[1])], ids=str)
 def test_equals_diffusers_picture_unet(shape, size, attention, convolution, measured):
-    """PyTorch, on even and odd sizes."""
+    """PyTorch, on even and odd sizes; on odd ones, transformers are loops over their blocks."""
     settings = SMALL if shape == "SD1.5" else SMALL_XL
     yardstick = randomise(diffusers.UNet2DConditionModel(**settings))
     given = inputs(2, 1, *size)
@@ -124,7 +126,8 @@ def test_equals_diffusers_picture_unet(shape, size, attention, convolution, meas
             torch.from_numpy(given["text"]),
             added_cond_kwargs=added,
         ).sample
-    config = UNetConfig.from_diffusers(yardstick.config, attention=attention, convolution=convolution)
+    kernels = dict(attention=attention, convolution=convolution, scan_blocks=size == (17, 10))
+    config = UNetConfig.from_diffusers(yardstick.config, **kernels)
     parameters = our_parameters("unet", yardstick.state_dict())
     out = jax.jit(UNet(config).apply)({"params": parameters}, **with_conditions(given))
     error = relative_error(jnp.moveaxis(out[:, 0], -1, 1), wanted)
@@ -282,21 +285,47 @@ def test_adapter_has_the_published_number_of_parameters(preset, layout, wanted):
     assert sum(size for path, size in sizes.items() if "/first_frame/" in path) == wanted
 
 
-@pytest.mark.parametrize("remat", ["full", "products", "dots_saveable"])
-def test_remat_changes_no_gradient(remat):
-    config = dataclasses.replace(unet.TINY, motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2))
-    shapes = unflatten(parameter_shapes(config))
-    keys = iter(jax.random.split(jax.random.key(0), 1000))
-    parameters = jax.tree.map(lambda s: 0.1 * jax.random.normal(next(keys), s.shape), shapes)
-    given = inputs(1, 2, 8, 8, context=32)
+SMALLEST = dataclasses.replace(
+    unet.TINY,
+    transformer_depth=(3, 3),
+    motion=dataclasses.replace(motion.V1, norm_groups=8, num_heads=2),
+    self_attention_branches=("first_frame",),
+)
 
-    def gradient(remat):
-        network = UNet(dataclasses.replace(config, remat=remat))
-        inputs = with_conditions(given)
-        return jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, **inputs) ** 2)))(parameters)
 
-    for ours, wanted in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none"))):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-7)
+@functools.cache
+def gradient(**settings):
+    """A layer's, with an adapter and three blocks a transformer, by its input and its weights."""
+    config, rng = dataclasses.replace(SMALLEST, **settings), np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+    shared = Shared(normal(2, 128), Conditions.of_videos(normal(2, 7, 32)))
+    layer, x = unet.remat(unet.Layer, config)(config, 0, True), normal(2, 3, 4, 4, 32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared)
+    weights = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), shapes)
+    return jax.jit(jax.grad(lambda given: jnp.mean(layer.apply(*given, shared) ** 2)))((weights, x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(remat="full"), dict(remat="products"), dict(scan_blocks=True), dict(remat="dots_saveable", scan_blocks=True)],
+    ids=str,
+)
+def test_remat_and_scan_change_no_gradient(settings):
+    for ours, wanted in zip(jax.tree.leaves(gradient(**settings)), jax.tree.leaves(gradient()), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_remat_and_scan_reach_all_layers():
+    def traced(**settings):
+        config = dataclasses.replace(SMALLEST, **settings)
+        weights, given = unflatten(parameter_shapes(config)), with_conditions(inputs(1, 1, 8, 8, context=32))
+        return str(jax.make_jaxpr(UNet(config).apply)({"params": weights}, **given))
+
+    plain, again, loops = traced(), traced(remat="full"), traced(scan_blocks=True)
+    assert (
+        again.count("checkpoint[") - plain.count("checkpoint[") == 3 + 4
+    )  # layers with the middle block, of each side
+    assert loops.count("dot_general") < plain.count("dot_general") / 2
 
 
 def test_bfloat16_stays_close():

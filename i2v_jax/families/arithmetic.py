@@ -19,12 +19,32 @@ class Arithmetic(NamedTuple):
       dtype: of frozen weights and activations.
       attention, convolution: kernels, see `models.kernels`.
       remat: what the backward pass recomputes, see `UNetConfig`.
+      scan_blocks: whether blocks are a loop, see `UNetConfig`.
     """
 
     dtype: Any
     attention: str
     convolution: str
     remat: str = "none"
+    scan_blocks: bool = False
+
+    @classmethod
+    def on(
+        cls,
+        device: jax.Device,
+        dtype: Any,
+        attention: str = "auto",
+        convolution: str = "auto",
+        remat: str = "none",
+    ) -> "Arithmetic":
+        """Returns the arithmetic for a device; "auto" is what is fastest there.
+
+        Raises:
+          InputError: a kernel that is unknown or does not run there.
+        """
+        dtype = jnp.dtype(dtype)
+        kernels = choose(device, dtype, attention, convolution)
+        return cls(dtype, **kernels, remat=remat, scan_blocks=device.platform == "tpu")  # whose compiler is slow
 
     @classmethod
     def of_config(cls, config: ConfigDict, device: jax.Device) -> "Arithmetic":
@@ -33,14 +53,18 @@ class Arithmetic(NamedTuple):
         Raises:
           InputError: an unknown dtype, or a kernel that does not run there.
         """
-        dtype = jnp.dtype(choose_dtype(config.dtype, device.platform))
-        kernels = choose(device, dtype, config.attention, config.convolution)
-        return cls(dtype, **kernels, remat=config.get("remat", "none"))
+        dtype = choose_dtype(config.dtype, device.platform)
+        return cls.on(device, dtype, config.attention, config.convolution, config.get("remat", "none"))
 
     @property
     def kernels(self) -> dict[str, str]:
         """Fields of a network's config."""
         return dict(attention=self.attention, convolution=self.convolution)
+
+    @property
+    def of_unet(self) -> dict[str, Any]:
+        """Fields of a UNet's config, but for the dtypes."""
+        return self.kernels | dict(remat=self.remat, scan_blocks=self.scan_blocks)
 
 
 def choose_dtype(name: str, platform: str) -> str:

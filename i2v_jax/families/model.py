@@ -17,7 +17,6 @@ from i2v_jax.families.family import Family, family_of
 from i2v_jax.families.identify import Part, check_family, explain
 from i2v_jax.families.weights import Weights
 from i2v_jax.models.adapters import at_site, import_modules
-from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import (
     Assembled,
@@ -110,7 +109,7 @@ class Model:
         """
         mesh = mesh or make_mesh({"data": -1})
         check_prediction_type(weights.of("unet"), schedule.prediction_type)
-        arithmetic = Arithmetic(jnp.dtype(dtype), **choose(mesh.devices.flat[0], dtype, attention, convolution))
+        arithmetic = Arithmetic.on(mesh.devices.flat[0], dtype, attention, convolution)
         assembled = assemble(weights, arithmetic, **unet_settings)
         family = family_of(assembled["unet"].config)
         tokenizers, zeros = load_tokenizers(weights, family), weights.zeros_for_empty_prompt(family)
@@ -156,7 +155,7 @@ def assemble(
 
 def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assembled]:
     common = dict(dtype=arithmetic.dtype, trained=weights.trained)
-    options = arithmetic.kernels | common | dict(remat=arithmetic.remat)
+    options = arithmetic.of_unet | common
     if adapters:
         options |= dict(self_attention_branches=at_site(adapters, "attn1"))
     found = dict(

@@ -68,8 +68,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     dtypes = dict(dtype=arithmetic.dtype, param_dtype=arithmetic.dtype)
     base["unet"] = dataclasses.replace(
         base["unet"],
-        remat=arithmetic.remat,
-        **arithmetic.kernels,
+        **arithmetic.of_unet,
         **(PUBLISHED[sources["motion"]] if "motion" in sources else {}),
         self_attention_branches=at_site(adapters, "attn1"),
         cross_attention_branches=at_site(

@@ -1,9 +1,11 @@
 """Spatial transformer of Stable Diffusion's UNet: self-attention within a frame, cross-attention to the prompt."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -37,7 +39,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Group norm of each frame, dense in, `depth` blocks over the frame's pixels, dense out, added to the input."""
+    """Group norm of each frame, dense in, `depth` blocks over the frame's pixels, dense out, added to the input.
+
+    With `scan` the blocks are a loop over their stacked weights: the same function, of which a compiler sees one block.
+    """
 
     depth: int
     num_heads: int
@@ -45,6 +50,7 @@ class SpatialTransformer(nn.Module):
     self_attention_branches: tuple[str, ...] = ()
     cross_attention_branches: tuple[str, ...] = ()
     attention: str = "xla"
+    scan: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -54,13 +60,31 @@ class SpatialTransformer(nn.Module):
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = GroupNorm(self.norm_groups, epsilon=1e-6, name="norm", **dtypes)(x)
         hidden = Dense(c, name="proj_in", **dtypes)(hidden.reshape(b, f, h * w, c))
-        for i in range(self.depth):
-            hidden = TransformerBlock(
+        blocks = [
+            TransformerBlock(
                 self.num_heads,
                 self.self_attention_branches,
                 self.cross_attention_branches,
                 self.attention,
                 name=f"blocks_{i}",
                 **dtypes,
-            )(hidden, shared)
+            )
+            for i in range(self.depth)
+        ]
+        if self.scan and self.depth > 1 and not self.is_initializing():
+            hidden = in_a_loop(blocks, hidden, shared)
+        else:
+            for block in blocks:
+                hidden = block(hidden, shared)
         return x + Dense(c, name="proj_out", **dtypes)(hidden).reshape(x.shape)
+
+
+def in_a_loop(blocks: Sequence[nn.Module], x: Array, shared: Shared) -> Array:
+    """Runs `x = block(x, shared)` for blocks that differ in their weights alone, as one `lax.scan`."""
+    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block.variables["params"] for block in blocks))
+    block = blocks[0].clone(parent=None, name=None)
+
+    def step(x, own):
+        return block.apply({"params": own}, x, shared), None
+
+    return jax.lax.scan(step, x, weights)[0]

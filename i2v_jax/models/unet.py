@@ -63,6 +63,8 @@ class UNetConfig:
       attention, convolution: implementations, see `models.attention` and `models.convolution`.
       remat: what the backward pass makes again of a layer's activations: "none"; "products", what is cheap (see
         `save_products`); "full", all; or a name in `jax.checkpoint_policies`.
+      scan_blocks: a transformer's blocks are a loop; compiles faster where they are many (SDXL's ten), but copies their
+        weights once a pass.
       dtype: of activations; norms, softmax and timestep embedding are float32 all the same.
       param_dtype: of new parameters.
     """
@@ -86,6 +88,7 @@ class UNetConfig:
     attention: str = "xla"
     convolution: str = "xla"
     remat: str = "none"
+    scan_blocks: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -345,9 +348,7 @@ class UNet(nn.Module):
 # The half that a ControlNet shares: to be called in a compact method, whose module then holds the parts.
 
 
-def time_embedding(
-    c: UNetConfig, timesteps: Float[Array, " b"], conditions: Conditions
-) -> Float[Array, "b e"]:
+def time_embedding(c: UNetConfig, timesteps: Float[Array, " b"], conditions: Conditions) -> Float[Array, "b e"]:
     """Embeds the timesteps and, for SDXL, the pooled text and the sizes."""
     width = c.block_out_channels[0]
     mlp = dict(features=4 * width, param_dtype=c.param_dtype)
@@ -394,6 +395,7 @@ def transformer(c: UNetConfig, level: int) -> SpatialTransformer:
         c.self_attention_branches,
         c.cross_attention_branches,
         c.attention,
+        c.scan_blocks,
         c.dtype,
         c.param_dtype,
         name="attention",

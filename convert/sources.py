@@ -1,15 +1,35 @@
-"""Why sources do not go together: said of their families, where that is the reason."""
+"""Opens the sources of a command line; where they do not go together, their families say why."""
 
+import argparse
 import contextlib
 from collections.abc import Sequence
 
 from i2v_jax.errors import InputError
 from i2v_jax.families.identify import explain
-from i2v_jax.weights.checkpoint import open_files, recognise_in
+from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint, open_files, recognise_in
 from i2v_jax.weights.unet_parts import parts_of
 
 SLOTS = {"base": "unet", "motion": "motion", "first_frame": "adapter", "image_tokens": "image_adapter"}
 """What a UNet's part is called by `families.identify`."""
+
+
+def open_sources(arguments: argparse.Namespace) -> Checkpoint:
+    """Opens the sources of a command line as one checkpoint, its LoRAs merged when read.
+
+    Raises:
+        InputError: a source cannot be read, or does not fit together with the others.
+    """
+    try:
+        return open_checkpoint(
+            arguments.sources,
+            loras=arguments.lora,
+            configs=dict(arguments.config),
+            variant=arguments.variant,
+            skip_unknown=arguments.skip_unknown,
+        )
+    except InputError:
+        explain_sources(arguments.sources, [source for source, _ in arguments.lora], arguments.variant)
+        raise
 
 
 def explain_sources(sources: Sequence[str], loras: Sequence[str], variant: str | None = None) -> None:
