@@ -36,7 +36,7 @@ UNET = dict(
     block_out_channels=(16, 32, 64),
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=2,
+    layers_per_block=1,
     attention_head_dim=(2, 4, 8),  # heads, of 8 channels each
     transformer_layers_per_block=(1, 1, 2),
     cross_attention_dim=TOKEN,
@@ -49,7 +49,7 @@ UNET = dict(
 )
 MOTION = dict(
     block_out_channels=UNET["block_out_channels"],
-    motion_layers_per_block=2,
+    motion_layers_per_block=1,
     motion_num_attention_heads=4,
     motion_norm_num_groups=8,
     motion_max_seq_length=32,

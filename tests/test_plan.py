@@ -111,6 +111,8 @@ def test_sends_are_told_by_kind(slice_):
         ("replica_groups=[2,8]<=[16], use_global_device_ids=true", 8),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x=1", 4),
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, x=1", 8),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=4], device_ids=([4,8]T(1,0)) {'axis_0'}, dimensions={0}", 8),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=4] {'axis_1','axis_0':(2)4}, x=1", 16),
         ("source_target_pairs={{0,1},{1,0}}", 2),
     ],
 )

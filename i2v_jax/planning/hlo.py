@@ -233,9 +233,10 @@ def group_size(attributes: str) -> int:
         return len(match[1].split(","))
     if match := re.match(r"\[\d+,(\d+)\]<=", groups):
         return int(match[1])
-    if match := re.match(r"mesh\[([^\]]*)\]\s*\{([^}]*)\}", groups):
+    if match := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\([^)]*\)[^{]*)?\s*\{([^}]*)\}", groups):
         sizes = dict(re.findall(r"'?([\w.\-]+)'?=(\d+)", match[1]))
-        return math.prod(int(sizes[axis.strip(" '")]) for axis in match[2].split(",") if axis.strip())
+        axes = re.findall(r"'?([\w.\-]+)'?(?::\(\d+\)(\d+))?", match[2])  # an axis, or a part of one of that size
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     raise ValueError(f"replica groups of an unknown form: {attributes[:200]!r}")
 
 
