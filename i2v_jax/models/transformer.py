@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from i2v_jax.models.adapters import Shared, adapter
 from i2v_jax.models.attention import Attention
-from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm
+from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, shard
 
 
 class TransformerBlock(nn.Module):
@@ -85,6 +85,7 @@ def in_a_loop(blocks: Sequence[nn.Module], x: Array, shared: Shared) -> Array:
     block = blocks[0].clone(parent=None, name=None)
 
     def step(x, own):
+        own = jax.tree.map(lambda leaf: shard(leaf, *[None] * leaf.ndim), own)  # one block's at a time is gathered
         return block.apply({"params": own}, x, shared), None
 
     return jax.lax.scan(step, x, weights)[0]

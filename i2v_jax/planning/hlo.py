@@ -29,6 +29,7 @@ class Instruction:
     operands: tuple[str, ...]
     arguments: str  # the operands' text
     rest: str
+    root: bool = False  # whose value the computation returns
 
     def called(self, role: str) -> str | None:
         """Returns the name of the computation that plays a role: `body`, `condition`, `calls`, `to_apply`."""
@@ -84,6 +85,7 @@ def _instruction(line: str) -> Instruction:
         tuple(_NAME.findall(right[opening:closing])),
         right[opening + 1 : closing],
         right[closing:],
+        left.lstrip().startswith("ROOT"),
     )
 
 
@@ -138,7 +140,8 @@ def cost(text: str) -> Cost:
     def of(instruction: Instruction, computation: Computation) -> Cost:
         kind = instruction.opcode.removesuffix("-start")
         sent = (_sent(kind, instruction, computation),) if kind in SENDING else ()
-        own = Cost(_flops(instruction, computation), _traffic(instruction, computation), sent)
+        fused = computations[instruction.called("calls")] if instruction.opcode == "fusion" else None
+        own = Cost(_flops(instruction, computation), _traffic(instruction, computation, fused), sent)
         if instruction.opcode == "while":
             return _times(total(instruction.called("body")), trips(computations[instruction.called("condition")]))
         inside = instruction.called("calls") or instruction.called("to_apply")
@@ -158,7 +161,7 @@ def trips(condition: Mapping[str, Instruction]) -> int:
     return max(bounds, default=1)
 
 
-def _traffic(instruction: Instruction, computation: Computation) -> int:
+def _traffic(instruction: Instruction, computation: Computation, fused: Computation | None = None) -> int:
     if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
         return 0
     if instruction.opcode == "copy-start":  # its type holds both ends
@@ -166,8 +169,48 @@ def _traffic(instruction: Instruction, computation: Computation) -> int:
     if instruction.opcode in ("slice-start", "dynamic-slice-start"):  # a part of its operand, from or to memory
         bits, shape = arrays(instruction.type)[-2]
         return bits * math.prod(shape) // 8
-    operands = (computation[name].type for name in instruction.operands if name in computation)
+    operands = [computation[name].type for name in instruction.operands if name in computation]
+    if instruction.opcode == "dynamic-slice":
+        return 2 * min(traffic(instruction.type), traffic(operands[0]))
+    if instruction.opcode == "dynamic-update-slice":  # in place
+        return 2 * min(traffic(operands[1]), traffic(operands[0]))
+    if fused:
+        return _written(instruction, fused) + sum(_read(number, type_, fused) for number, type_ in enumerate(operands))
     return traffic(instruction.type) + sum(map(traffic, operands))
+
+
+def _read(number: int, type_: str, fused: Computation) -> int:
+    """Bytes that a fusion reads of an operand: of one that is only cut into, as loops do with what they go over, the
+    slices; nothing of one whose slices are written in place."""
+    whole = traffic(type_)
+    names = {step.name for step in fused.values() if step.opcode == "parameter" and step.arguments == str(number)}
+    parts = 0
+    for step in fused.values():
+        if not names & set(step.operands):
+            continue
+        if step.opcode == "bitcast":
+            names.add(step.name)
+        elif step.opcode == "dynamic-slice":
+            parts += size(step.type)
+        elif step.opcode != "dynamic-update-slice" or names & set(step.operands[1:]):
+            return whole
+    return min(whole, parts)
+
+
+def _written(fusion: Instruction, fused: Computation) -> int:
+    """Bytes that a fusion writes: of an array that is updated in place, the slice."""
+    root = next(step for step in fused.values() if step.root)
+    roots = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    types = [match[0] for match in _ARRAY.finditer(fusion.type)]
+    if len(types) != len(roots):  # a part is a tuple itself
+        return traffic(fusion.type)
+    total = 0
+    for type_, step in zip(types, roots):
+        while step.opcode == "bitcast":
+            step = fused[step.operands[0]]
+        updated = step.opcode == "dynamic-update-slice"
+        total += min(traffic(type_), size(fused[step.operands[1]].type)) if updated else traffic(type_)
+    return total
 
 
 def _operand_bytes(instruction: Instruction, computation: Computation) -> int:
