@@ -128,6 +128,40 @@ def test_padding_and_on_chip_memory():
     assert hlo.traffic("pred[]") == 1
 
 
+SLICES = """\
+HloModule slices
+
+%cut (p.0: f32[10,8,128], p.1: s32[]) -> f32[1,8,128] {
+  %p.0 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p.0, %p.1, %zero, %zero), dynamic_slice_sizes={1,8,128}
+}
+
+%put (p.2: f32[10,8,128], p.3: f32[1,8,128], p.4: s32[]) -> f32[10,8,128] {
+  %p.2 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.3 = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %p.4 = s32[] parameter(2)
+  %none = s32[] constant(0)
+  ROOT %all = f32[10,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p.2, %p.3, %p.4, %none, %none)
+}
+
+ENTRY %main (a: f32[10,8,128], b: s32[]) -> f32[10,8,128] {
+  %a = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %b = s32[] parameter(1)
+  %one = f32[1,8,128]{2,1,0:T(8,128)} fusion(%a, %b), kind=kLoop, calls=%cut
+  ROOT %out = f32[10,8,128]{2,1,0:T(8,128)} fusion(%a, %one, %b), kind=kLoop, calls=%put
+}
+"""
+
+
+def test_of_slices_only_they_are_traffic():
+    """A slice is read and written, then read and written in place; the numbers of both are read."""
+    assert hlo.cost(SLICES).bytes == 4 * (8 * 128 * 4) + 2 * 4
+    elsewhere = SLICES.replace("ROOT %slice =", "%sum = f32[] reduce(%p.0, %zero)\n  ROOT %slice =")
+    assert hlo.cost(elsewhere).bytes == 13 * (8 * 128 * 4) + 2 * 4  # the whole is looked at too
+
+
 def test_what_does_not_fit_says_what_would(slice_):
     chip, devices = slice_
 
