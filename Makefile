@@ -1,16 +1,26 @@
 # `make sample` animates the bundled pictures; `make test` runs every test; `make small-world` trains the bundled model
-# anew (hours). Each makes .venv when it is missing or stale.
+# anew (hours). Each makes .venv when it is missing or stale. `make test-newest` runs the suite's core on the newest
+# release of every library (requirements-newest.txt), in an environment of its own, of Python 3.12 or later.
 PYTHON ?= python3
+NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) \
+	$(PYTHON),$(shell $(it) -c 'import sys; sys.version_info < (3, 12) or print("$(it)")' 2>/dev/null)))
 BIN := .venv/bin
 
-.PHONY: sample test lint clean small-world
+# What reads and writes the libraries' files and computes as they do, but for their Flax models, which newer ones lack.
+NEWEST_TESTS := $(addprefix tests/test_,convert.py diffusion.py formats_diffusers.py formats_original.py \
+	image_projection.py ip_adapter.py lora.py orbax.py samplers.py tokenizer.py weights.py)
+
+.PHONY: sample test test-newest lint clean small-world
 
 sample: .venv/.installed
 	$(BIN)/python sample.py --config configs/sample/default.py
 
-test: .venv/.installed-test
+test: .venv/.installed-test .venv/.installed-plan
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-newest: .venv-newest/.installed
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(NEWEST_TESTS) -k "not flax_models"
 
 small-world: .venv/.installed
 	$(BIN)/python -m assets.make_small_world
@@ -19,7 +29,7 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv .cache output
+	rm -rf .venv .venv-newest .cache output
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is wanted, {sys.executable} is {v[0]}.{v[1]}. Mend: make PYTHON=python3.12 ...")'
@@ -32,3 +42,13 @@ clean:
 .venv/.installed-test: requirements-test.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q -r requirements-test.txt
 	@touch .venv/.installed $@
+
+.venv/.installed-plan: requirements-plan.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q --upgrade --target .venv/libtpu -r requirements-plan.txt
+	@touch $@
+
+.venv-newest/.installed: requirements-newest.txt
+	@test -n "$(NEWEST_PYTHON)" || { echo "Python >= 3.12 is wanted. Mend: make NEWEST_PYTHON=/path/to/python3.12 ..."; exit 1; }
+	test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q -r requirements-newest.txt
+	@touch $@

@@ -41,6 +41,7 @@ from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import formats
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
+from i2v_jax.weights.save import exported_metadata
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, position_tables
@@ -212,9 +213,10 @@ def save(folder: Path, components: dict[str, dict[str, Array]], tokenizer: ClipT
     whole, folder = folder, folder.with_name(f"{folder.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
 
-    def write(path, weights, table, buffers=None):
+    def write(path, weights, table, buffers=None, **configs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, export_tensors(weights, table, buffers or Tensors.of({})), {"format": "pt"})
+        metadata = {"format": "pt"} | exported_metadata(configs)
+        save_tensors(path, export_tensors(weights, table, buffers or Tensors.of({})), metadata)
 
     def tensors(weights):
         return Tensors.of({path: np.asarray(leaf).astype(dtype) for path, leaf in weights.items()})
@@ -237,12 +239,13 @@ def save(folder: Path, components: dict[str, dict[str, Array]], tokenizer: ClipT
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
 
     positions = position_tables(parts["motion"], MOTION.max_positions)
-    write(folder / "motion.safetensors", parts["motion"], formats.PUBLISHED_UNET, positions)
+    write(folder / "motion.safetensors", parts["motion"], formats.PUBLISHED_UNET, positions, unet=unet_config())
     if parts["first_frame"]:
-        write(folder / "i2v_adapter.safetensors", parts["first_frame"], formats.PUBLISHED_UNET)
+        write(folder / "i2v_adapter.safetensors", parts["first_frame"], formats.PUBLISHED_UNET, unet=unet_config())
     projected = export_tensors(tensors(components["image_proj"]), formats.IMAGE_PROJECTION, Tensors.of({}))
     attended = export_tensors(parts["image_tokens"], ip_adapter_table(unet), Tensors.of({}))
-    save_tensors(folder / "ip_adapter.safetensors", Tensors.of({**projected, **attended}), {"format": "pt"})
+    metadata = {"format": "pt"} | exported_metadata({"unet": unet_config(), "image_proj": RESAMPLER})
+    save_tensors(folder / "ip_adapter.safetensors", Tensors.of({**projected, **attended}), metadata)
 
     save_pictures(folder / "pictures")
     shutil.rmtree(whole, ignore_errors=True)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from evaluate import DEFAULT
 from i2v_jax import commands, media
+from i2v_jax.cli.evaluate import DEFAULT
 from i2v_jax.data.small_world.drawing import RenderedClip
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics, sets

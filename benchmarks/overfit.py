@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 
 from i2v_jax import commands
 from i2v_jax.data import loader, stored
+from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
@@ -156,7 +157,7 @@ def main() -> None:
         began = time.perf_counter()
         config = train(Path(folder), made, arguments.steps)
         print(f"stored and trained {arguments.steps} steps in {time.perf_counter() - began:.0f} s", flush=True)
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        use_compile_cache(config.compilation_cache, least_seconds=None)
         adapters = None, Path(folder) / "run" / "trained.safetensors"
         (before, first), (after, last) = (judge(config, adapter, made) for adapter in adapters)
         curve = draw_curve(train_runs.losses(Path(folder) / "run"))

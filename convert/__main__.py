@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convert.arguments import ArgumentParser, component_config, lora, size
+from convert.arguments import ArgumentParser, component_config, frames, lora, size
 from convert.formats import FORMATS
 from i2v_jax import commands
+from i2v_jax.commands.wording import as_called
 
 EXAMPLES = """\
 examples:
@@ -47,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m convert",
+        prog=as_called("python -m convert"),
         description="Moves weights between PyTorch and JAX. Formats are detected. SOURCE: a file, a folder, a hub id.",
-        epilog=EXAMPLES,
+        epilog=as_called(EXAMPLES),
     )
     commands_ = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, module: str, summary: str, description: str = "") -> argparse.ArgumentParser:
-        added = commands_.add_parser(name, help=summary, description=f"{summary}. {description}", epilog=_epilog(name))
+        about = dict(description=f"{summary}. {description}", epilog=as_called(_epilog(name)))
+        added = commands_.add_parser(name, help=summary, **about)
         added.set_defaults(module=module)
         added.add_argument(
             "--adapter-module",
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", "inspecting", "says what a file is: components, family, motion version, dtypes, sizes")
     sub.add_argument("sources", nargs="+", metavar="SOURCE")
     sub.add_argument("--keys", action="store_true", help="list every tensor with its path here, shape and dtype")
+    sub.add_argument("--skip-unknown", action="store_true", help="judge it without the tensors that nothing knows")
     sub.add_argument("--variant", metavar="NAME", help="which precision of several, such as fp16")
 
     sub = command("verify", "verifying", "compares a conversion with what it was made from, tensor by tensor")
@@ -132,6 +135,12 @@ def _add_source_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--variant", metavar="NAME", help="which precision of several to read, such as fp16")
     sub.add_argument("--skip-unknown", action="store_true", help="leave out tensors that nothing knows")
+    sub.add_argument(
+        "--motion-frames",
+        type=frames,
+        metavar="N",
+        help="frames that motion modules know, where the file does not tell (AnimateDiff v1: 24, later: 32)",
+    )
 
 
 def _epilog(name: str) -> str:

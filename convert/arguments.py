@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.hub import local
 from i2v_jax.weights.storage.files import read_json
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -24,14 +26,23 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def lora(text: str) -> tuple[str, float]:
-    """Reads `FILE` or `FILE=SCALE`, the scale finite."""
+    """Reads `FILE` or `FILE=SCALE`, the scale finite. A file may have `=` in its name: one that is there is a file."""
     source, equals, scale = text.rpartition("=")
-    if not equals:
+    if not equals or local(text):
         return text, 1.0
     with contextlib.suppress(ValueError):
         if math.isfinite(float(scale)):
             return source, float(scale)
+    if text.endswith(WEIGHT_SUFFIXES):
+        return text, 1.0
     raise argparse.ArgumentTypeError(f"{text!r}: wanted FILE or FILE=SCALE, such as style.safetensors=0.8")
+
+
+def frames(text: str) -> int:
+    """Reads a number of frames, 1 to 1024."""
+    if text.isdecimal() and 1 <= int(text) <= 1024:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: wanted a number of frames, such as 24 or 32")
 
 
 def component_config(text: str) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,24 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
 from i2v_jax.models.adapters import ADAPTER_PATH
 from i2v_jax.weights.checkpoint import Checkpoint
-from i2v_jax.weights.folders import copy_rest, write_component, write_model_index
-from i2v_jax.weights.formats import TABLES, ip_adapter, lora, original
+from i2v_jax.weights.configs import shapes_tell
+from i2v_jax.weights.folders import copy_rest, write_component, write_model_index, write_scheduler
+from i2v_jax.weights.formats import TABLES, clip, controlnet, diffusers, ip_adapter, lora, original
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.low_rank import PEFT_METADATA, export_lora
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.save import EXPORTED_CONFIGS, exported_metadata
 from i2v_jax.weights.storage.msgpack import save_msgpack
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 from i2v_jax.weights.storage.pickle import save_pickle
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
+from i2v_jax.weights.trained_for import MODELSPEC, OWN_KEY
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
+CONFIGURED = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
 
 
@@ -67,6 +72,7 @@ LAYOUTS = {
             "text_encoder_2": (original.SDXL_TEXT_2,),
             "controlnet": (original.SD15_CONTROLNET, original.SDXL_CONTROLNET),
             "noise_schedule": (original.NOISE_SCHEDULE,),
+            "leftovers": (original.LEFTOVERS,),
         },
     ),
     "i2v-adapter": FileLayout(
@@ -104,6 +110,19 @@ LAYOUTS = {
     ),
 }
 
+FOLDERS = {
+    "diffusers": {
+        "unet": (diffusers.DIFFUSERS_UNET, diffusers.DIFFUSERS_UNET_LINEAR),
+        "controlnet": (controlnet.DIFFUSERS_CONTROLNET, controlnet.DIFFUSERS_CONTROLNET_LINEAR),
+        "vae": (diffusers.DIFFUSERS_VAE,),
+        "text_encoder": (clip.CLIP_TEXT,),
+        "text_encoder_2": (clip.CLIP_TEXT,),
+        "image_encoder": (clip.CLIP_VISION,),
+    },
+    "flax": FLAX_TABLES,
+}
+"""Formats of folders: component -> the names that such a folder is written in."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes OUTPUT and prints what it holds."""
@@ -116,21 +135,41 @@ def run(arguments: argparse.Namespace) -> int:
             f"--to diffusers writes a folder; {arguments.output} is a file's name. Leave its {suffix} out."
         )
     is_file = suffix in WEIGHT_SUFFIXES
-    if not is_file and not (arguments.to and LAYOUTS[arguments.to].folder):
-        known = ", ".join(WEIGHT_SUFFIXES)
-        raise InputError(f"OUTPUT {arguments.output} names no file of weights; wanted one that ends in {known}.")
+    if not is_file and arguments.to and not LAYOUTS[arguments.to].folder:
+        raise _no_file(arguments.output)
     with output(arguments) as path:
         whole = opened(arguments)
-        checkpoint = _of_format(whole, arguments.to)
+        to = arguments.to or (None if is_file else _folder_format(whole, arguments.output))
+        checkpoint = _of_format(whole, to)
         with writing(path, checkpoint) as update:
             if is_file:
-                _write_file(path, checkpoint, arguments.to, suffix, update)
+                _write_file(path, checkpoint, to, suffix, update)
             else:
-                _write_folder(path, checkpoint, arguments, update)
+                _write_folder(path, checkpoint, to, arguments, update)
     print(f"{arguments.output}:\n{summary(checkpoint)}")
     if left := sorted(_parts(whole) - _parts(checkpoint)):
-        print(f"left out, as {arguments.to} has no place for them: {', '.join(left)}")
+        print(f"left out, as {to} has no place for them: {', '.join(left)}")
     return 0
+
+
+def _no_file(name: str) -> InputError:
+    known, folders = ", ".join(WEIGHT_SUFFIXES), " or ".join(to for to, layout in LAYOUTS.items() if layout.folder)
+    return InputError(
+        f"OUTPUT {name} names no file of weights; wanted one that ends in {known}, or --to {folders} for a folder."
+    )
+
+
+def _folder_format(checkpoint: Checkpoint, name: str) -> str:
+    """The format of a folder whose every component came in it: without --to, a source goes out as it came.
+
+    Raises:
+        InputError: a component came in another.
+    """
+    for to, tables in FOLDERS.items():
+        known = {component: {table.name for table in tables[component]} for component in tables}
+        if all(set(checkpoint.formats.get(name, [""])) <= known.get(name, set()) for name in checkpoint.components):
+            return to
+    raise _no_file(name)
 
 
 def _parts(checkpoint: Checkpoint) -> set[str]:
@@ -155,14 +194,49 @@ def _write_file(
     path: Path, checkpoint: Checkpoint, to: str | None, suffix: str, progress: Callable[[int], object]
 ) -> None:
     tensors = exported(checkpoint, to)
+    carried = _carried(checkpoint)
     if suffix == ".safetensors":
-        save_tensors(path, tensors, tensors.metadata, progress)
-    elif PEFT_METADATA in tensors.metadata:
+        save_tensors(path, tensors, {**tensors.metadata, **carried}, progress)
+        return
+    if carried:
+        warnings.warn(
+            f"{suffix} has no place for {' and '.join(_CARRIED[key] for key in carried)}. Written as .safetensors, the "
+            "file carries that, and is read again as it was.",
+            stacklevel=2,
+        )
+    if PEFT_METADATA in tensors.metadata:
         raise InputError(f"{to} keeps alphas in the metadata of .safetensors, and {suffix} has none. Write the former.")
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
     else:
         save_pickle(path, tensors, LAYOUTS[to].nesting if to else "state_dict", progress)
+
+
+def _carried(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a file must carry in its metadata to be read again as it is: configs that its shapes do not tell, and what
+    its UNet was trained to predict where that is not epsilon."""
+    alone = "unet" not in checkpoint.components
+    configs = {
+        name: component.config
+        for name, component in checkpoint.components.items()
+        if component.config is not None and component.parameters and name in CONFIGURED
+        if not shapes_tell(name, component.config, checkpoint.tensors()[name], alone)
+    }
+    told, held = checkpoint.told, checkpoint.components.get("unet")
+    tells = (
+        held is not None
+        and "conv_in/kernel" in held.parameters
+        and (told.zero_terminal_snr or told.prediction_type not in (None, "epsilon"))
+    )
+    spec = {MODELSPEC[0]: "v"} if tells and told.prediction_type == "v_prediction" else {}
+    return exported_metadata(configs) | (told.metadata() if tells else {}) | spec
+
+
+_CARRIED = {
+    EXPORTED_CONFIGS: "the configs of networks that are no published ones",
+    OWN_KEY: "what the model predicts",
+    MODELSPEC[0]: "its name in modelspec",
+}
 
 
 def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
@@ -176,7 +250,7 @@ def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
     metadata = {"format": "pt"}
     for name, component in checkpoint.components.items():
         buffers = component.buffers
-        if getattr(component.config, "motion", None) and component.parameters:
+        if getattr(component.config, "motion", None) and component.parameters and not _without_tables(checkpoint, name):
             made = position_tables(component.parameters, component.config.motion.max_positions)
             buffers = made.holding(made.entries | buffers.entries)
         parts |= export_tensors(component.parameters, tables[name], buffers).entries
@@ -186,6 +260,12 @@ def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
         metadata |= low_rank.metadata
     prefix = checkpoint.prefix if to is None else ""
     return Tensors({prefix + name: entry for name, entry in parts.items()}, checkpoint.source, metadata)
+
+
+def _without_tables(checkpoint: Checkpoint, component: str) -> bool:
+    """Whether motion modules came without position tables in the format that always has them, as AnimateLCM's do."""
+    buffers, came_in = checkpoint.components[component].buffers, checkpoint.formats.get(component, [])
+    return came_in in ([PUBLISHED_UNET.name], [PUBLISHED_UNET_LINEAR.name]) and not buffers
 
 
 def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
@@ -220,7 +300,7 @@ def _is_sdxl(checkpoint: Checkpoint, component: str) -> bool:
 
 
 def _write_folder(
-    path: Path, checkpoint: Checkpoint, arguments: argparse.Namespace, progress: Callable[[int], object]
+    path: Path, checkpoint: Checkpoint, to: str, arguments: argparse.Namespace, progress: Callable[[int], object]
 ) -> None:
     """A component's folder, or a pipeline's with a folder for each."""
     path.mkdir()
@@ -235,11 +315,20 @@ def _write_folder(
             component.settings,
             variant=arguments.write_variant,
             max_shard_bytes=arguments.shard_size,
-            flax=arguments.to == "flax",
+            flax=to == "flax",
             progress=progress,
         )
     if not alone and "unet" in checkpoint.components:
         source = next((found for source in arguments.sources if (found := local(source)) and found.is_dir()), None)
         if source:
             copy_rest(source, path)
+        told = checkpoint.told
+        if told.prediction_type and not (path / "scheduler").exists():
+            write_scheduler(path, told.prediction_type, bool(told.zero_terminal_snr))
         write_model_index(path, source)
+    elif alone and "unet" in checkpoint.components and checkpoint.told.prediction_type not in (None, "epsilon"):
+        warnings.warn(
+            f"{arguments.output} is a UNet's folder, which does not say that it predicts "
+            f"{checkpoint.told.prediction_type}: give that to whatever loads it.",
+            stacklevel=2,
+        )

@@ -2,16 +2,20 @@
 
 import argparse
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from convert.parts import part_of
+from convert.parts import adapter_part, part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError
+from i2v_jax.families.few_steps import FEW_STEPS, telling_name
+from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
 from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
+from i2v_jax.weights.kinds.find import unread_kind
+from i2v_jax.weights.save import EXPORTED_CONFIGS
 from i2v_jax.weights.tensors import Entry, Tensors
-from i2v_jax.weights.translate import Imported
+from i2v_jax.weights.trained_for import first_told, told_by_source
+from i2v_jax.weights.translate import Imported, OwnTable
 
 FAMILIES = {
     768: "Stable Diffusion 1.x",
@@ -21,22 +25,69 @@ FAMILIES = {
 }
 """By the width of the prompt's tokens."""
 
+INPUTS = {
+    9: "an inpainting model",
+    8: "a model that edits pictures (instruct-pix2pix)",
+    7: "an upscaler of latents or pictures",
+    5: "a depth-to-image model",
+}
+"""By the channels that a UNet takes."""
+
+TOOLS = {"ss_": "kohya-ss", "ot_": "OneTrainer", "lora_adapter_metadata": "diffusers with PEFT"}
+"""Start of a key in the metadata -> the tool that writes it."""
+
+FORMATS_OF_TOOLS = {
+    "kohya-ss": "kohya-ss (or a tool that writes its names: LyCORIS, OneTrainer)",
+    "diffusers LoRA": "diffusers and PEFT",
+    "AnimateDiff": "AnimateDiff",
+}
+"""Start of a format's name -> who writes it."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a description of every source."""
     for source in arguments.sources:
         opened = open_files(source, arguments.variant)
-        found = [
-            (component, imported)
-            for tensors, folder in opened
-            for component, imported in recognise_in(tensors, folder).items()
-        ]
-        print(f"{source}: {'; '.join(describe(found))}")
-        print(table(("part", "format", "tensors", "parameters", "dtype", "size"), _rows(found)))
-        _print_notes(found, [tensors for tensors, _ in opened])
+        tensors = [tensors for tensors, _ in opened]
+        unread = next((kind for held in tensors if (kind := unread_kind(held))), None)
+        found = _recognised(opened, unread is not None)
+        told = first_told([told_by_source(source, held) for held in tensors])
+        about = [f"{unread[0].title}, which is not read here"] if unread else describe(found)
+        about += [*_distilled(source, unread is not None), *filter(None, [told.sentence()])]
+        print(f"{source}: {'; '.join(about)}")
+        if unread:
+            print(unread[0].instead)
+            print(table(("tensors", "parameters", "size"), [_totals(tensors)]))
+        else:
+            print(table(("part", "format", "tensors", "parameters", "dtype", "size"), _rows(found)))
+        _print_notes(found, tensors, arguments.skip_unknown)
         if arguments.keys:
-            print(table(("name", "path", "shape", "dtype"), _keys(found)))
+            print(table(("name", "path", "shape", "dtype"), _keys(found) if found else _raw_keys(tensors)))
     return 0
+
+
+def _recognised(opened: list[tuple[Tensors, str]], may_fail: bool) -> list[tuple[str, Imported]]:
+    """What the parts of a source are; of a kind that is not read perhaps nothing."""
+    found = []
+    for tensors, folder in opened:
+        try:
+            found += recognise_in(tensors, folder).items()
+        except InputError:
+            if not may_fail:
+                raise
+    return [] if may_fail else found
+
+
+def _totals(opened: list[Tensors]) -> tuple:
+    entries = [entry for tensors in opened for entry in tensors.entries.values()]
+    return len(entries), f"{sum(entry.size for entry in entries):,}", megabytes(sum(entry.nbytes for entry in entries))
+
+
+def _distilled(source: str, is_unread: bool) -> Iterator[str]:
+    """What only names tell: models that were distilled to sample in a few steps."""
+    sort = next((sort for sort in FEW_STEPS if sort.names.search(telling_name(source))), None)
+    if sort and not is_unread:
+        yield f"by its name a {sort.title}: {sort.advice}"
 
 
 def describe(found: list[tuple[str, Imported]]) -> list[str]:
@@ -46,9 +97,18 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
         for component, imported in found
         for path, entry in (imported.parameters.entries | imported.buffers.entries).items()
     }
-    return [*_family(paths), *_motion(paths), *_adapters(paths), *_image_tokens(paths), *_lora(paths)] or [
-        f"{' and '.join(component for component, _ in found)} alone, of any family"
-    ]
+    formats = {component: imported.table.name for component, imported in found}
+    metadata = {key: value for _, imported in found for key, value in imported.parameters.metadata.items()}
+    return [
+        *_family(paths),
+        *_input(paths),
+        *(["ControlNet"] if any(path.startswith("controlnet/") for path in paths) else []),
+        *_motion(paths),
+        *_adapters(paths),
+        *_image_tokens(paths),
+        *_encoders(paths),
+        *_lora(paths, formats, metadata),
+    ] or [f"{' and '.join(component for component, _ in found)} alone, of any family"]
 
 
 def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -93,15 +153,56 @@ def _adapters(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 
 def _image_tokens(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     if latents := paths.get("image_proj/latents"):
-        yield f"IP-Adapter plus, {latents[0]} image tokens"
+        if paths.get("image_proj/proj_in/kernel", (0,))[0] == 512:
+            yield f"InstantID's IP-Adapter, of a face model's states, {latents[0]} image tokens"
+        else:
+            yield f"IP-Adapter plus, {latents[0]} image tokens (or plus-face, which only names tell)"
+    elif "image_proj/proj_in/kernel" in paths:
+        yield "IP-Adapter full-face, an image token for each state"
     elif "image_proj/norm/scale" in paths and "image_proj/proj/kernel" in paths:
         yield f"IP-Adapter, {paths['image_proj/proj/kernel'][1] // paths['image_proj/norm/scale'][0]} image tokens"
 
 
-def _lora(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    ranks = Counter(shape[-1] for path, shape in paths.items() if path.endswith("/lora/down"))
-    if ranks:
-        yield f"LoRA of rank {', '.join(map(str, sorted(ranks)))} on {sum(ranks.values())} layers"
+def _input(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What a UNet takes beside latents."""
+    shape = paths.get("unet/conv_in/kernel")
+    if shape and shape[-2] in INPUTS:
+        yield f"{INPUTS[shape[-2]]}: its UNet takes {shape[-2]} channels, which no command here gives"
+
+
+def _encoders(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Which CLIP encoders, and of what latents the autoencoder, where they stand without a UNet."""
+    if any(path.startswith("unet/") for path in paths):
+        return
+    for component in ("text_encoder", "text_encoder_2"):
+        width = paths.get(f"{component}/token_embedding/embedding", (0,))[-1]
+        if width:
+            yield f"text encoder: {TEXT_ENCODERS.get(width, f'{width} wide')}"
+    if width := paths.get("image_encoder/class_embedding", (0,))[-1]:
+        names = {widths[0]: name for widths, (name, _) in IMAGE_ENCODERS.items()}
+        yield f"image encoder: {names.get(width, f'{width} wide')}"
+    latents = paths.get("vae/decoder/conv_in/kernel", (0, 0, 0, 0))[-2]
+    if latents and latents != 4:
+        yield f"autoencoder of latents of {latents} channels (Stable Diffusion 3 and Flux have 16), for no family here"
+
+
+def _lora(
+    paths: Mapping[str, tuple[int, ...]], formats: Mapping[str, str], metadata: Mapping[str, str]
+) -> Iterator[str]:
+    downs = {path: shape for path, shape in paths.items() if path.endswith("/lora/down")}
+    if not downs:
+        return
+    kind = "motion LoRA" if all("/motion/" in path for path in downs) else "LoRA"
+    if any("/lora/mid" in path or len(shape) == 4 for path, shape in downs.items()):
+        kind += " (with convolutions: LoCon)"
+    ranks = ", ".join(map(str, sorted({shape[-1] for shape in downs.values()})))
+    yield f"{kind} of rank {ranks} on {len(downs)} layers"
+    tools = [tool for key, tool in TOOLS.items() if any(name.startswith(key) for name in metadata)]
+    tools += [
+        tool for start, tool in FORMATS_OF_TOOLS.items() if any(name.startswith(start) for name in formats.values())
+    ]
+    if tools:
+        yield f"as {tools[0]} writes it"
 
 
 def _rows(found: list[tuple[str, Imported]]) -> Iterator[tuple]:
@@ -115,7 +216,7 @@ def _rows(found: list[tuple[str, Imported]]) -> Iterator[tuple]:
             dtypes = ", ".join(sorted({entry.dtype.name for entry in entries}))
             yield (
                 part,
-                imported.table.name,
+                _format_of(part, parts, imported),
                 len(entries),
                 f"{sum(entry.size for entry in entries):,}",
                 dtypes,
@@ -123,7 +224,16 @@ def _rows(found: list[tuple[str, Imported]]) -> Iterator[tuple]:
             )
 
 
-def _print_notes(found: list[tuple[str, Imported]], opened: list[Tensors]) -> None:
+def _format_of(part: str, parts: Collection[str], imported: Imported) -> str:
+    """The name of a part's format: adapters that stand alone are in their own, though a whole UNet's table reads it."""
+    own = next((one for one in ADAPTERS.values() if part == adapter_part("unet", one.name)), None)
+    alone = not any(other == "unet" for other in parts)
+    if own and alone and not isinstance(imported.table, OwnTable) and imported.table.name.startswith("diffusers UNet"):
+        return own.product or own.layout or own.title
+    return imported.table.name
+
+
+def _print_notes(found: list[tuple[str, Imported]], opened: list[Tensors], skip_unknown: bool) -> None:
     for component, imported in found:
         for kind, names in (("unknown", imported.unknown), ("of impossible shape", imported.misshapen)):
             if names:
@@ -132,12 +242,14 @@ def _print_notes(found: list[tuple[str, Imported]], opened: list[Tensors]) -> No
         texts = {
             key: value
             for key, value in tensors.metadata.items()
-            if key not in ("configs", "settings") and value not in ("", "pt")
+            if key not in ("configs", "settings", EXPORTED_CONFIGS) and value not in ("", "pt")
         }
         for key, value in texts.items():
             print(f"metadata {key}: {value[:120]}{'...' if value[120:] else ''}")
+    if not found:
+        return
     try:
-        open_checkpoint(opened)
+        open_checkpoint(opened, skip_unknown=skip_unknown)
     except InputError as error:
         print(f"not convertible as it is: {error}")
 
@@ -146,3 +258,9 @@ def _keys(found: list[tuple[str, Imported]]) -> Iterator[tuple]:
     for component, imported in found:
         for path, entry in (imported.parameters.entries | imported.buffers.entries).items():
             yield imported.names[path], f"{component}/{path}", "x".join(map(str, entry.shape)), entry.dtype.name
+
+
+def _raw_keys(opened: list[Tensors]) -> Iterator[tuple]:
+    for tensors in opened:
+        for name, entry in tensors.entries.items():
+            yield name, "-", "x".join(map(str, entry.shape)), entry.dtype.name

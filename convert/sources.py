@@ -5,7 +5,10 @@ import contextlib
 from collections.abc import Sequence
 
 from i2v_jax.errors import InputError
+from i2v_jax.families.downloads import Part, telling_all
 from i2v_jax.families.identify import explain
+from i2v_jax.families.slots import check_slot
+from i2v_jax.hub import NotHere
 from i2v_jax.weights.checkpoint import Checkpoint, open_checkpoint, open_files, recognise_in
 from i2v_jax.weights.unet_parts import parts_of
 
@@ -19,16 +22,23 @@ def open_sources(arguments: argparse.Namespace) -> Checkpoint:
     Raises:
         InputError: a source cannot be read, or does not fit together with the others.
     """
+    loras = [source for source, _ in arguments.lora]
+    parts = [Part("SOURCE", source, variant=arguments.variant) for source in arguments.sources]
+    parts += [Part("--lora", source) for source in loras]
     try:
-        return open_checkpoint(
-            arguments.sources,
-            loras=arguments.lora,
-            configs=dict(arguments.config),
-            variant=arguments.variant,
-            skip_unknown=arguments.skip_unknown,
-        )
+        with telling_all(lambda: parts):
+            return open_checkpoint(
+                arguments.sources,
+                loras=arguments.lora,
+                configs=dict(arguments.config),
+                variant=arguments.variant,
+                skip_unknown=arguments.skip_unknown,
+                motion_frames=arguments.motion_frames,
+            )
+    except NotHere:
+        raise
     except InputError:
-        explain_sources(arguments.sources, [source for source, _ in arguments.lora], arguments.variant)
+        explain_sources(arguments.sources, loras, arguments.variant)
         raise
 
 
@@ -40,6 +50,8 @@ def explain_sources(sources: Sequence[str], loras: Sequence[str], variant: str |
         loras: files to merge.
         variant: which precision of several.
     """
+    for lora in loras:
+        check_slot("lora", lora)
     slots = {}
     for source in sources:
         for part in unet_parts(source, variant):

@@ -17,7 +17,6 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 
 from convert.parts import part_of
 from i2v_jax.errors import InputError
-from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig
 from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.formats import clip, controlnet, ip_adapter
 from i2v_jax.weights.formats import diffusers as names
@@ -41,17 +40,25 @@ OWN_NAMES = {
         controlnet.DIFFUSERS_CONTROLNET,
         controlnet.DIFFUSERS_CONTROLNET_LINEAR,
         clip.CLIP_TEXT,
+        clip.CLIP_TEXT_FLAT,
         clip.CLIP_VISION,
+        clip.CLIP_VISION_FLAT,
         ip_adapter.IP_ADAPTER,
         ip_adapter.IMAGE_PROJECTION,
     )
 }
+INNER_MODEL = re.compile(r"^(text|vision)_model\.")
 PUBLISHED = {names.PUBLISHED_UNET.name, names.PUBLISHED_UNET_LINEAR.name}
 OUR_TABLES = "this program's tables"
 
 
 def torch_model(
-    component: str, config: Any, assembled: Assembled, pieces: list[tuple[Tensors, Imported]], parts: set[str]
+    component: str,
+    config: Any,
+    assembled: Assembled,
+    pieces: list[tuple[Tensors, Imported]],
+    parts: set[str],
+    table: Table,
 ) -> tuple[torch.nn.Module, str]:
     """Builds a component's model in float32.
 
@@ -62,6 +69,7 @@ def torch_model(
         pieces: the files that hold the component, each with what it was recognised as, later ones replacing parts of
             earlier ones; none where the weights are not those of any file.
         parts: of the component (`convert.parts`) to put in.
+        table: that has the names of the libraries' model.
 
     Returns:
         The model, and who read its weights.
@@ -71,12 +79,13 @@ def torch_model(
     """
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    settings = {} if component == "image_proj" else _settings(config, assembled.settings or {})
-    model = None if component == "image_proj" else _empty(component, config, settings)
+    has_model = hasattr(config, "to_diffusers")  # image projections are made of their weights
+    settings = _settings(config, assembled.settings or {}) if has_model else {}
+    model = _empty(settings) if has_model else None
     read = _read_by_libraries(component, model, settings, pieces, parts)
-    if read and (filled := _filled(component, model, config, read[0])):
+    if read and (filled := _filled(model, read[0])):
         return filled, read[1]
-    if filled := _filled(component, model, config, _exported(component, config, assembled, parts)):
+    if filled := _filled(model, _exported(component, table, assembled, parts)):
         return filled, OUR_TABLES
     raise InputError(f"PyTorch's model of the {component} has other weights")
 
@@ -90,24 +99,31 @@ def _settings(config: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
     return {**beside, **projection}
 
 
-def _empty(component: str, config: Any, settings: dict[str, Any]) -> torch.nn.Module:
+def _empty(settings: dict[str, Any]) -> torch.nn.Module:
     if "_class_name" in settings:
         return getattr(diffusers, settings["_class_name"]).from_config(settings).eval()
     cls = getattr(transformers, settings["architectures"][0])
     return cls(cls.config_class(**settings)).eval()
 
 
-def _filled(component: str, model: torch.nn.Module | None, config: Any, state: State) -> torch.nn.Module | None:
+def _filled(model: torch.nn.Module | None, state: State) -> torch.nn.Module | None:
     """The model with these weights; None where they are not just those that it has."""
-    if component == "image_proj":
-        return _image_projection(config, state)
+    if model is None:
+        return _image_projection(state)
     tokens = {name: state.pop(name) for name in list(state) if "_ip." in name}
     own = model.state_dict()
+    state = _as_in_memory(state, own)
     differing = [name for name in own.keys() ^ state.keys() if not NO_WEIGHTS.fullmatch(name)]
     if differing or any(own[name].shape != state[name].shape for name in own.keys() & state.keys()):
         return None
     model.load_state_dict(state, strict=False)
     return _with_image_tokens(model, tokens) if tokens else model
+
+
+def _as_in_memory(state: State, own: State) -> State:
+    """Weights under a model's own names: from transformers 5.6 on without the inner model's."""
+    names = {INNER_MODEL.sub("", name): name for name in own}
+    return {names.get(INNER_MODEL.sub("", name), name): tensor for name, tensor in state.items()}
 
 
 def _with_image_tokens(unet: torch.nn.Module, tokens: State) -> torch.nn.Module | None:
@@ -133,15 +149,7 @@ def _with_image_tokens(unet: torch.nn.Module, tokens: State) -> torch.nn.Module 
     return unet.eval()
 
 
-def _image_projection(config: Any, state: State) -> torch.nn.Module:
-    if isinstance(config, ResamplerConfig) and (config.depth, config.head_dim, config.mlp_width) != (
-        4,
-        64,
-        4 * config.width,
-    ):
-        raise InputError("diffusers loads resamplers of 4 layers, with heads of 64 channels, four times as wide inside")
-    if isinstance(config, ImageProjectionConfig) and config.num_tokens != 4:
-        raise InputError("diffusers loads linear image projections of 4 tokens")
+def _image_projection(state: State) -> torch.nn.Module:
     convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
     plain = {name.removeprefix("image_proj."): tensor for name, tensor in state.items()}
     return convert(None, plain, low_cpu_mem_usage=False).eval()
@@ -206,20 +214,8 @@ def _prefix(raw: State, name: str) -> str:
     return next((key.removesuffix(name) for key in raw if key.endswith(name)), "")
 
 
-def _exported(component: str, config: Any, assembled: Assembled, parts: set[str]) -> State:
+def _exported(component: str, table: Table, assembled: Assembled, parts: set[str]) -> State:
     """The source's weights in the libraries' names by our own tables."""
-    linear = getattr(config, "linear_projection", False)
-    unet = names.DIFFUSERS_IP_UNET_LINEAR if linear else names.DIFFUSERS_IP_UNET
-    table = {
-        "unet": unet,
-        "unet_ema": unet,
-        "controlnet": controlnet.DIFFUSERS_CONTROLNET_LINEAR if linear else controlnet.DIFFUSERS_CONTROLNET,
-        "vae": names.DIFFUSERS_VAE,
-        "text_encoder": clip.CLIP_TEXT,
-        "text_encoder_2": clip.CLIP_TEXT,
-        "image_encoder": clip.CLIP_VISION,
-        "image_proj": ip_adapter.IMAGE_PROJECTION,
-    }[component]
     held = {path: entry for path, entry in assembled.parameters.entries.items() if part_of(component, path) in parts}
     exported = export_tensors(assembled.parameters.holding(held), table, assembled.buffers.holding({}))
     return {name: _tensor(entry) for name, entry in exported.entries.items()}

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from skimage import color, exposure
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.hub import on_disk
+from i2v_jax.hub import check_no_address, on_disk
 
 # From the preprocessor_config.json of every CLIP checkpoint.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -42,6 +42,7 @@ def load_picture(path: str | Path) -> Picture:
         InputError: no such file, a folder, no permission, not a picture, truncated or broken, animated or of several
             pages, 32 bits per channel, or too large for memory.
     """
+    check_no_address(path)
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"No picture at {str(path)!r}. Check the path.")
@@ -51,17 +52,7 @@ def load_picture(path: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters is raised
             with Image.open(path) as image:
-                if image.format in ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1:
-                    raise InputError(
-                        f"{str(path)!r} holds {image.n_frames} pictures (animated, or several pages), one is wanted."
-                        " Save one of them as a PNG or JPEG."
-                    )
-                image = ImageOps.exif_transpose(image)
-                if image.mode in ("I", "F"):
-                    raise InputError(
-                        f"{str(path)!r} has 32 bits per channel, 8 or 16 are wanted. Save it as a PNG or JPEG."
-                    )
-                return np.array(_to_rgb(image))
+                return to_picture(image, repr(str(path)))
     except InputError:
         raise
     except PermissionError:
@@ -73,6 +64,23 @@ def load_picture(path: str | Path) -> Picture:
         raise InputError(f"{str(path)!r} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels. Scale it down.") from None
     except Exception as error:  # Pillow's decoders raise errors of a dozen types on broken files
         raise InputError(f"{str(path)!r} is truncated or broken ({error}). Save or copy it again.") from error
+
+
+def to_picture(image: Image.Image, name: str = "The picture") -> Picture:
+    """Returns an image of Pillow's as `load_picture` returns a file; `name` is what messages call it.
+
+    Raises:
+        InputError: animated or of several pages, or 32 bits per channel.
+    """
+    if image.format in ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1:
+        raise InputError(
+            f"{name} holds {image.n_frames} pictures (animated, or several pages), one is wanted."
+            " Save one of them as a PNG or JPEG."
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise InputError(f"{name} has 32 bits per channel, 8 or 16 are wanted. Save it as a PNG or JPEG.")
+    return np.array(_to_rgb(image))
 
 
 def fit_picture(picture: Picture, height: int, width: int, mode: Literal["crop", "pad", "stretch"] = "crop") -> Picture:

@@ -1,20 +1,27 @@
 """Small videos for tests, whole ones and damaged ones."""
 
 import io
+import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import av
 import numpy as np
 
 SIZE = 32
+SLANTED = (56756, -32768, 0, 32768, 56756, 0, 0, 0, 1 << 30)  # a display matrix that turns by 30 degrees
 
 
-def encode(frames: np.ndarray, times: Sequence[int] | None = None, **options: str) -> bytes:
+def encode(frames: np.ndarray, times: Sequence[int] | None = None, **options: Any) -> bytes:
     """Returns an mp4 of uint8 RGB frames; frame i is shown at `times[i]`, in 24ths of a second, by default at i."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options=options.pop("container", {})) as container:
         stream = container.add_stream(options.pop("codec", "libx264"), rate=24)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for name, value in options.pop("colours", {}).items():
+            setattr(stream.codec_context, name, value)
+        if matrix := options.pop("matrix", None):
+            stream.set_display_matrix(matrix)
         stream.options = {"preset": "ultrafast", "crf": "12", **options}
         for i, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -74,6 +81,21 @@ DAMAGES: dict[str, Callable[[], bytes | None]] = {
     "timestamps jump": lambda: encode(noise(8), times=[0, 1, 2, 3, 400, 401, 402, 403]),
     "frozen": lambda: encode(np.full((8, SIZE, SIZE, 3), 99, np.uint8)),
     "too short": lambda: encode(noise(3)),
+    "unknown orientation": lambda: encode(noise(8), matrix=SLANTED),
+    "unknown colours": lambda: encode(noise(8), colours=dict(color_trc=9)),  # logarithmic
     "no caption": lambda: encode(noise(8)),
+    "caption is no text": lambda: encode(noise(8)),
 }
-"""Cause -> a video that has to be found bad for it; where the caption is missing, a good one."""
+"""Cause -> a video that has to be found bad for it; where the caption is the cause, a good one."""
+
+
+def with_clap(video: bytes, width: int, height: int, right: int = 0, down: int = 0) -> bytes:
+    """Gives an mp4 of H.264, its index at the end, a clean aperture: a size, and by how much its middle is off."""
+    clap = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, right, 1, down, 1)
+    end = video.rindex(b"avc1") - 4
+    end += int.from_bytes(video[end : end + 4], "big")
+    video = bytearray(video[:end] + clap + video[end:])
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = video.rindex(kind) - 4
+        video[start : start + 4] = (int.from_bytes(video[start : start + 4], "big") + len(clap)).to_bytes(4, "big")
+    return bytes(video)

@@ -1,6 +1,8 @@
-"""Tests run on the CPU, in float32, with compiled programs kept between runs."""
+"""Tests run on the CPU, in float32, with compiled programs kept between runs, in processes that stay small."""
 
+import gc
 import os
+import resource
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,10 +16,42 @@ import numpy as np
 import pytest
 import torch
 
+from i2v_jax.weights.assemble import return_freed_memory
+
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second
+_size_before = 0.0
+
+
+def memory() -> float:
+    """Bytes of this process that lie in memory now; where the system does not tell, the most there ever were."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """After a test, gives memory back that is free but kept by malloc, then compiled programs if these are many."""
+    global _size_before
+
+    def has_grown() -> bool:
+        return memory() > max(SMALL, _size_before + GROWTH)
+
+    if has_grown():
+        return_freed_memory()
+        if has_grown():
+            jax.clear_caches()
+            gc.collect()
+            return_freed_memory()
+        _size_before = memory()
 
 
 @pytest.fixture

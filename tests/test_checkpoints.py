@@ -16,7 +16,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.training.checkpoints import Checkpoints, checksum
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.optimizer import KINDS, Optimizer
-from i2v_jax.training.preemption import EXIT_CODE
+from i2v_jax.training.preemption import EXIT_CODE, INTERRUPTED
 from i2v_jax.training.step import init_state
 from i2v_jax.weights.storage.open import open_tensors
 from tests import processes
@@ -278,25 +278,69 @@ def test_killed_at_random_the_end_is_the_same(unbroken, tmp_path):
         assert ours[path].tobytes() == theirs[path].tobytes()
 
 
-def test_sigterm_saves_and_the_next_start_goes_on(unbroken, tmp_path):
+STOPS = [(signal.SIGTERM, EXIT_CODE), (signal.SIGINT, INTERRUPTED)]
+
+
+@pytest.mark.parametrize("stop, code", STOPS)
+def test_a_signal_saves_and_the_next_start_goes_on(stop, code, unbroken, tmp_path):
     process = processes.start(toy(tmp_path, 1000))
     assert processes.wait_for(process, "step 3")
-    process.send_signal(signal.SIGTERM)
-    output = processes.finish(process, EXIT_CODE)
+    process.send_signal(stop)
+    output = processes.finish(process, code)
     last = int(output.split("step ")[-1])
-    assert 3 < last < 8 and steps_in(tmp_path / "checkpoints")[-1] == last
+    assert 3 < last < 8 and steps_in(tmp_path / "checkpoints")[-1] == last and "Traceback" not in output
     output = processes.finish(processes.start(toy(tmp_path, 12)))
     assert f"begins at {last}" in output
     assert processes.results(tmp_path)["unet.up"].tobytes() == unbroken(12)["unet.up"].tobytes()
 
 
-def test_sigterm_to_one_of_two_processes_stops_both_and_one_process_goes_on(unbroken, measured, tmp_path):
+BUSY = """
+import hashlib, sys
+from i2v_jax.training.preemption import Preemption
+Preemption(unsaved=sys.argv[1] == "unsaved")
+print("ready")
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as a compiler: Python handles no signal until it is done
+"""
+
+
+@pytest.fixture
+def busy():
+    """Starts BUSY with an argument; whatever comes, it does not stay."""
+    started = []
+
+    def start(argument):
+        started.append(processes.start(["-c", BUSY, argument]))
+        assert processes.wait_for(started[0], "ready")
+        return started[0]
+
+    yield start
+    started[0].kill()
+
+
+def test_a_second_interrupt_ends_at_once_whatever_the_process_does(busy):
+    process = busy("unsaved")
+    process.send_signal(signal.SIGINT)
+    assert processes.wait_for(process, "interrupted: what is done is saved after this step; Ctrl-C once more ends")
+    process.send_signal(signal.SIGINT)
+    output = processes.finish(process, INTERRUPTED, seconds=10)
+    assert "interrupted again: ended at once" in output and "Traceback" not in output
+
+
+def test_the_first_interrupt_ends_at_once_where_nothing_is_to_be_saved(busy):
+    process = busy("saved")
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; nothing is lost" in processes.finish(process, INTERRUPTED, seconds=10)
+
+
+@pytest.mark.parametrize("stop, code", STOPS)
+def test_a_signal_to_one_of_two_processes_stops_both_and_one_process_goes_on(stop, code, unbroken, measured, tmp_path):
     coordinator = f"localhost:{processes.free_port()}"
     mesh = json.dumps({"data": 2, "fsdp": 4})
     both = [processes.start(toy(tmp_path, 1000, mesh, coordinator, 2, i), devices=4) for i in range(2)]
     assert processes.wait_for(both[0], "step 3")
-    both[1].send_signal(signal.SIGTERM)
-    last = [int(processes.finish(process, EXIT_CODE).split("step ")[-1].split()[0]) for process in both]
+    both[1].send_signal(stop)
+    outputs = [processes.finish(process, its) for process, its in zip(both, (EXIT_CODE, code))]
+    last = [int(output.split("step ")[-1].split()[0]) for output in outputs]
     assert last[0] == last[1] == steps_in(tmp_path / "checkpoints")[-1]
     steps = last[0] + 5
     processes.finish(processes.start(toy(tmp_path, steps, json.dumps({"data": 4, "fsdp": 2})), devices=8))

@@ -1,6 +1,7 @@
 """Config files and flags, the CSV of a batch, and how commands end: what is wrong is named, nothing is guessed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from i2v_jax.commands import load_config, read_config
+from i2v_jax.commands.explained import explain
+from i2v_jax.commands.wording import as_called
 from i2v_jax.errors import InputError
 from i2v_jax.sampling.jobs import Job, read_jobs
 
@@ -156,6 +159,74 @@ def test_a_bad_flag_is_named_with_what_was_meant(default, flag, message):
         read(default, flag)
 
 
+@pytest.mark.parametrize("name", ["sample/sd15", "evaluate/default", "train/sd15_stage1"])
+def test_help_explains_every_key_in_one_row(name, capsys):
+    """By the comment in the config file, under a heading, with the value."""
+    default = ROOT / "configs" / f"{name}.py"
+    with pytest.raises(SystemExit):
+        read_config(default, ["sample.py", "--help"])
+    printed = capsys.readouterr().out
+    assert "placeholder" not in printed and "Others" not in printed
+    rows = re.findall(r"^  ([a-z][\w.]*) +(?:(\S.*) )?\[", re.sub(r"\n {5,}", " ", printed), re.M)
+    assert [key for key, meaning in rows if not meaning] == []
+    assert sorted(key for key, _ in rows) == sorted(leaves(load_config(default)))
+
+
+def leaves(config, prefix=""):
+    for key, value in config.items():
+        yield from leaves(value, f"{prefix}{key}.") if hasattr(value, "items") else [f"{prefix}{key}"]
+
+
+def test_what_is_explained_follows_the_files_that_a_config_builds_on():
+    sections = explain(ROOT / "configs" / "evaluate" / "prior.py", ROOT)
+    assert sections[0].title.startswith("What is compared") and "runs" in sections[0].keys
+    found = {key: section for section in sections for key in section.keys}
+    assert found["weights.unet"].title.startswith("weights: Each a file") and found["t0"].title.startswith("How the")
+    assert found["weights.unet"].keys["weights.unet"] == "in place of the base's own"
+    assert "a multiple of 8" in found["height"].keys["height"]
+
+
+def test_common_keys_have_short_names(default):
+    short = ("prompt", "prior.keep", "match_colours", "guidance_scale")
+    given = ["--prompt", "a dog, running", "--keep=0.25", "--guidance-scale=2", "--config.steps=3"]
+    config = read_config(default, ["sample.py", *given], short=short)
+    assert (config.prompt, config.prior.keep, config.guidance_scale, config.steps) == ("a dog, running", 0.25, 2.0, 3)
+    assert read_config(default, ["sample.py", "--guidance_scale", "2"], short=short).guidance_scale == 2.0
+    for flag, message in {
+        "--promt=x": "Unknown flag --promt. Did you mean '--prompt'",
+        "--guidance-scale=x": "guidance_scale=x: a number",
+        "--prompt": "Missing value",
+        "--topolgy=v5e": "Unknown flag --topolgy. Did you mean '--topology'",
+        "--t0=0.5": "Did you mean '--config.prior.t0'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            read_config(default, ["sample.py", flag], short=short, own_flags=dict(topology="of the slice"))
+
+
+def test_the_projects_own_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = ROOT / "configs" / "sample" / "sd15.py"
+    for name in ("configs/sample/default.py", "default"):
+        assert read_config(default, ["sample.py", f"--config={name}"]).height == 48
+    assert read_config(ROOT / "configs/evaluate/default.py", ["evaluate.py", "--config=prior:p"]).name == "prior_p"
+    with pytest.raises(InputError, match="'sdlx'. Did you mean 'sdxl'"):
+        read_config(default, ["sample.py", "--config=sdlx"])
+    (tmp_path / "configs" / "sample").mkdir(parents=True)
+    mine = (ROOT / "configs" / "sample" / "default.py").read_text().replace("height = 48", "height = 56")
+    (tmp_path / "configs" / "sample" / "default.py").write_text(mine)  # one's own comes first
+    assert read_config(default, ["sample.py", "--config=configs/sample/default.py"]).height == 56
+
+
+def test_messages_name_commands_as_they_are_called(monkeypatch):
+    text = "`python -m convert inspect x`, python sample.py --config=a/sample.py, train.py, python -m x.y, data.store"
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+    assert as_called(text) == text
+    monkeypatch.setattr(sys, "argv", ["i2v sample"])
+    assert as_called(text) == (
+        "`i2v convert inspect x`, i2v sample --config=a/sample.py, i2v train, python -m x.y, data.store"
+    )
+
+
 def test_a_missing_config_file_names_its_neighbour(default, tmp_path):
     with pytest.raises(InputError, match="Did you mean '.*default.py'"):
         read(default, f"--config={tmp_path / 'defualt.py'}")
@@ -221,10 +292,12 @@ def test_how_commands_end(default, tmp_path):
     assert bad.stderr.startswith("error: Unknown config key --config.stesp") and "Traceback" not in bad.stderr
     shown = command(tmp_path, body, "--help")
     assert shown.returncode == 0 and "Makes videos." in shown.stdout
-    assert CONFIG in shown.stdout and "changes" not in shown.stdout
+    assert "  prompt          What the video shows. [a cat]\n" in shown.stdout
+    assert "  guidance_scale  What the video shows. [7.5]\n" in shown.stdout
     (tmp_path / "other.py").write_text(CONFIG.replace("7.5", "3"))
     shown = command(tmp_path, body, "--help", f"--config={tmp_path / 'other.py'}").stdout
-    assert CONFIG in shown and shown.endswith("other.py changes:\n\n    config.guidance_scale = 3.0\n")
+    assert "other.py]:" in shown and "  seed            What the video shows. [unset]\n" in shown
+    assert "  guidance_scale  What the video shows. [3.0]\n" in shown
     stopped = command(tmp_path, "raise KeyboardInterrupt")
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")
     full = command(tmp_path, "import jax; jax.numpy.zeros(10**15).block_until_ready()")
@@ -286,6 +359,26 @@ def test_a_csv_gives_one_job_per_row(tmp_path):
 def test_a_bad_csv_is_named_with_its_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         read_jobs(write_csv(tmp_path, text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    assert read_jobs(write_csv(tmp_path, "picture,prompt\ncat.jpg,café\n", encoding))[0].prompt == "café"
+    record = tmp_path / "run.json"
+    record.write_bytes('{"config": {"prompt": "café"}}'.encode(encoding))
+    assert load_config(record).prompt == "café"
+
+
+def test_text_of_a_record_or_command_line_that_is_none_is_refused(tmp_path):
+    (tmp_path / "run.json").write_bytes('{"config": {"prompt": "café"}}'.encode("cp1252"))
+    with pytest.raises(InputError, match="run.json' is not UTF-8 text"):
+        load_config(tmp_path / "run.json")
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(prompt=''))\n"
+    )
+    argument = b"--config.prompt=caf\xe9".decode("utf-8", "surrogateescape")  # as Python gives it
+    with pytest.raises(InputError, match=r"caf\\udce9' is not UTF-8 text"):
+        read_config(tmp_path / "config.py", ["sample.py", argument])
 
 
 def test_a_csv_that_is_no_text_is_refused(tmp_path):

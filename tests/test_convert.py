@@ -22,11 +22,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
+from convert import networks as running
 from convert.__main__ import main
 from i2v_jax.errors import InputError
+from i2v_jax.models import networks
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.checkpoint import open_checkpoint
 from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
@@ -214,6 +217,16 @@ def test_lora_is_merged_at_a_scale(files, tmp_path, measured):
     refused("import", files / "base", ours, "--lora", f"{files / 'kohya.safetensors'}=x", words=["FILE=SCALE"])
 
 
+@pytest.mark.parametrize("name", ["a=b.safetensors", "best=0.7.safetensors", "style=0.5"])
+@pytest.mark.parametrize("scale", ["", "=0.5"])
+def test_a_lora_s_name_may_have_an_equals_sign(name, scale, files, tmp_path):
+    shutil.copy(files / "kohya.safetensors", tmp_path / name)
+    plain, ours = tmp_path / "plain.safetensors", tmp_path / "ours.safetensors"
+    assert convert("import", files / "base", plain, "--lora", f"{files / 'kohya.safetensors'}{scale}") == 0
+    assert convert("import", files / "base", ours, "--lora", f"{tmp_path / name}{scale}") == 0
+    assert contents(ours) == contents(plain)
+
+
 def test_config_of_a_file_that_has_none(files, tmp_path):
     lone = tmp_path / "unet.safetensors"
     shutil.copy(files / "base" / "diffusion_pytorch_model.safetensors", lone)
@@ -283,6 +296,62 @@ def test_export_gives_the_file_back(name, files, tmp_path):
     assert convert("verify", source, again) == 0
     assert convert("export", source, again, "--overwrite") == 0
     assert contents(again) == contents(source)
+
+
+def motion_modules(folder, tables, **settings):
+    """Motion modules in AnimateDiff's layout, with position tables or without."""
+    state = library.animatediff(library.state_of(randomise(library.motion_adapter(**settings))))
+    state = {name.removeprefix("module."): it for name, it in state.items() if tables or not name.endswith(".pe")}
+    save_file(state, folder / "mm.safetensors")
+    return folder / "mm.safetensors"
+
+
+def test_motion_modules_without_position_tables_are_animate_lcm_s(tmp_path):
+    """AnimateLCM's file: v2's names, no tables; 64 frames, as ComfyUI-AnimateDiff-Evolved has it."""
+    source, ours, again = (
+        motion_modules(tmp_path, False, mid_block=True),
+        tmp_path / "o.safetensors",
+        tmp_path / "a.safetensors",
+    )
+    with pytest.warns(UserWarning, match="AnimateLCM, which knows 64 frames.*--motion-frames"):
+        assert convert("import", source, ours) == 0
+    assert open_checkpoint([ours]).components["unet"].config.motion.max_positions == 64
+    assert convert("export", ours, again) == 0
+    assert contents(again) == contents(source)
+    assert convert("export", ours, again, "--to", "animatediff", "--overwrite") == 0
+    assert contents(again) == contents(source)
+    assert convert("verify", source, again, "--motion-frames", 64) == 0
+
+
+def test_motion_modules_whose_frames_no_file_tells(tmp_path):
+    source, ours, again = motion_modules(tmp_path, False), tmp_path / "o.safetensors", tmp_path / "a.safetensors"
+    refused("import", source, ours, words=[source, "--motion-frames N", "24 for AnimateDiff v1"])
+    for wrong in ("0", "-3", "x", "1e9"):
+        refused("import", source, ours, f"--motion-frames={wrong}", words=[wrong, "24 or 32"])
+    assert convert("import", source, ours, "--motion-frames", 16) == 0
+    assert open_checkpoint([ours]).components["unet"].config.motion.max_positions == 16
+    assert convert("export", ours, again) == 0
+    assert contents(again) == contents(source)
+    assert convert("export", ours, tmp_path / "folder", "--to", "diffusers") == 0  # whose modules have tables
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["motion_max_seq_length"] == 16
+    assert any(name.endswith("pos_embed.pe") for name in raw(next((tmp_path / "folder").glob("*.safetensors"))))
+
+
+def test_folders_go_out_as_they_came(pipeline, files, tmp_path):
+    """Without --to: a component's or a pipeline's, of diffusers or of Flax."""
+    library.motion_adapter().save_pretrained(tmp_path / "adapter")
+    assert convert("export", files / "base", tmp_path / "flax", "--to", "flax") == 0
+    for i, source in enumerate((tmp_path / "adapter", files / "text_encoder", tmp_path / "flax", pipeline)):
+        ours, back = tmp_path / f"{i}.safetensors", tmp_path / f"back{i}"
+        assert convert("import", source, ours) == 0
+        assert convert("export", ours, back) == 0
+        kinds = ("*.safetensors", "*.msgpack")
+        names = {path.relative_to(source) for kind in kinds for path in source.rglob(kind)}
+        assert names and names == {path.relative_to(back) for kind in kinds for path in back.rglob(kind)}
+        for name in names:
+            assert contents(back / name) == contents(source / name)
+    refused("export", files / "kohya.safetensors", tmp_path / "no", words=["names no file", "--to diffusers"])
+    assert not (tmp_path / "no").exists()
 
 
 def test_published_layouts_of_a_joined_model(files, joined, tmp_path, capsys):
@@ -555,7 +624,7 @@ def test_a_disk_without_room(name, command, files, tmp_path, monkeypatch):
 
 
 def test_output_is_looked_at_before_sources_are_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr("convert.converting.open_checkpoint", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("convert.sources.open_checkpoint", lambda *_, **__: pytest.fail("opened"))
     (tmp_path / "out.safetensors").touch()
     refused("import", "owner/name", tmp_path / "out.safetensors", words=["--overwrite"])
     refused("import", "owner/name", tmp_path / "out.ckpt", words=["out.ckpt", "export"])
@@ -638,7 +707,7 @@ def test_inspect_a_base(family, tmp_path, capsys):
 def test_inspect_motion_modules(version, tmp_path, capsys, monkeypatch):
     settings, wanted = MOTION[version]
     if version != "v2":  # whether all is there is looked up in the whole network, which takes seconds
-        monkeypatch.setattr("convert.inspecting.open_checkpoint", lambda opened: None)
+        monkeypatch.setattr("convert.inspecting.open_checkpoint", lambda opened, skip_unknown: None)
     shapes = shapes_of(lambda: diffusers.MotionAdapter(**settings))
     shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     shapes = {name: array.shape for name, array in library.animatediff(shapes).items()}
@@ -808,6 +877,88 @@ def test_verify_runs_every_kind_of_image_projection(kind, tmp_path, capsys, meas
     ((error, bar),) = errors(capsys.readouterr().out).values()
     assert bar == 1e-5
     measured(f"verify --run: image_proj, {kind}", error, 1e-5)
+
+
+def one_of(name, files, folder):
+    """A file or folder of a format, tiny."""
+    if name in SINGLE_FILES:
+        return written_by_hand(name, files, folder)
+    out = folder / "source"
+    models = {
+        "UNetMotionModel": library.motion_unet,
+        "MotionAdapter": library.motion_adapter,
+        "CLIP vision": lambda: transformers.CLIPVisionModelWithProjection(library.vision()),
+        "ControlNetModel": original.make_controlnet,
+    }
+    if name in models:
+        randomise(models[name]()).save_pretrained(out)
+    elif name == "Flax folder":
+        assert convert("export", files / "text_encoder", out, "--to", "flax") == 0
+    elif (kind := name.removesuffix(" projection")) in ip_adapter.PROJECTIONS and kind != name:
+        random = torch.Generator().manual_seed(3)
+        weights = ip_adapter.PROJECTIONS[kind](lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5)
+        out = ip_adapter.saved({"image_proj": weights}, folder / "projection.safetensors")
+    elif name == "AnimateLCM":
+        out = motion_modules(folder, False, mid_block=True)
+    elif "LoRA" in name:
+        layer, down, up = {
+            "dotted LoRA": ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "lora_down", "lora_up"),
+            "motion LoRA": (f"{TEMPORAL}.attention_blocks.0.processor.to_q_lora", "down", "up"),
+            "MotionDirector's LoRA": (f"{TEMPORAL}.ff.net.0.processor.proj_lora", "down", "up"),
+        }[name]
+        state = {f"{layer}.{down}.weight": torch.ones(2, 32), f"{layer}.{up}.weight": torch.ones(32, 2)}
+        save_torch(state, out := folder / "lora.safetensors")
+    else:
+        out = files / name
+    return out
+
+
+TEMPORAL = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
+DOCUMENTED = {
+    "diffusers and transformers folders": (
+        ("base", "vae", "text_encoder", "UNetMotionModel", "MotionAdapter", "CLIP vision", "ControlNetModel")
+    ),
+    "Flax": ("Flax", "Flax folder"),
+    "single-file Stable Diffusion": ("Stable Diffusion 1.5", "Stable Diffusion XL"),
+    "original ControlNet": ("ControlNet",),
+    "AnimateDiff motion modules": ("motion.ckpt",),
+    "AnimateLCM": ("AnimateLCM",),
+    "I2V-Adapter": ("published I2V-Adapter", "adapter.safetensors"),
+    "IP-Adapter": ("ip_sd15.bin", "base projection", "plus projection", "full face projection"),
+    "LoRA of kohya-ss": ("kohya.safetensors",),
+    "LoRA with dots": ("dotted LoRA",),
+    "LoRA of diffusers": ("peft.safetensors",),
+    "motion LoRA": ("motion LoRA", "MotionDirector's LoRA"),
+    "ours": ("joined.safetensors",),
+}
+"""What docs/formats.md lists, by how its rows begin."""
+
+
+def test_every_documented_format_is_run():
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    rows = [line[2:].replace("**", "") for line in text.splitlines() if line.startswith("| **")]
+    starts = sorted(DOCUMENTED, key=len, reverse=True)
+    found = [next((start for start in starts if row.startswith(start)), row) for row in rows]
+    assert sorted(found) == sorted(DOCUMENTED)
+
+
+def test_every_network_is_run():
+    assert running.NETWORKS.keys() == networks.NETWORKS.keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*has no (config.json|position tables)")
+@pytest.mark.parametrize("name", [name for names in DOCUMENTED.values() for name in names])
+def test_verify_runs_every_format(name, files, joined, tmp_path, capsys):
+    """None ends in an error of a command's own: all is equal, and what was run is within its bar."""
+    source = one_of(name, files, tmp_path)
+    for ours in (tmp_path / "ours.safetensors", tmp_path / "orbax"):
+        assert convert("import", source, ours) == 0
+        if ours.suffix:
+            assert convert("verify", source, ours) == 0
+    capsys.readouterr()
+    assert convert("verify", source, tmp_path / "orbax", "--run") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("verified") and "not run." not in out
 
 
 def test_verify_runs_nothing_without_pytorch(files, tmp_path, monkeypatch):

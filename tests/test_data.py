@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
@@ -23,13 +24,15 @@ from i2v_jax.data.decoding import CAUSES, BadClip, Cut, central_sizes, choose_fr
 from i2v_jax.data.loader import Loader
 from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
-from i2v_jax.media import clip_pixels
+from i2v_jax.media import clip_pixels, load_picture
 from tests import clips
 
 CONFIG = dict(
     source="", videos=None, frames=4, stride=2, height=16, width=16, workers=0, buffer=2, max_bad=0.5, bad_list=""
 )
 
+
+OF_THE_SOURCE = ("missing file", "no caption", "caption is no text")
 
 PRECISE = dict(interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 
@@ -192,7 +195,7 @@ def test_colours_of_hd_are_bt709():
 # Damage.
 
 
-@pytest.mark.parametrize("cause", [cause for cause in clips.DAMAGES if cause not in ("missing file", "no caption")])
+@pytest.mark.parametrize("cause", [cause for cause in clips.DAMAGES if cause not in OF_THE_SOURCE])
 def test_damaged_videos_are_told_by_cause(cause):
     with pytest.raises(BadClip) as caught:
         read_clip(clips.DAMAGES[cause](), Cut(4, 2, 16, 16), np.random.default_rng(0))
@@ -268,8 +271,9 @@ def test_a_thousand_files_a_tenth_of_them_damaged(tmp_path):
         if video is not clips.NO_FILE:
             (tmp_path / f"{name}.mp4").write_bytes(video)
         if wrong.get(name) != "no caption":
-            (tmp_path / f"{name}.txt").write_text(name)
-    assert len(wrong) == 110
+            text = b"caf\xe9" if wrong.get(name) == "caption is no text" else name.encode()
+            (tmp_path / f"{name}.txt").write_bytes(text)
+    assert len(wrong) == 10 * len(damaged) == 140
     seen = [Counter(), Counter()]  # per epoch
     reports = []
     for host, workers in ((0, 0), (1, 2)):
@@ -480,6 +484,126 @@ def test_bad_clips_are_listed_once(tmp_path):
     assert all(entry["cause"] == "frozen" for entry in entries)
 
 
+# Text.
+
+TEXT = "a café terrace, 猫"
+
+
+def captioned(path, content):
+    (path / "a.mp4").write_bytes(VIDEO)
+    (path / "a.txt").write_bytes(content)
+    return open_source(path)[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        "\ufeff".encode("utf-16-be") + TEXT.encode("utf-16-be"),
+        f"\ufeff\r\n {TEXT}\ufeff\r\n".encode(),  # as files that were joined
+    ],
+)
+def test_captions_are_utf_8_or_utf_16(tmp_path, content):
+    clip = captioned(tmp_path, content)
+    assert (clip.caption, clip.unreadable) == (TEXT, "")
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        ("café".encode("cp1252"), "byte 0xe9"),
+        ("café".encode("utf-16-le"), "byte 0xe9|number 0"),
+        ("cafe".encode("utf-16-le"), "number 0 in line 1"),
+        (TEXT.encode("utf-32"), "number 0"),
+        (TEXT.encode("utf-16")[:-1], "truncated|0x"),
+        ("猫".encode("shift_jis"), "byte 0x"),
+    ],
+)
+def test_captions_in_other_bytes_are_bad(tmp_path, content, what):
+    clip = captioned(tmp_path, content)
+    with pytest.raises(BadClip, match=f"(?s)caption is no text.*not UTF-8 text.*({what})"):
+        loader.Reader(Cut(4, 1, 8, 8), None)(clip, np.random.default_rng(0))
+    left_out = Counter()
+    assert not list(builder.records([clip], [0], left_out.update)) and left_out == {"caption is no text": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_are_utf_8_or_utf_16(tmp_path, encoding):
+    (tmp_path / "clips.csv").write_bytes(f'path,caption\r\na.mp4,"{TEXT}\r\n, asleep"\r\n'.encode(encoding))
+    assert open_source(tmp_path / "clips.csv")[0].caption == f"{TEXT}\r\n, asleep"
+    for other in ("cp1252", "utf-16-le"):
+        (tmp_path / "clips.csv").write_bytes("path,caption\na.mp4,café\n".encode(other))
+        with pytest.raises(InputError, match="not UTF-8 text, nor UTF-16 with a byte order mark"):
+            open_source(tmp_path / "clips.csv")
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    "ending, container, codec",
+    [
+        (".MP4", "mp4", "libx264"),
+        (".m4v", "mp4", "libx264"),
+        (".MOV", "mov", "libx264"),
+        (".mkv", "matroska", "libx264"),
+        (".webm", "webm", "libvpx-vp9"),
+        (".avi", "avi", "mpeg4"),
+        (".Gif", "gif", "gif"),
+    ],
+)
+def test_videos_of_any_ending(tmp_path, ending, container, codec):
+    with av.open(tmp_path / f"a{ending}", "w", format=container) as output:
+        stream = output.add_stream(codec, rate=20)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "rgb8" if codec == "gif" else "yuv420p"
+        stream.options = {"deadline": "realtime"} if codec == "libvpx-vp9" else {}
+        for frame in clips.numbered(8) * 4:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    (tmp_path / "a.TXT").write_text("moves")
+    [clip] = open_source(tmp_path)
+    assert (clip.id, clip.caption, clip.video) == ("a", "moves", tmp_path / f"a{ending}")
+    assert read_clip(clip.video, Cut(8, 1, 32, 32), np.random.default_rng(0)).video.shape == (8, 32, 32, 3)
+    (tmp_path / "clips.csv").write_text("videoid,name\na,moves\n")
+    assert open_source(tmp_path / "clips.csv")[0] == clip
+
+
+def test_of_videos_of_one_name_the_mp4_is_taken(tmp_path):
+    for name in ("a.gif", "a.mp4", "a.MP4", "._a.mp4", "a.txt", "b.MOV", "b.gif"):
+        (tmp_path / name).touch()
+    assert [clip.video.name for clip in open_source(tmp_path)] == ["a.mp4", "b.MOV"]
+
+
+def test_missing_files_are_told_before_anything_is_read(folder, tmp_path):
+    with pytest.warns(UserWarning, match="(?s)1 of 10 clips looked at.*1 no caption.*first is 'clip4'.*left out"):
+        loader.make(CONFIG | dict(source=str(folder)), 1, seed=0)
+    rows = "".join(f"clip{number}.mp4,a\n" for number in range(20))  # ten of them are there
+    table = str(write_table(tmp_path, f"path,caption\n{rows}"))
+    config = CONFIG | dict(source=table, videos=str(folder))
+    with pytest.warns(UserWarning, match="10 of 20 clips"):
+        loader.make(config, 1, seed=0)
+    with pytest.raises(InputError, match="(?s)10 of 20 .*10 missing file.*'clip10'.*or raise data.max_bad=0.4"):
+        loader.make(config | dict(max_bad=0.4), 1, seed=0)
+    with pytest.raises(InputError, match="(?s)20 of 20 .*missing file.*no file at .*data.videos"):
+        loader.make(config | dict(videos=str(tmp_path), max_bad=1.0), 1, seed=0)
+    (tmp_path / "clip0.wmv").touch()
+    with pytest.raises(InputError, match="clip0.mp4'; there is clip0.wmv"):
+        builder.prepare(table, tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize("make", [str, Path])
+@pytest.mark.parametrize(
+    "address, mend", [("https://a.org/clips.csv", "curl"), ("gs://bucket/clips", "gcsfuse"), ("s3://b/c", "Mount")]
+)
+def test_addresses_are_named_whole(address, mend, make):
+    for read in (open_source, load_picture):
+        with pytest.raises(InputError, match=f"'{address}' is an address.*{mend}"):
+            read(make(address))
+
+
 # Errors.
 
 
@@ -561,7 +685,12 @@ def test_broken_tables(tmp_path, text, message):
 
 
 def test_sources_that_are_none(tmp_path):
-    with pytest.raises(InputError, match="holds no .mp4"):
+    with pytest.raises(InputError, match=r"holds no videos \(.mp4, .m4v, .*\), but nothing. Give the folder"):
+        open_source(tmp_path)
+    (tmp_path / "inside").mkdir()
+    for name in ("a.wmv", "b.wmv", "a.txt", "notes"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="but 2 .wmv, 1 .txt, 1 folders, 1 others."):
         open_source(tmp_path)
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read as a prepared dataset"):
@@ -582,14 +711,16 @@ def test_prepared_dataset_is_its_source(folder, tmp_path, capsys):
     with pytest.raises(InputError, match="prepared already"):
         builder.prepare(str(folder), tmp_path)
     for above in (tmp_path, made.data_path.parent):
-        with pytest.raises(InputError, match=f"holds no .mp4 files. Give the prepared folder inside: {made.data_dir}"):
+        with pytest.raises(InputError, match=f"holds no videos .* Give the prepared folder inside: {made.data_dir}"):
             open_source(above)
 
 
-def test_any_name_can_be_prepared(tmp_path):
+def test_any_name_can_be_prepared_quietly(tmp_path, caplog, capsys):
     (tmp_path / "a.mp4").write_bytes(VIDEO)
     table = write_table(tmp_path, "path,caption\na.mp4,a\n")  # clips.csv, in a dataset called clips
     assert len(open_source(builder.prepare(table, tmp_path / "prepared").data_dir)) == 1
+    said = capsys.readouterr()
+    assert not caplog.records and not said.out and "WARNING" not in said.err and "Error" not in said.err
 
 
 @pytest.mark.parametrize("change", [dict(source="gs://b/clips"), dict(videos="gs://b/videos"), dict(output="gs://b")])

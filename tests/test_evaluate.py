@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import CACHE
 
-import evaluate
 from i2v_jax import commands
+from i2v_jax.cli import evaluate
 from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError

@@ -63,7 +63,7 @@ def inputs(model):
     random = torch.Generator().manual_seed(1)
     normal = lambda *shape: torch.randn(*shape, generator=random, dtype=model.dtype)  # noqa: E731
     if isinstance(model, transformers.PreTrainedModel):
-        if hasattr(model, "text_model"):
+        if isinstance(model.config, transformers.CLIPTextConfig):
             return dict(input_ids=torch.randint(99, (2, 7), generator=random))
         return dict(pixel_values=normal(2, 3, 28, 28))
     if isinstance(model, diffusers.AutoencoderKL):
@@ -250,7 +250,7 @@ def tokenizer(folder):
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    transformers.CLIPTokenizer(folder / "vocab.json", folder / "merges.txt").save_pretrained(folder)
+    transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 PIPELINES = {

@@ -1,5 +1,6 @@
 """LoRA files of every spelling: read, merged as diffusers and PEFT merge them, written back."""
 
+import functools
 import json
 import re
 
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights.formats import TABLES
-from i2v_jax.weights.formats.clip import CLIP_TEXT
+from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_TEXT_FLAT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR
 from i2v_jax.weights.formats.lora import (
     DIFFUSERS_LORA,
@@ -68,7 +69,7 @@ CLIP = dict(
 )
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.2", "conv1", "conv_shortcut"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
-BASES = {"unet": DIFFUSERS_UNET, "text_encoder": CLIP_TEXT, "text_encoder_2": CLIP_TEXT}
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 DIFFUSERS = {"unet": DIFFUSERS_LORA, "text_encoder": DIFFUSERS_LORA_TEXT, "text_encoder_2": DIFFUSERS_LORA_TEXT_2}
 
 
@@ -105,7 +106,7 @@ def weights(model):
 
 
 def components(pipe):
-    return {name: getattr(pipe, name) for name in BASES if hasattr(pipe, name)}
+    return {name: getattr(pipe, name) for name in COMPONENTS if hasattr(pipe, name)}
 
 
 def factors(weight, rank, random):
@@ -114,6 +115,12 @@ def factors(weight, rank, random):
     down = random.normal(size=(rank, inside, *window)) / inside**0.5
     up = random.normal(size=(out, rank, *(1 for _ in window)))
     return {"down": torch.tensor(down, dtype=torch.float32), "up": torch.tensor(up, dtype=torch.float32)}
+
+
+def nested(component, name):
+    """What kohya-ss calls a layer: a text encoder's with `text_model`, which transformers has left out since 5.6."""
+    is_inner = component != "unet" and not name.startswith(("text_model.", "text_projection"))
+    return f"text_model.{name}" if is_inner else name
 
 
 def kohya(pipe, original_numbers=False):
@@ -127,7 +134,7 @@ def kohya(pipe, original_numbers=False):
                 name = original_name(name)
             if name.startswith("add_embedding") and not original_numbers:
                 continue  # diffusers reads it only by its original name
-            layer = prefixes.get(component, "lora_te2_") + name.replace(".", "_")
+            layer = prefixes.get(component, "lora_te2_") + nested(component, name).replace(".", "_")
             it = factors(weight, 2 if component == "unet" and i % 3 == 0 else 4, random)  # one rank for texts: theirs
             state[f"{layer}.lora_down.weight"], state[f"{layer}.lora_up.weight"] = it["down"], it["up"]
             state[f"{layer}.alpha"] = torch.tensor(3.0)
@@ -162,8 +169,10 @@ def original_name(name):
 
 
 def base_table(component, model):
-    is_linear = component == "unet" and model.config.get("use_linear_projection")
-    return DIFFUSERS_UNET_LINEAR if is_linear else BASES[component]
+    if component == "unet":
+        return DIFFUSERS_UNET_LINEAR if model.config.get("use_linear_projection") else DIFFUSERS_UNET
+    is_flat = not any(name.startswith("text_model.") for name in model.state_dict())  # since transformers 5.6
+    return CLIP_TEXT_FLAT.of_tree({}) if is_flat else CLIP_TEXT
 
 
 def merged_here(component, model, lora, scale=1.0):
@@ -268,6 +277,109 @@ def test_kohya_round_trips(kind, alpha, tmp_path):
         state = {name: it.reshape(alpha) if name.endswith("alpha") else it for name, it in state.items()}
     found = load_lora(save(tmp_path / "lora.safetensors", state))
     assert bytes_of(there_and_back(found)) == bytes_of({name: it.numpy() for name, it in state.items()})
+
+
+# Other spellings of kohya-ss' tensors, by other programs and from newer libraries.
+
+
+def original_sd15(name):
+    """The name that the original SD1.5 code has: no transformer stands before the first upsampler."""
+    return original_name(name).replace("output_blocks.2.2.conv", "output_blocks.2.1.conv")
+
+
+def same(name):
+    return name
+
+
+def flat(name):
+    """What transformers >= 5.6 calls a layer of a text encoder."""
+    return name.removeprefix("text_model.")
+
+
+UP_DOWN = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+A_B = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+# by OneTrainer: its own, and OMI's; by ComfyUI; by LyCORIS
+OF_PROGRAMS = {
+    "OneTrainer": (("lora_unet.", same), ("lora_te.", "lora_te1.", "lora_te2."), same, UP_DOWN),
+    "OneTrainer, flat": (("lora_unet.", same), ("lora_te.", "lora_te1.", "lora_te2."), flat, UP_DOWN),
+    "kohya, dotted": (("lora_unet.", original_name), ("lora_te.", "lora_te1.", "lora_te2."), same, UP_DOWN),
+    "OMI": (("unet.", original_name), ("clip_l.", "clip_l.", "clip_g."), same, UP_DOWN),
+    "OMI, flat": (("unet.", original_name), ("clip_l.", "clip_l.", "clip_g."), flat, UP_DOWN),
+    "ComfyUI": (
+        ("diffusion_model.", original_sd15),
+        ("text_encoders.clip_l.transformer.",) * 2 + ("text_encoders.clip_g.transformer.",),
+        same,
+        UP_DOWN,
+    ),
+    "lora_A": (("diffusion_model.", original_sd15), ("clip_l.", "clip_l.", "clip_g."), same, A_B),
+    "LyCORIS": (("lycoris_", same), ("lora_te_", "lora_te1_", "lora_te2_"), same, UP_DOWN),
+    "kohya, flat": (("lora_unet_", same), ("lora_te_", "lora_te1_", "lora_te2_"), flat, UP_DOWN),
+    "kohya, original numbers": (("lora_unet_", original_sd15), ("lora_te_", "lora_te1_", "lora_te2_"), same, UP_DOWN),
+}
+
+
+def respelled(pipe, spelling):
+    """The LoRA of `kohya(pipe)`, and the same as another program names it; without what kohya-ss' spelling lacks."""
+    (prefix, unet), texts, text, ends = OF_PROGRAMS[spelling]
+    is_sdxl = hasattr(pipe, "text_encoder_2")
+    unet = original_name if is_sdxl and unet is original_sd15 else unet
+    theirs = {"unet": prefix, "text_encoder": texts[is_sdxl], "text_encoder_2": texts[2]}
+    kohyas = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if is_sdxl else "lora_te_"}
+    ends = {ends["down"]: UP_DOWN["down"], ends["up"]: UP_DOWN["up"], ".alpha": ".alpha"}
+    state, right = kohya(pipe), {}
+    for component, model in components(pipe).items():
+        for layer in map(functools.partial(nested, component), weights(model)):
+            kohyas_name = kohyas.get(component, "lora_te2_") + layer.replace(".", "_")
+            if f"{kohyas_name}.alpha" in state:
+                name = theirs[component] + (unet if component == "unet" else text)(layer)
+                name = name if "." in theirs[component] else name.replace(".", "_")
+                right |= {name + end: state[kohyas_name + kohyas_end] for end, kohyas_end in ends.items()}
+    return state, right
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("spelling", OF_PROGRAMS)
+def test_other_programs_names_mean_the_same_and_come_back(spelling, family, tmp_path):
+    state, theirs = respelled(pipeline(family == "sdxl"), spelling)
+    found, wanted = (
+        load_lora(save(tmp_path / "lora.safetensors", theirs)),
+        load_lora(save(tmp_path / "k.safetensors", state)),
+    )
+    assert {name: bytes_of(it.parameters) for name, it in found.items()} == {
+        name: bytes_of(it.parameters) for name, it in wanted.items()
+    }
+    assert bytes_of(there_and_back(found)) == bytes_of({name: tensor.numpy() for name, tensor in theirs.items()})
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.", "text_encoder_2.", "base_model.model.", ""])
+@pytest.mark.parametrize(
+    "pattern", ["encoder.layers.0.self_attn.q_proj", "^encoder.layers.0.self_attn.q_proj", "q_proj"]
+)
+def test_text_loras_of_newer_transformers(prefix, pattern, tmp_path):
+    """Without `text_model.`, alphas by metadata whose patterns have the same names."""
+    random, flat_state, nested = np.random.default_rng(0), {}, {}
+    for name, weight in weights(pipeline().text_encoder).items():
+        if name.endswith(("q_proj", "v_proj")):
+            for leaf, tensor in factors(weight, 4, random).items():
+                flat_state[prefix + flat(name) + A_B[leaf]] = nested[
+                    prefix + "text_model." + flat(name) + A_B[leaf]
+                ] = tensor
+    component = prefix.removesuffix(".") if prefix.startswith("text") else "text_encoder"
+    settings = {
+        f"{component}.{key}": value for key, value in dict(r=4, lora_alpha=8, alpha_pattern={pattern: 2}).items()
+    }
+    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    found = load_lora(save(tmp_path / "flat.safetensors", flat_state, metadata))
+    assert list(found) == [component]
+    alphas = {p: float(it) for p, it in found[component].parameters.items() if p.endswith("alpha")}
+    assert alphas["layers_0/self_attn/q_proj/lora/alpha"] == 2 and alphas["layers_1/self_attn/v_proj/lora/alpha"] == 8
+    exported = there_and_back(found)
+    assert bytes_of(exported) == bytes_of({name: tensor.numpy() for name, tensor in flat_state.items()})
+    written = json.loads(exported.metadata["lora_adapter_metadata"])[f"{component}.target_modules"]
+    assert written and not any("text_model" in name for name in written)
+    (other,) = load_lora(save(tmp_path / "nested.safetensors", nested)).values()
+    held = found[component].parameters.select(r".*(down|up)")
+    assert bytes_of(held) == bytes_of(other.parameters)
 
 
 def test_kohya_files_are_written_for_each_model():
@@ -394,6 +506,7 @@ def test_diffusers_reads_what_we_write(tmp_path, measured):
         measured(f"LoRA written here, fused by diffusers: {name}", worst(ours[name], model.state_dict()), 1e-5)
 
 
+FC1 = "encoder.layers.0.mlp.fc1"
 OLD_UNET = [
     (r"\.(to_[qkv])\.lora_(\w)", r".processor.\1_lora.\2"),
     (r"\.to_out\.0\.lora_(\w)", r".processor.to_out_lora.\1"),
@@ -440,7 +553,8 @@ def test_older_diffusers_files_merge_as_diffusers_fuses(spelling, tmp_path, meas
     for component in found:
         alone = {n.removeprefix(f"{component}."): it for n, it in stored.items() if n.startswith(f"{component}.")}
         assert bytes_of(there_and_back(load_lora(Tensors.of(alone)))) == bytes_of(alone)
-        alone |= {"text_model.encoder.layers.0.mlp.fc1.alpha" if "text" in component else "conv_in.alpha": np.ones(())}
+        layer = "conv_in" if component == "unet" else f"{next(iter(alone)).partition('encoder.layers')[0]}{FC1}"
+        alone |= {f"{layer}.alpha": np.ones(())}
         assert bytes_of(there_and_back(load_lora(Tensors.of(alone)))) == bytes_of(alone)
 
 
@@ -481,6 +595,60 @@ def test_motion_lora_merges_as_diffusers_fuses(tmp_path, measured):
         assert_changed(before, fused.state_dict(), r".*motion_modules.*(to_\w|to_out\.0)")
         error = worst({name: ours[name] for name in ours if not name.endswith(".pe")}, without_positions(fused))
         measured(f"LoRA merged, against diffusers' fuse_lora: motion LoRA, {file}", error, 1e-5)
+
+
+def motion_director(model, spell):
+    """A temporal LoRA of MotionDirector's: of every dense layer in the motion modules' blocks."""
+    random, state = np.random.default_rng(0), {}
+    for name, weight in weights(model).items():
+        if match := re.fullmatch(r"(.*motion_modules\.\d\.)(transformer_blocks\.\d\.)(.*)", name):
+            layer = re.sub(r"attn([12])\.", lambda m: f"attention_blocks.{int(m[1]) - 1}.", match[3])
+            layer = f"{match[1]}temporal_transformer.{match[2]}{layer}"
+            for leaf, tensor in factors(weight, 4, random).items():
+                state[spell(layer, leaf)] = tensor
+    return state
+
+
+def in_processor(layer, leaf):
+    """As its `convert_to_motion_lora_key` names a layer: the last part of the name moves behind `processor`."""
+    parent, _, last = layer.rpartition(".")
+    return f"{parent}.processor.{last}_lora.{leaf}.weight"
+
+
+@pytest.mark.parametrize("spell", [in_processor, lambda layer, leaf: f"{layer}.lora_{leaf}.weight"])
+def test_temporal_loras_of_motion_director_merge_as_they_were_trained(spell, tmp_path, measured):
+    """Trained as `linear(x) + up(down(x))`, without an alpha."""
+    model = motion_unet()
+    state = motion_director(model, spell)
+    right = {name: tensor.numpy().copy() for name, tensor in without_positions(model).items()}
+    changed = {name.rpartition(".")[0] for name in right} & {
+        name for name in weights(model) if re.search(r"motion_modules.*transformer_blocks", name)
+    }
+    factors_of = list(state.values())
+    assert 2 * len(changed) == len(factors_of)
+    for name, down, up in zip((it for it in weights(model) if it in changed), factors_of[::2], factors_of[1::2]):
+        right[f"{name}.weight"] += 0.7 * (up @ down).numpy()
+    found = load_lora(save(tmp_path / "temporal.safetensors", state, {"model_type": "motion_director", "rank": "4"}))
+    assert list(found) == ["unet"]
+    assert bytes_of(there_and_back(found)) == bytes_of({name: tensor.numpy() for name, tensor in state.items()})
+    ours = merged_here("unet", model, found["unet"].parameters, 0.7)
+    error = max(relative_error(ours[name], right[name]) for name in right)
+    measured("LoRA merged, against up @ down: MotionDirector's temporal", error, 1e-6)
+
+
+def test_spatial_loras_of_motion_director_are_read(tmp_path):
+    """Attentions as in diffusers' processors, feed-forward layers with `_lora` behind their own names."""
+    random, state, wanted = np.random.default_rng(0), {}, {}
+    for name, weight in weights(pipeline().unet).items():
+        if re.search(r"attn[12]|ff\.net|attentions\.\d\.proj_in", name):
+            layer = re.sub(r"(attn[12])\.(to_[qkv]|to_out)(\.0)?", r"\1.processor.\2", name)
+            for leaf, tensor in factors(weight, 4, random).items():
+                state[f"{layer}_lora.{leaf}.weight"] = wanted[f"unet.{name}{A_B[leaf]}"] = tensor
+    found = load_lora(save(tmp_path / "spatial.safetensors", state))["unet"]
+    assert bytes_of(found.parameters) == bytes_of(
+        load_lora(save(tmp_path / "p.safetensors", wanted))["unet"].parameters
+    )
+    assert bytes_of(there_and_back({"unet": found})) == bytes_of({name: it.numpy() for name, it in state.items()})
 
 
 def without_positions(model):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from i2v_jax.devices.mesh import make_mesh, placer, use_mesh
 from i2v_jax.diffusion import guidance
@@ -22,6 +23,7 @@ from i2v_jax.models.clip import CLIPVisionEncoder
 from i2v_jax.models.image_projection import Resampler
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.sampling.watch import Watch
 from tests.helpers import relative_error
 
 SMALL = Path(__file__).parents[1] / "tests" / "data" / "small"
@@ -69,6 +71,54 @@ def test_many_devices_make_the_same_videos(shape, measured):
 def test_a_video_does_not_depend_on_its_batch(measured):
     alone = pipeline().latents(pictures()[2:3], PROMPTS[2:3], [3], settings=SETTINGS)
     measured("a row alone against in a batch", relative_error(alone, one_device_latents()[2:3]), 1e-5)
+
+
+def test_a_smaller_batch_is_filled_up_and_compiles_nothing():
+    """Its videos are to the bit those of a whole batch."""
+    _, step = pipeline().programs(SETTINGS)
+    whole = pipeline().latents(pictures(), PROMPTS, [1, 2, 3, 4], settings=SETTINGS)
+    programs = step._cache_size()
+    latents = pipeline().latents(pictures()[:3], PROMPTS[:3], [1, 2, 3], settings=SETTINGS, batch_size=4)
+    np.testing.assert_array_equal(latents, whole[:3])
+    assert step._cache_size() == programs
+
+
+def test_pictures_as_paths_and_images_and_one_for_all(tmp_path):
+    """What is given once is for all videos, and seeds are 0, 1, 2 ... by default."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(pictures()[0]).save(path)
+    settings = dataclasses.replace(SETTINGS, steps=1, frames=2, guidance_scale=1.0)
+    run = functools.partial(pipeline().latents, settings=settings)
+    wanted = np.asarray(run([pictures()[0]] * 2, ["a cat"] * 2, [0, 1]))
+    np.testing.assert_array_equal(run([path, Image.open(path)], "a cat"), wanted)
+    np.testing.assert_array_equal(run(str(path), "a cat", [0, 1]), wanted)
+    np.testing.assert_array_equal(run(pictures()[0], ["a cat"] * 2, [0, 1]), wanted)
+    assert pipeline()(path, "a cat", settings=settings).shape == (1, 2, 64, 64, 3)
+
+
+def test_latents_are_seen_after_each_step():
+    """They are clean ones, of the real rows, and one's own: later steps leave them as they are."""
+    seen, stages = [], []
+    settings = dataclasses.replace(SETTINGS, sampler_options=(("set_alpha_to_one", True),))
+    made = pipeline().latents(
+        pictures()[:1], "a cat", 1, settings=settings, on_latents=lambda *it: seen.append((it, it[2].copy()))
+    )
+    assert [it[:2] for it, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    for (_, _, latents), then in seen:
+        assert latents.shape == (1, 8, 8, 8, 4) and latents.dtype == np.float32
+        np.testing.assert_array_equal(latents, then)
+        np.testing.assert_array_equal(latents[:, :1], made[:, :1])  # the picture
+    np.testing.assert_allclose(seen[-1][1], made, atol=1e-5)  # the last step ends at its prediction
+    assert relative_error(seen[0][1], made) > 1e-3
+    np.testing.assert_array_equal(made, pipeline().latents(pictures()[:1], "a cat", 1, settings=settings))
+
+    every = Watch(lambda *it: stages.append(it), on_latents=lambda *it: stages.append(it[:2]), latents_every=2)
+    again = Pipeline(pipeline().model, pipeline().mesh)
+    for new in (True, False):
+        stages.clear()
+        latents = again.latents(pictures()[:1], "a cat", 1, settings=settings, watch=every, batch_size=2)
+        again.decode(latents, settings, every)
+        assert stages == [("encoding", new), ("steps", new), ("steps", False), (2, 3), ("decoding", new)]
 
 
 def test_seeds_and_prompts_matter():
@@ -204,11 +254,11 @@ def test_parts_that_do_not_fit_each_other_are_refused(component, change, message
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(prompts="a cat"), "prompts: 'a cat' for 1 pictures; wanted a list"),
-        (dict(prompts=["a", "b"]), "prompts: 2 of them for 1 pictures"),
-        (dict(negative_prompts=[]), "negative_prompts: 0 of them"),
+        (dict(prompts=["a", "b"]), "1 pictures, 2 prompts, 1 seeds: wanted as many of prompts"),
+        (dict(negative_prompts=[]), "0 negative_prompts: wanted as many of negative_prompts"),
         (dict(seeds=[-1]), "seed=-1: wanted 0 to 4294967295"),
-        (dict(pictures=[np.zeros((8, 8), np.uint8)]), "A picture is uint8 .8, 8."),
+        (dict(pictures=[np.zeros((8, 8, 5), np.uint8)]), "A picture is uint8 .8, 8, 5."),
+        (dict(pictures="nowhere.png"), "No picture at 'nowhere.png'"),
         (dict(pictures=[], prompts=[], seeds=[]), "No pictures"),
     ],
 )

@@ -1,6 +1,10 @@
 """The planner against what is known of a step: its arguments, its arithmetic, what it sends; what it says otherwise."""
 
 import dataclasses
+import importlib.util
+import math
+import os
+import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +17,7 @@ from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh, use_mesh
 from i2v_jax.errors import InputError
 from i2v_jax.families.published import networks_of_config
-from i2v_jax.planning import hlo, plan
+from i2v_jax.planning import compiling, hlo, plan
 from i2v_jax.training import placement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +94,34 @@ def test_every_round_of_a_loop_counts(slice_):
     assert figures.analysis["flops"] < figures.flops / 5
     assert figures.sent["all-reduce"][0] >= 4  # the sums, together or one by one
     assert figures.bytes >= 2 * 512 * 512 * 2
+
+
+def test_what_is_known_before_machine_code_is_what_is_known_after(slice_):
+    def stages(w, x):
+        for _ in range(3):
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x.astype(jnp.float32), 0)
+
+    found = program(stages, ((512, 512), False), ((2048, 512), True), devices=slice_[1])
+    with use_mesh(found.mesh):
+        lowered = found.function.trace(*found.arguments).lower(lowering_platforms=("tpu",))
+    early, late = compiling.until_laid_out(lowered, seconds=0), lowered.compile()
+    assert isinstance(early, compiling.LaidOut) and hlo.cost(early.text) == hlo.cost(late.as_text())
+    memory = late.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert early.memory == pytest.approx(whole, rel=0.02)
+
+
+def refusing(what):
+    raise InputError(f"no {what}")
+
+
+def test_what_a_process_finds_or_refuses_comes_back():
+    assert compiling.in_a_process(math.gcd, 12, 18) == 6
+    with pytest.raises(InputError, match="no slice"):
+        compiling.in_a_process(refusing, "slice")
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        compiling.in_a_process(os._exit, 3)
 
 
 def test_sends_are_told_by_kind(slice_):
@@ -204,6 +236,25 @@ def test_settings_that_cannot_be(slice_):
         plan.training_program(unknown, slice_[1])
     with pytest.raises(InputError, match="--batches='all'"):
         plan.main(["--topology", TOPOLOGY, "--batches=all", f"--config={ROOT / 'tests/configs/train.py'}"])
+
+
+def test_the_compiler_is_found_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "libtpu", raising=False)
+    folder = tmp_path / "libtpu"
+    plan.find_compiler(folder)
+    assert sys.path == []
+    (folder / "libtpu").mkdir(parents=True)
+    (folder / "libtpu" / "__init__.py").touch()
+    plan.find_compiler(folder)
+    plan.find_compiler(folder)
+    assert sys.path == [str(folder)] and importlib.util.find_spec("libtpu").origin.startswith(str(folder))
+
+
+def test_no_environment_that_commands_run_in_gets_the_compiler():
+    """With it among the packages, JAX looks for a TPU at every start, and complains at length."""
+    for name in ("requirements.txt", "requirements-test.txt", "pyproject.toml"):
+        assert "libtpu" not in (ROOT / name).read_text()
 
 
 def test_a_chip_of_two_devices_is_two_halves():

@@ -21,17 +21,18 @@ import pytest
 from conftest import CACHE
 from PIL import Image
 
-import sample
 from i2v_jax import commands, media
+from i2v_jax.cli import sample
 from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.families.arithmetic import choose_dtype
+from i2v_jax.families.checks import check_schedule
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
-from i2v_jax.sampling import record
+from i2v_jax.sampling import batches, record
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.weights import assemble
-from i2v_jax.weights.assemble import check_prediction_type
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
@@ -144,7 +145,9 @@ def test_the_command_in_a_process_of_its_own(tmp_path, good):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["loading weights onto 1 cpu", "here/cat.mp4  .gif  .png  .json"]
-    assert "video 1 of 1: 100%" in done.stderr and re.search(r"2/2 .*(s/step|step/s)", done.stderr)
+    assert "video 1 of 1: steps 100%" in done.stderr and re.search(r"2/2 steps .* left", done.stderr)
+    stages = "compiling .once for each size.", "steps", "writing", "done"
+    assert re.search(".*".join(f"video 1 of 1: {stage}" for stage in stages), done.stderr, re.DOTALL)
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.M))
     assert "jax" in imported and not {"torch", "diffusers", "transformers", "tensorflow"} & imported
 
@@ -192,16 +195,17 @@ def test_a_row_of_a_csv_makes_the_video_it_makes_alone(tmp_path, good):
         csv.writer(file).writerows([("picture", "prompt", "negative_prompt", "seed"), *rows])
     good(f"--config.csv={tmp_path / 'rows.csv'}", "--config.image=", "--config.seed=9")
     batch = videos(tmp_path / "out")
-    assert sorted(batch) == ["one", "one-2", "two"]
+    assert sorted(batch) == ["one-seed5", "one-seed9", "two"]
 
     alone = tmp_path / "alone"
     for image, prompt, negative_prompt, seed in rows:
         flags = dict(image=image, prompt=prompt, negative_prompt=negative_prompt, seed=seed or 9, output=alone)
         good(*(f"--config.{key}={value}" for key, value in flags.items()))
-    assert videos(alone) == batch
+    names = dict(zip(("one", "one-2", "two"), sorted(batch)))  # made alone, and in the batch
+    assert {names[name]: video for name, video in videos(alone).items()} == batch
 
     # so does each row's own JSON
-    for name in ("one", "one-2", "two"):
+    for name in batch:
         again = tmp_path / "again" / name
         good(f"--config={tmp_path / 'out' / name}.json", f"--config.output={again}")
         assert list(videos(again).values()) == [batch[name]]
@@ -210,10 +214,42 @@ def test_a_row_of_a_csv_makes_the_video_it_makes_alone(tmp_path, good):
     together = tmp_path / "together"
     flags = [f"--config.csv={tmp_path / 'rows.csv'}", "--config.image=", f"--config.output={together}"]
     good(*flags, "--config.seed=9", "--config.batch_per_device=2")
-    for name in batch:
-        sheets = (media.load_picture(folder / f"{name}.png").astype(int) for folder in (together, alone))
+    for own, name in names.items():
+        sheets = (media.load_picture(path).astype(int) for path in (together / f"{name}.png", alone / f"{own}.png"))
         difference = np.abs(np.subtract(*sheets))
         assert difference.mean() < 0.002, name
+
+
+def test_a_batch_that_was_stopped_goes_on(tmp_path, good, run, monkeypatch):
+    """What is there is left as it is; what is made is to the bit what an unbroken run makes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("a", (80, 64)), ("b", (64, 90)), ("c", (64, 64))):
+        picture(folder / f"{name}.png", size=size)
+    (folder / "b.txt").write_text("waves")
+    flags = [f"--config.image={folder}", "--config.batch_per_device=2", "--config.guidance_scale=1"]
+    whole = tmp_path / "whole"
+    good(*flags, f"--config.output={whole}")
+    out = tmp_path / "out"
+
+    written = batches.write
+    with monkeypatch.context() as stopped:
+        calls = []
+        stopped.setattr(batches, "write", lambda *it: calls.append(it) or written(*it) if not calls else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            good(*flags)
+    assert sorted(videos(out)) == ["a"]
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    said, _ = good(*flags)
+    assert f"1 of 3 are there already, of the same settings: {out / 'a'}\n" in said
+    assert videos(out) == videos(whole) and sorted(videos(out)) == ["a", "b", "c"]
+    assert before == {name: (out / name).stat().st_mtime_ns for name in before}
+    assert json.loads((out / "b.json").read_text())["config"]["prompt"] == "waves"
+
+    said, shown = good(*flags)
+    assert "3 of 3 are there already" in said and "step" not in shown and len(list(out.iterdir())) == 12
+    good(*flags, "--config.seed=1")
+    assert sorted(videos(out)) == ["a", "a-2", "b", "b-2", "c", "c-2"]
 
 
 def test_pictures_of_every_colour_mode_and_rotation(tmp_path, good):
@@ -277,8 +313,9 @@ def test_a_long_prompt_is_cut_when_allowed(good):
 
 def test_help_shows_the_keys_with_what_they_mean(run):
     code, out, err = run("--help")
-    assert code == 0 and "usage: sample.py" in out and "fit = " in out and "# a picture of another aspect" in out
-    assert "sample.py changes:" in out and "config.width = 128" in out and not err
+    assert code == 0 and "usage: python sample.py" in out and not err
+    assert re.search(r"^  fit +a picture of another aspect.* \[crop\]$", out, re.M)
+    assert re.search(r"^  --width +in pixels.* \[128\]$", out, re.M)
 
 
 @pytest.mark.parametrize("platform, dtype", [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
@@ -326,14 +363,14 @@ def test_the_prediction_type_is_that_of_the_model_that_gives_the_unet(tmp_path, 
     file.write_text('{"prediction_type": "v_prediction"}')
     message = "trained for 'v_prediction'.*Set --config.noise_schedule.prediction_type=v_"
     with pytest.raises(InputError, match=message):
-        check_prediction_type(tmp_path, "epsilon")
-    check_prediction_type(tmp_path, "v_prediction")
-    check_prediction_type(SMALL, "epsilon")
+        check_schedule(Weights(base=tmp_path), NoiseSchedule())
+    check_schedule(Weights(base=tmp_path), NoiseSchedule(prediction_type="v_prediction"))
+    check_schedule(Weights(base=SMALL), NoiseSchedule())
     bad(message, f"--config.weights.base={tmp_path}", "--config.weights.unet=")
     for broken in ("{", "[]"):
         file.write_text(broken)
-        with pytest.raises(InputError, match="cannot be read"):
-            check_prediction_type(tmp_path, "epsilon")
+        with pytest.raises(InputError, match="cannot be read as JSON|holds a JSON list; wanted an object"):
+            check_schedule(Weights(base=tmp_path), NoiseSchedule())
 
 
 def test_the_end_does_not_wait_for_the_hashes():
@@ -408,11 +445,12 @@ def test_a_bad_picture_ends_well(tmp_path, bad):
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.png").write_text("a cat")
     (tmp_path / "empty.png").touch()
+    (tmp_path / "empty").mkdir()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     for name, message in {
         "none.png": "No picture at .*none.png",
-        ".": "is a folder",
+        "empty": "empty' holds no pictures",
         "cut.jpg": "cut.jpg' is truncated or broken",
         "text.png": "text.png' is not a picture",
         "empty.png": "empty.png' is not a picture",

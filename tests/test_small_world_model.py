@@ -13,9 +13,9 @@ import pytest
 from conftest import CACHE
 from safetensors.numpy import load_file, save_file
 
-import evaluate
 from assets import make_small_world
 from i2v_jax import commands, media
+from i2v_jax.cli import evaluate
 from i2v_jax.data import small_world
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError

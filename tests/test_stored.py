@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import subprocess
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,7 +24,7 @@ from i2v_jax.models import clip, image_projection, motion, unet, vae
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.training import store
 from i2v_jax.training.objective import Loss, Objective
-from tests import clips
+from tests import clips, processes
 from tests.helpers import relative_error
 
 CUT = dict(frames=4, stride=1, height=32, width=32)
@@ -273,12 +273,13 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
     later = about | dict(family="sd15", weights=about["weights"] | dict(text_encoder_2=""))
     assert stored.Writer(tmp_path, 0, later).progress["done"]
     for change, name in (
-        (dict(weights=dict(base="a", trained=("b",))), "weights.trained"),
-        (dict(arrays=["text"]), "arrays"),
-        (dict(cut=CUT | dict(height=64), hosts=2), "cut.height, hosts"),
+        (dict(weights=dict(base="a", trained=("b",))), 'weights.trained (["b", "c"] there, ["b"] here)'),
+        (dict(arrays=["text"]), 'arrays (["text", "image_tokens"] there, ["text"] here)'),
+        (dict(cut=CUT | dict(height=64), hosts=2), "cut.height (32 there, 64 here), hosts (1 there, 2 here)"),
     ):
-        with pytest.raises(InputError, match=f"stored with another {name}. Give another folder"):
+        with pytest.raises(InputError, match="Give another folder") as refused:
             stored.Writer(tmp_path, 0, about | change)
+        assert f"stored with another {name}. Give" in str(refused.value)
     before = tmp_path / "before"
     stored.Writer(before, 0, dict(cut=CUT, image_tokens=True, hosts=1))
     stored.Writer(before, 0, about)
@@ -286,20 +287,87 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
         stored.Writer(before, 0, about | dict(arrays=["text"]))
 
 
-def test_command(tmp_path):
-    for i in range(3):
-        (tmp_path / f"clip{i}.mp4").write_bytes(clips.encode(clips.noise(4, seed=i)))
-        (tmp_path / f"clip{i}.txt").write_text("a clip")
-    small = {"frames": 2, "stride": 1, "height": 16, "width": 16}
-    flags = [f"--config.data.{key}={value}" for key, value in (small | dict(source=tmp_path)).items()]
-    command = [sys.executable, "-m", "i2v_jax.training.store", f"--output={tmp_path / 'stored'}", "--epochs=2"]
-    run = subprocess.run([*command, f"--config={TINY}", *flags], capture_output=True, text=True, cwd=TINY.parents[2])
-    assert run.returncode == 0, run.stderr
-    batch, ids = next(
-        loader.make(CONFIG | small | dict(source=str(tmp_path / "stored")), 6, seed=0, wanted=("text", "image_tokens"))
+SHIPPED = "configs/train/sd15_stage1.py"
+SIZE = {"frames": 2, "stride": 1, "height": 16, "width": 16}
+
+
+def write_videos(folder, count):
+    for i in range(count):
+        (folder / f"clip{i}.mp4").write_bytes(clips.encode(clips.noise(4, seed=i)))
+        (folder / f"clip{i}.txt").write_text("a clip")
+    return folder
+
+
+def command(videos, output, *flags, epochs=2, **changes):
+    """The command with the shipped config and the tests' small weights."""
+    small = Path("tests/data/small")
+    settings = {f"data.{key}": value for key, value in SIZE.items()} | {
+        "data.source": videos,
+        "data.workers": 0,
+        "weights.base": small,
+        "weights.motion": small / "motion.safetensors",
+        "weights.image_adapter": small / "ip_adapter.safetensors",
+        "weights.image_encoder": small / "image_encoder",
+        "compilation_cache": processes.ROOT / ".cache" / "jax",
+        "batch": 2,
+    }
+    given = [f"--config.{key}={value}" for key, value in (settings | changes).items()]
+    name = ["-m", "i2v_jax.training.store"]
+    return [*name, f"--output={output}", f"--epochs={epochs}", f"--config={SHIPPED}", *given, *flags]
+
+
+def stored_ids(folder):
+    source = open_source(folder)
+    return sorted(source[i]["id"] for i in range(len(source)))
+
+
+def test_the_command_again_goes_on_stopped_or_finished(tmp_path):
+    """With the shipped config. Ctrl-C stores what is encoded; a kill loses the part that was begun."""
+    videos = write_videos(tmp_path, 3)
+    again = command(videos, tmp_path / "stored", epochs=100)
+    for signal_sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = processes.start(again)
+        assert processes.wait_for(process, "clip/s]", 3)
+        process.send_signal(signal_sent)
+        output = processes.finish(process, code)
+        assert "Traceback" not in output
+        assert ("the same command goes on from there" in output) == (signal_sent != signal.SIGKILL)
+        with pytest.raises(InputError, match="has not ended on host 0"):
+            open_source(tmp_path / "stored")
+    processes.finish(processes.start(again))
+    assert stored_ids(tmp_path / "stored") == sorted(100 * [f"clip{i}" for i in range(3)])
+    files = [file for file in (tmp_path / "stored").iterdir() if "lock" not in file.name]
+    before = [file.stat().st_mtime_ns for file in files]
+    assert f"stored in {tmp_path / 'stored'}" in processes.finish(processes.start(again))
+    assert before == [file.stat().st_mtime_ns for file in files]
+    batch, _ = next(
+        loader.make(CONFIG | SIZE | dict(source=str(tmp_path / "stored")), 6, seed=0, wanted=("text", "image_tokens"))
     )
-    assert sorted(ids) == sorted(2 * [f"clip{i}" for i in range(3)])
     assert batch["latents"].shape == (6, 2, 2, 2, 4) and batch["text"].shape[:2] == (6, 77)
+
+
+def test_hosts_store_their_shares_in_any_order(tmp_path):
+    """The second one first and to its end, in a folder that the first one then finds."""
+    videos, output = write_videos(tmp_path, 5), tmp_path / "stored"
+
+    def run(host, code=0, **changes):
+        flags = {"distributed.mode": "flags", "distributed.processes": 2, "distributed.process": host}
+        return processes.finish(processes.start(command(videos, output, **(flags | changes))), code)
+
+    assert "host 0 of 2 still to come: the same command there" in run(1)
+    with pytest.raises(InputError, match="has not ended on host 0"):
+        open_source(output)
+    assert "stored with another batch (1 there, 2 here)" in run(0, 2, batch=4)
+    assert "still to come" not in run(0)
+    assert stored_ids(output) == sorted(2 * [f"clip{i}" for i in range(5)])
+
+
+def test_which_host_this_is():
+    flags = dict(mode="flags", coordinator=None, processes=4, process=3)
+    assert store.which_host(flags) == (3, 4)
+    for change in (dict(process=4), dict(process=None), dict(processes=None)):
+        with pytest.raises(InputError, match="wanted how many hosts store, and which of them this is"):
+            store.which_host(flags | change)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from benchmarks import structure
 
 BELOW = {  # room -> rooms that it may import
+    "commands": {"devices"},
     "devices": set(),
     "diffusion": set(),
     "models": set(),
@@ -14,6 +15,8 @@ BELOW = {  # room -> rooms that it may import
     "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families"},
     "evaluation": {"data", "models", "sampling"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},
+    "cli": {"devices", "diffusion", "models", "weights", "encoders", "data", "families", "training", "sampling"}
+    | {"evaluation", "planning", "commands"},
 }
 
 

@@ -27,14 +27,13 @@ from i2v_jax.errors import InputError
 from i2v_jax.families.model import assemble_config
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
-from i2v_jax.training import placement, setup
+from i2v_jax.training import placement, setup, summary
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.lock import lock
 from i2v_jax.training.monitor import Monitor
 from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
-from i2v_jax.training.preemption import EXIT_CODE
 from i2v_jax.training.resume import changes
 from i2v_jax.training.step import Metrics, init_state, make_step
 from i2v_jax.weights.save import save_own
@@ -156,12 +155,13 @@ def clips(tmp_path_factory):
 def unbroken(clips, tmp_path_factory):
     """The folder of a run of 20 steps on one device."""
     folder = tmp_path_factory.mktemp("unbroken")
-    processes.finish(processes.start(command(clips, folder)))
+    (folder / "output").write_text(processes.finish(processes.start(command(clips, folder))))
     return folder
 
 
 def command(clips, folder, **changes):
-    return train_runs.train(clips, folder, **dict(steps=20, batch=BATCH, log__every_steps=1) | changes)
+    settings = dict(steps=20, batch=BATCH, log__every_steps=1, held_out__share=0.2, held_out__every_steps=100)
+    return train_runs.train(clips, folder, **settings | changes)
 
 
 def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
@@ -181,6 +181,9 @@ def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
     one, two = (np.array(list(train_runs.losses(folder).values())) for folder in (unbroken, tmp_path))
     assert len(one) == len(two) == 20
     measured("losses of 20 steps, 2 processes x 4 devices", np.abs(two / one - 1).max(), 1e-5)
+    one, two = (train_runs.curves(folder)["held_out/loss"] for folder in (unbroken, tmp_path))
+    assert one.keys() == two.keys() == {20}
+    measured("held-out loss, 2 processes x 4 devices", abs(two[20] / one[20] - 1), 1e-5)
 
 
 def test_all_options_at_once_and_all_that_a_run_shows(clips, tmp_path):
@@ -201,12 +204,14 @@ def test_all_options_at_once_and_all_that_a_run_shows(clips, tmp_path):
         data__workers=1,
         samples__every_steps=1,
         samples__steps=1,
+        held_out__share=0,
         distributed__mode="flags",
         distributed__coordinator=f"localhost:{processes.free_port()}",
         distributed__processes=2,
     )
-    for process in [processes.start(command(table, folder, distributed__process=i, **settings)) for i in range(2)]:
-        processes.finish(process)
+    both = [processes.start(command(table, folder, distributed__process=i, **settings)) for i in range(2)]
+    output, other = map(processes.finish, both)
+    assert "clips to train on" in output and "clips to train on" not in other
     for step in (1, 2):
         with av.open(folder / "samples" / f"{step:08d}_0.mp4") as video:
             assert sum(1 for _ in video.decode(video=0)) == 4
@@ -259,27 +264,94 @@ def all_end(pids, seconds=10) -> bool:
 
 
 def test_a_run_that_is_killed_and_stopped_ends_as_an_unbroken_one(clips, unbroken, tmp_path):
-    """With worker processes, which neither a stop, sent to them too, nor a kill leaves behind."""
+    """With worker processes, which neither Ctrl-C, sent to them too, nor a kill leaves behind. The held-out loss, here
+    drawn more often, changes nothing, and is the same."""
 
     def begin():
-        return processes.start(command(clips, tmp_path, data__workers=2), start_new_session=True)
+        changed = dict(data__workers=2, held_out__every_steps=5, held_out__share=0.5)  # but the run began with less
+        share = changed if (tmp_path / "config.json").exists() else changed | dict(held_out__share=0.2)
+        return processes.start(command(clips, tmp_path, **share), start_new_session=True)
 
     process = begin()
-    assert processes.wait_for(process, "training:", 4)
+    assert processes.wait_for(process, "training:", 5)
     workers = workers_of(process)
     process.kill()
     process.communicate()
     assert len(workers) >= 2 and all_end(workers)
     process = begin()
-    assert processes.wait_for(process, "training:", 3)
+    assert processes.wait_for(process, "training:", 4)
     workers = workers_of(process)
-    os.killpg(process.pid, signal.SIGTERM)
-    (last,) = re.findall(r"stopped by a signal after step (\d+);", processes.finish(process, EXIT_CODE))
+    os.killpg(process.pid, signal.SIGINT)
+    output = processes.finish(process, 130)
+    assert "Traceback" not in output and "interrupted: what is done is saved after this step" in output
+    (last,) = re.findall(r"stopped by a signal after step (\d+); the same command goes on from there", output)
     assert len(workers) >= 2 and all_end(workers)
-    assert f"from step {last}\n" in processes.finish(begin())
+    output = processes.finish(begin())
+    assert f"from step {last}\n" in output and f", {20 - int(last)} steps left" in output
+    assert f"held_out.share stays 0.2, as the run in {tmp_path} began; 0.5 wants another folder" in output
+    assert "going on with" not in output
+    held_out = [train_runs.curves(folder)["held_out/loss"] for folder in (tmp_path, unbroken)]
+    assert held_out[0].keys() == {5, 10, 15, 20} and held_out[0][20] == held_out[1][20] > 0
     ours, theirs = train_runs.trained(tmp_path), train_runs.trained(unbroken)
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
+def test_a_run_says_what_it_does_and_how_long_it_takes(unbroken):
+    output = (unbroken / "output").read_text()
+    found = re.search(
+        r"(\d+) clips to train on, (\d+) more are held out\n20 steps of 8 clips are ([\d.]+) epochs", output
+    )
+    kept, held, epochs = int(found[1]), int(found[2]), float(found[3])
+    assert kept + held == 12 and held >= 1 and epochs == pytest.approx(160 / kept, abs=0.01)
+    assert re.search(rf"\ncurves: .*tensorboard --logdir {unbroken / 'curves'}\n", output)
+    assert re.search(r"a step takes [\d.]+ s: 16 steps more are about \d+ s, until \w+day \d\d:\d\d", output)
+    drawn = train_runs.curves(unbroken)
+    for name in ("loss", "loss_at_125", "loss_at_375", "loss_at_625", "loss_at_875", "psnr"):
+        assert drawn[f"held_out/{name}"].keys() == {20} and drawn[f"held_out/{name}"][20] > 0
+    assert re.search(r"20 steps in (\d+ min )?\d+ s, compiling", output)
+    config = commands.load_config(unbroken / "config.json", commands.load_config("configs/train/sd15_stage1.py"))
+    assert config.batch == 8 and config.train == ("unet/.*/first_frame/.*",) and config.folder == str(unbroken)
+
+
+TRAINING = sorted(str(file) for file in Path("configs/train").glob("*.py"))
+
+
+@pytest.mark.parametrize("source", [*TRAINING, "configs/train/small_world.py:vae"])
+def test_the_config_that_a_run_leaves_is_the_one_that_it_was_started_with(source, tmp_path):
+    known = commands.load_config("configs/train/sd15_stage1.py")
+    config = commands.load_config(source, known)
+    summary.write_config(tmp_path, json.loads(config.to_json_best_effort()))
+    again = commands.load_config(tmp_path / "config.json", known)
+    assert again.to_dict() == config.to_dict()
+    assert repr(sorted(tree.flatten(again.to_dict()).items())) == repr(sorted(tree.flatten(config.to_dict()).items()))
+
+
+def test_a_run_goes_on_with_the_share_that_it_began_with(tmp_path):
+    assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=False) == 0.1
+    assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=True) == 0  # an earlier version's
+    summary.write_config(tmp_path, dict(held_out=dict(share=0.3)))
+    assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=True) == 0.3
+    assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=False) == 0.1
+
+
+def test_durations_and_epochs_in_words():
+    words = {0.4: "0 s", 59.6: "1 min", 200: "3 min 20 s", 7500: "2 h 5 min", 3600: "1 h", 97_259: "1 d 3 h"}
+    assert [summary.duration(seconds) for seconds in words] == list(words.values())
+    none, steps = summary.describe_clips(1000, 0, steps=500, batch=4, done=100)
+    assert none.startswith("1,000 clips to train on; none are held out (--config.held_out.share=")
+    assert steps == "500 steps of 4 clips are 2.00 epochs, 400 steps left"
+
+
+def test_the_duration_is_estimated_once_and_is_that_of_all_runs(tmp_path, capsys):
+    metrics = Metrics(*map(jnp.asarray, (0.5, [0.5], 1.0, 1.0)))
+    monitor = Monitor(tmp_path, first_step=10, steps=100, every=2, clips=1, seconds=1000)
+    for step in range(11, 18):
+        monitor.step(step, metrics, ["one"], 0.0)
+    monitor.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "a step takes" in line]
+    assert "86 steps more are about" in line
+    assert 1000 < monitor.seconds() < 1060
 
 
 def test_a_resume_on_other_base_weights_is_refused(clips, unbroken, tmp_path):
@@ -348,6 +420,19 @@ def test_waiting_counts_as_far_as_the_devices_have_nothing_to_do(tmp_path):
     monitor.close()
 
 
+def test_the_time_that_is_left_is_reckoned_without_compiling(tmp_path):
+    metrics = Metrics(*map(jnp.asarray, (0.5, [0.5], 1.0, 1.0)))
+    monitor = Monitor(tmp_path, first_step=0, steps=100, every=100, clips=1)
+    monitor.pause("compiling, once")
+    time.sleep(2)
+    monitor.resume()
+    for step in range(1, 4):
+        time.sleep(0.15)
+        monitor.step(step, metrics, ["one"], 0.0)
+    assert monitor.bar.format_dict["rate"] > 2
+    monitor.close()
+
+
 def test_the_clip_whose_loss_is_not_finite_is_named(tmp_path):
     monitor = Monitor(tmp_path, first_step=0, steps=9, every=9, clips=3)
     monitor.step(1, Metrics(*map(jnp.asarray, (jnp.nan, [0.5, jnp.nan, 0.5], 1.0, 1.0))), ["one", "two", "three"], 0.0)
@@ -371,6 +456,7 @@ def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_pat
         message = processes.finish(process, 2)
         assert f"Another run is at work in {tmp_path} (process {os.getpid()} on " in message
         assert "Traceback" not in message and "loading" not in message
+    lock(tmp_path, "another").close()
     held.close()
     lock(tmp_path).close()
     (tmp_path / "file").touch()
@@ -394,6 +480,7 @@ def test_what_a_resume_changes_is_told():
     now["folder"], now["mesh"]["fsdp"], now["log"]["every_steps"], now["data"]["workers"] = "other", 2, 7, 3
     assert changes(before, now) == []
     now["optimizer"]["learning_rate"], now["data"]["source"], now["optimizer"]["clip_norm"] = 3e-4, "other", 1.0
+    now["train"] = tuple(now["train"])  # JSON's lists are the same
     now["frozenness"] = 1  # unlike `frozen`, not known to change nothing
     assert changes(before, now) == [
         "optimizer.learning_rate 0.001 -> 0.0003",

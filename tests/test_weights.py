@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -127,6 +128,8 @@ def test_library_models_load_and_export_unchanged(name, storage, tmp_path):
     if storage == "sharded":
         assert len(list(tmp_path.glob("*-of-*"))) > 1
 
+    stored = open_tensors(tmp_path)  # which has an inner model's name that newer transformers lacks in memory
+    expected = {key: expected[key if key in expected else re.sub("^(text|vision)_model.", "", key)] for key in stored}
     component = name.split("-")[0]
     assert bytes_of(there_and_back(tmp_path, component)) == bytes_of(expected)
 
@@ -478,3 +481,21 @@ def test_mask_has_the_trees_structure_and_says_what_is_trained():
     assert jax.tree.structure(mask) == jax.tree.structure(TREE)
     assert [path for path, chosen in tree.flatten(mask).items() if chosen] == ["unet/first_frame/kernel"]
     assert not any(tree.flatten(tree.mask(TREE, [])).values())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "encoder" in name])
+def test_names_that_transformers_has_in_memory_since_5_6(name, tmp_path):
+    """A CLIP model's state dict without `text_model.` and `vision_model.`: the same parameters, and back again."""
+    make, load = MODELS[name]
+    model = make()
+    model.save_pretrained(tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    nested = dict(open_tensors(path))
+    flat = {re.sub("^(text|vision)_model.", "", key): np.asarray(tensor) for key, tensor in nested.items()}
+    (tmp_path / "flat").mkdir()
+    save_file(flat, tmp_path / "flat" / "model.safetensors")
+    shutil.copy(tmp_path / "config.json", tmp_path / "flat")
+    (config, params), (wanted_config, wanted) = load(tmp_path / "flat"), load(tmp_path)
+    assert config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    assert bytes_of(there_and_back(tmp_path / "flat", name.split("-")[0])) == bytes_of(flat)

@@ -363,7 +363,7 @@ def test_changed_position_tables_are_refused(published):
 def test_motion_modules_without_a_length(published):
     state = {name: array for name, array in published.items() if not name.endswith(".pe")}
     no_length = {key: value for key, value in SETTINGS.items() if key != "motion_module_kwargs"}
-    refused(lambda: load_unet(Tensors.of(state), config=no_length), "max_positions")
+    refused(lambda: load_unet(Tensors.of(state), config=no_length), "no position tables", "--motion-frames N")
     config, _ = load_unet(Tensors.of(state), config=no_length, motion_config=dict(max_positions=24, num_heads=4))
     assert config.motion.max_positions == 24
 

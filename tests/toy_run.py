@@ -21,7 +21,7 @@ from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.objective import Loss, Objective, denoising_loss
 from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.placement import jit_step
-from i2v_jax.training.preemption import EXIT_CODE, Preemption
+from i2v_jax.training.preemption import Preemption
 from i2v_jax.training.step import init_state, make_step
 
 BATCH, FRAMES, SIZE, CHANNELS, WIDTH = 8, 2, 2, 4, 1 << 14
@@ -89,7 +89,7 @@ def main(folder, steps, mesh="{}", *distributed):
             print(f"step {number}", flush=True)
             if stopping:
                 checkpoints.close()
-                sys.exit(EXIT_CODE)
+                sys.exit(preemption.exit_code)
             time.sleep(0.01 if int(steps) < 1000 else 0.2)
     checkpoints.close()
     whole = jax.device_get(on_this_host(state.trained, mesh))

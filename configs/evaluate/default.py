@@ -15,10 +15,12 @@ def get_config() -> ConfigDict:
         # clips bring their own, of the right size
         for key in ("image", "csv", "prompt", "prompt_2", "negative_prompt_2", "fit"):
             del config[key]
+        for key in ("variations", "preview_every", "strict"):  # of `sample.py` alone
+            del config[key]
 
     # What is compared: rows of the table, each a text "name: setting=value setting=value" with settings of a run; the
     # others are as below. Without "name:" the settings themselves are the table's first columns, as in Table 2.
-    config.runs = (
+    config.runs = (  # rows of the table
         "w/o I2V-Adapter and Content-Adapter: adapter_scale=0 image_token_scale=0",
         "w/o I2V-Adapter: adapter_scale=0",
         "w/o Content-Adapter: image_token_scale=0",
@@ -29,8 +31,8 @@ def get_config() -> ConfigDict:
     # On what: clips of a split, from a number on. Clip n of every run has the seed + n. Choices are better made on
     # other clips than those that are reported: --config.first_clip=0.
     config.split = "held_out"  # held_out, train
-    config.first_clip = 500
-    config.clips = 100
+    config.first_clip = 500  # number of the first clip
+    config.clips = 100  # how many, 1 or more
     config.opposite = False  # the same first frames, but every motion the other way: does the prompt decide?
     config.height = config.width = 48
     config.frames = 8

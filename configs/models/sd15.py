@@ -8,11 +8,11 @@ def weights() -> ConfigDict:
     """Each a file, a folder or a hub id, in any known format; "" leaves a part out."""
     return ConfigDict(
         dict(
-            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            motion="guoyww/animatediff/mm_sd_v15.ckpt",
-            adapter="space-xun/i2v_adapter/i2v_module.pth",
-            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
-            image_encoder="h94/IP-Adapter/models/image_encoder",
+            base="stable-diffusion-v1-5/stable-diffusion-v1-5",  # UNet, VAE, text encoder and tokenizer
+            motion="guoyww/animatediff/mm_sd_v15.ckpt",  # motion modules
+            adapter="space-xun/i2v_adapter/i2v_module.pth",  # I2V-Adapter
+            image_adapter="h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",  # IP-Adapter, image tokens
+            image_encoder="h94/IP-Adapter/models/image_encoder",  # CLIP that the image tokens are made with
             # in place of the base's own:
             unet=placeholder(str),
             vae=placeholder(str),
@@ -22,6 +22,16 @@ def weights() -> ConfigDict:
             tokenizer_2=placeholder(str),
             trained=(),  # files that train.py wrote: their weights replace those of the same paths, in every network
             adapter_modules=(),  # Python modules that register adapters of your own
+            # config.json of a part, for models that are no published ones and have none beside them:
+            configs=dict(
+                unet=placeholder(str),
+                vae=placeholder(str),
+                text_encoder=placeholder(str),
+                text_encoder_2=placeholder(str),
+                image_encoder=placeholder(str),
+                image_proj=placeholder(str),
+            ),
+            skip_unknown=False,  # leave out tensors that nothing knows, with a warning, rather than refuse their file
         )
     )
 
@@ -31,10 +41,10 @@ def noise_schedule() -> ConfigDict:
     return ConfigDict(
         dict(
             kind="linear",  # linear, scaled_linear, cosine
-            beta_start=0.00085,
-            beta_end=0.012,
-            num_train_timesteps=1000,
+            beta_start=0.00085,  # share of noise that the first step adds
+            beta_end=0.012,  # and the last
+            num_train_timesteps=1000,  # steps from picture to noise
             prediction_type="epsilon",  # epsilon, v_prediction, sample
-            zero_terminal_snr=False,
+            zero_terminal_snr=False,  # rescaled so that the last step leaves nothing but noise
         )
     )

@@ -13,25 +13,29 @@ from configs.models import sd15
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # What to animate: one picture; where none is named, a CSV with columns picture, prompt, negative_prompt, seed.
-    config.image = placeholder(str)
-    config.csv = placeholder(str)
-    config.prompt = ""
-    config.negative_prompt = (
+    # What to animate: a picture, or a folder of them (NAME.txt beside NAME.jpg is its prompt); where none is named, a
+    # CSV with columns picture, prompt, and as one likes negative_prompt, seed, name, settings such as steps or t0.
+    config.image = placeholder(str)  # a picture, or a folder of them
+    config.csv = placeholder(str)  # a table of pictures, instead of one
+    config.prompt = ""  # what the video shows
+    config.negative_prompt = (  # what the video is led away from
         "worst quality, low quality, normal quality, lowres, bad anatomy, bad hands, watermark, moles"
     )
     config.prompt_2 = placeholder(str)  # for a second text encoder; unset: the same
-    config.negative_prompt_2 = placeholder(str)
-    config.seed = 42
+    config.negative_prompt_2 = placeholder(str)  # as prompt_2
+    config.seed = 42  # 0 to 2**32 - 1; the same seed gives the same video
+    config.variations = 1  # videos of each picture, with the seeds from `seed` on
 
     # The video.
-    config.height = 512
-    config.width = 512
+    config.height = 512  # in pixels, a multiple of 8
+    config.width = 512  # in pixels, a multiple of 8
     config.fit = "crop"  # a picture of another aspect: crop, pad, stretch
-    config.frames = 16
-    config.fps = 8
+    config.frames = 16  # 1 to as many as the motion modules know: 24 of AnimateDiff's v1, 32 of v2 and v3
+    config.fps = 8  # frames a second in the files
     config.match_colours = True  # LAB a and b of each frame to the first one's
     config.output = "output"  # folder of the mp4, gif, contact sheet and run record
+    config.preview_every = 0  # steps from one look at the unfinished video to the next, NAME-preview.png; 0: none
+    config.strict = False  # begun from a record: refuse, rather than warn, where versions, weights or picture differ
 
     add_sampling(config)
     config.weights = sd15.weights()
@@ -42,32 +46,32 @@ def get_config() -> ConfigDict:
 
 def add_sampling(config: ConfigDict) -> None:
     """How the latents are sampled."""
-    config.steps = 25
-    config.guidance_scale = 7.5
-    config.guidance_rescale = 0.0
+    config.steps = 25  # of the sampler; more take longer
+    config.guidance_scale = 7.5  # how closely the prompt is followed; 1: no classifier-free guidance
+    config.guidance_rescale = 0.0  # [0, 1], against colours that guidance makes too strong
     config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm
     config.sampler_options = ConfigDict(
         dict(
             spacing="leading",  # leading, trailing, linspace
-            steps_offset=1,
-            eta=0.0,  # ddim
-            set_alpha_to_one=True,  # ddim
-            karras_sigmas=False,  # dpmpp_2m
-            original_steps=50,  # lcm
+            steps_offset=1,  # added to the timesteps where spacing is leading
+            eta=0.0,  # of ddim: share of new noise in each step, 0: none, 1: as in DDPM
+            set_alpha_to_one=True,  # of ddim: the last step ends without any noise
+            karras_sigmas=False,  # of dpmpp_2m: Karras's noise levels
+            original_steps=50,  # of lcm: steps that it was distilled from
         )
     )
     config.t0 = 1.0  # Frame Similarity Prior: start of the run, (0, 1]
     config.p = 0.5  # Frame Similarity Prior: share of unblurred elements, [0, 1]
-    config.adapter_scale = 1.0
-    config.image_token_scale = 1.0
+    config.adapter_scale = 1.0  # strength of the I2V-Adapter, 0: none
+    config.image_token_scale = 1.0  # strength of the image tokens (IP-Adapter), 0: none
     config.sizes = ConfigDict(  # what SDXL is told of size and crop, in pixels; (): the video's own size, and (0, 0)
         dict(
             original_size=(),  # (height, width)
             crop=(),  # (top, left)
-            target_size=(),
-            negative_original_size=(),  # (): as above
-            negative_crop=(),
-            negative_target_size=(),
+            target_size=(),  # (height, width)
+            negative_original_size=(),  # of the negative prompt; (): as above
+            negative_crop=(),  # of the negative prompt; (): as above
+            negative_target_size=(),  # of the negative prompt; (): as above
         )
     )
     config.truncate_prompts = False  # cut prompts over 77 tokens with a warning, in place of an error
@@ -78,7 +82,13 @@ def add_arithmetic(config: ConfigDict) -> None:
     config.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on GPU and TPU, float32 on CPU
     config.attention = "auto"  # auto, xla, blocked, cudnn, flash
     config.convolution = "auto"  # auto, xla, winograd
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, frames=1))  # -1: all devices that are left
+    config.mesh = ConfigDict(
+        dict(
+            data=-1,  # devices that share out the videos; -1: all that are left
+            fsdp=1,  # devices that share out videos and weights
+            frames=1,  # devices that share out the frames of each video
+        )
+    )
     config.batch_per_device = 1  # videos at a time on each data device
     config.vae_slice = 1  # frames that each device decodes at a time
-    config.compilation_cache = ".cache/jax"
+    config.compilation_cache = "auto"  # folder of compiled programs; auto: JAX's own, or ~/.cache/i2v-jax; "": none

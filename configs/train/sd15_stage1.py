@@ -4,21 +4,25 @@ Every key can be set on the command line: `python train.py --config configs/trai
 The keys of `weights` and `noise_schedule` are explained in configs/models/sd15.py.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.models import sd15
 
+CAT = str(Path(__file__).resolve().parents[2] / "assets" / "cat.jpg")
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
-    config.steps = 40_000  # one epoch of 10 million clips
+    config.seed = 0  # of new weights, noise and the order of clips
+    config.steps = 40_000  # of the whole run; here one epoch of 10 million clips
     config.batch = 256  # clips a step, over all hosts
     config.accumulate = 1  # parts that a batch is worked through in, one after another; bounds memory
 
     # What is trained: regular expressions over whole paths `component/...`. All else is frozen.
-    config.train = (r"unet/.*/first_frame/.*",)
+    config.train = (r"unet/.*/first_frame/.*",)  # one or more patterns
 
     config.weights = sd15.weights()
     config.weights.adapter = ""  # a published adapter to go on from; without one the branch starts as the paper says
@@ -32,17 +36,30 @@ def get_config() -> ConfigDict:
 
     # What is written.
     config.folder = "runs/sd15_stage1"  # checkpoints, curves, samples; a run that is there is gone on with
-    config.checkpoints = ConfigDict(dict(every_steps=1000, keep=3, best=False))  # best: keep those of lowest loss
-    config.log = ConfigDict(dict(every_steps=20))
+    config.checkpoints = ConfigDict(
+        dict(
+            every_steps=1000,  # between two of them
+            keep=3,  # how many are kept
+            best=False,  # those of lowest loss, rather than the last
+        )
+    )
+    config.log = ConfigDict(dict(every_steps=20))  # between two points of the curves
     config.samples = ConfigDict(
         dict(
-            every_steps=1000,  # 0: none
-            pictures=("assets/cat.jpg",),
-            prompts=("a cat turns its head",),
-            steps=25,
-            guidance_scale=7.5,
-            t0=1.0,
-            p=0.5,
+            every_steps=1000,  # between two looks at what the model makes; 0: none
+            pictures=(CAT,),  # that it animates
+            prompts=("a cat turns its head",),  # one for each
+            steps=25,  # of the sampler
+            guidance_scale=7.5,  # 1: no classifier-free guidance
+            t0=1.0,  # Frame Similarity Prior: start of the run, (0, 1]
+            p=0.5,  # Frame Similarity Prior: share of unblurred elements, [0, 1]
+        )
+    )
+    config.held_out = ConfigDict(
+        dict(
+            share=0.0,  # of the clips, chosen by a hash of their ids, not trained on, whose loss is a curve; 0: none
+            every_steps=200,  # between two points of that curve
+            clips=32,  # of them that are measured, at most; kept in memory
         )
     )
     return config
@@ -66,7 +83,7 @@ def add_loss(config: ConfigDict) -> None:
         dict(
             crop=0,  # side of the squares that are looked at; 0: whole frames
             edges=1.0,  # weights of the terms beside the pixels'
-            divergence=1e-4,
+            divergence=1e-4,  # weight of the latents' distance from a normal distribution
         )
     )
 
@@ -76,15 +93,15 @@ def add_optimizer(config: ConfigDict) -> None:
     config.optimizer = ConfigDict(
         dict(
             kind="adamw",  # adamw, muon
-            learning_rate=1e-4,
+            learning_rate=1e-4,  # the highest of the schedule
             schedule="constant",  # constant, cosine, linear
-            warmup_steps=0,
+            warmup_steps=0,  # that the learning rate rises over
             final_share=0.0,  # of the learning rate, at the end of a falling schedule
-            b1=0.9,
-            b2=0.999,
-            epsilon=1e-8,
-            weight_decay=0.01,
-            clip_norm=placeholder(float),
+            b1=0.9,  # decay of the average of gradients, [0, 1]
+            b2=0.999,  # decay of the average of squared gradients, [0, 1]
+            epsilon=1e-8,  # added to the divisor, above 0
+            weight_decay=0.01,  # 0 or more
+            clip_norm=placeholder(float),  # gradients' norm is cut to this; unset: not
         )
     )
     config.average_decay = placeholder(float)  # of a running average of the trained weights, such as 0.9999
@@ -96,10 +113,10 @@ def add_clips(config: ConfigDict) -> None:
         dict(
             source="data/webvid",  # a prepared dataset, a folder of *.mp4 + *.txt, a CSV, or stored latents
             videos=placeholder(str),  # the folder that a CSV's paths are relative to
-            frames=16,
-            stride=4,  # every fourth frame
-            height=256,
-            width=256,
+            frames=16,  # of a clip, 2 or more
+            stride=4,  # 4: every fourth frame of the video
+            height=256,  # in pixels, a multiple of 8
+            width=256,  # in pixels, a multiple of 8
             workers=8,  # processes that decode, on each host
             buffer=4,  # clips that each of them holds ready
             max_bad=0.2,  # share of unusable clips at which the run stops
@@ -114,7 +131,12 @@ def add_arithmetic(config: ConfigDict) -> None:
     config.attention = "auto"  # auto, xla, blocked, cudnn, flash
     config.convolution = "auto"  # auto, xla, winograd
     config.remat = "none"  # none, full, or a name in jax.checkpoint_policies
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all devices that are left
+    config.mesh = ConfigDict(
+        dict(
+            data=-1,  # devices that share out the clips; -1: all that are left
+            fsdp=1,  # devices that share out clips and weights
+        )
+    )
     config.rules = ConfigDict(  # logical axes of activations -> mesh axes
         dict(batch=("data", "fsdp"), frames=("frames",), space=("frames",), height=(), width=())
     )
@@ -123,8 +145,8 @@ def add_arithmetic(config: ConfigDict) -> None:
         dict(
             mode="auto",  # auto: TPU metadata or Slurm where there is one; off; flags: the three keys below
             coordinator=placeholder(str),  # address:port of process 0
-            processes=placeholder(int),
-            process=placeholder(int),
+            processes=placeholder(int),  # how many
+            process=placeholder(int),  # the number of this one, from 0
         )
     )
-    config.compilation_cache = ".cache/jax"
+    config.compilation_cache = "auto"  # folder of compiled programs; auto: JAX's own, or ~/.cache/i2v-jax; "": none

@@ -16,7 +16,7 @@ from i2v_jax.errors import InputError, nearest
 
 BUNDLED = "bundled_"
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ROOT / "runs" / "small_world"
+RUNS = Path.cwd() / "runs" / "small_world"  # as all runs, where one stands
 
 MOVING = ("unet/.*", "text_encoder/.*")  # motion modules, and on with all else
 EARLY = dict(first_frame="early", timesteps="cubic")  # where things are at first, so that words can say where they go

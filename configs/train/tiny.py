@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.folder = "runs/tiny"
     config.checkpoints.every_steps = 50
     config.log.every_steps = 5
+    config.held_out.share = 0.1
+    config.held_out.every_steps = 20
     config.samples.every_steps = 100
     config.samples.pictures = (str(small_world.SMALL_WORLD / "pictures" / "0.png"),)
     config.samples.prompts = ("a pink star moves left",)

@@ -7,7 +7,10 @@ that the command prints. Clips without a file, without bytes or without a captio
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,9 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from i2v_jax import commands
-from i2v_jax.data.clip import Source
+from i2v_jax.data.clip import Source, check_caption
 from i2v_jax.data.decoding import CAUSES, BadClip, read_bytes
-from i2v_jax.data.sources import SPLIT, open_source
+from i2v_jax.data.sources import SPLIT, check_files, open_source
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
 
@@ -82,8 +85,7 @@ def records(
     for number in numbers:
         clip = source[number]
         try:
-            if not clip.caption:
-                raise BadClip("no caption")
+            check_caption(clip)
             yield clip.id, {"id": clip.id, "caption": clip.caption, "video": read_bytes(clip.video)}
         except BadClip as bad:
             left_out([bad.cause])
@@ -104,10 +106,12 @@ def prepare(source: str, output: str | Path, videos: str | None = None, beam: Ma
       InputError: a source that cannot be opened or is prepared already, or Beam is asked for and not installed.
     """
     source, output = on_disk(source), on_disk(output)
-    open_source(source, videos)  # raises before anything is written
+    check_files(open_source(source, videos))  # raises before anything is written
     config = ClipsConfig(name=re.sub(r"\W", "_", source.stem), source=str(source), videos=videos, beam=beam is not None)
-    builder = Clips(config=config, data_dir=output, file_format="array_record")
-    if builder.is_prepared():
+    with _quiet():
+        builder = Clips(config=config, data_dir=output, file_format="array_record")
+        there = builder.is_prepared()
+    if there:
         raise InputError(f"{builder.data_path} is prepared already. Use it, remove it, or give another output folder.")
     options = None
     if beam is not None:
@@ -116,13 +120,29 @@ def prepare(source: str, output: str | Path, videos: str | None = None, beam: Ma
         except ImportError:
             raise InputError("Apache Beam is not installed: pip install apache-beam, or prepare without it.") from None
         options = tfds.download.DownloadConfig(beam_options=PipelineOptions.from_dictionary(dict(beam)))
-    builder.download_and_prepare(download_config=options)
+    with _quiet():
+        builder.download_and_prepare(download_config=options)
     return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what the library says of downloads and of folders that it is about to make; progress is still shown."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="a folder of NAME.mp4 and NAME.txt, or a CSV")
+    parser.add_argument(
+        "--source", required=True, help="a folder of videos and captions, NAME.mp4 and NAME.txt, or a CSV"
+    )
     parser.add_argument("--videos", help="where a CSV's paths start; by default its own folder")
     parser.add_argument("--output", required=True, help="folder for prepared datasets")
     parser.add_argument("--beam", help="Beam's options: runner=DirectRunner,direct_num_workers=8,...")

@@ -1,6 +1,6 @@
 """Frames of one clip out of a video file: only what is needed is decoded, and what cannot be had has a named cause.
 
-PyAV (FFmpeg) decodes, crops and resizes.
+PyAV (FFmpeg) decodes, crops and resizes; `data.showing` and `data.colours` say how a picture is to be shown.
 """
 
 import dataclasses
@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from jaxtyping import Float32, UInt8
 
+from i2v_jax.data import colours
+from i2v_jax.data.showing import WHOLE, Orientation, Showing, of_stream
 from i2v_jax.errors import InputError
 
 CAUSES = {
@@ -25,14 +28,16 @@ CAUSES = {
     "damaged": "the decoder raised an error",
     "frames missing": "the file ends early, or the decoder gave fewer frames than asked, without an error",
     "timestamps jump": "frames without a time, two at one time, or a gap of ten frames and of a second between two",
+    "unknown orientation": "it is to be shown at an angle that is no quarter turn",
+    "unknown colours": "colours of a kind that is not converted here, such as log curves, or Dolby Vision alone",
     "frozen": "all frames of the clip are the same picture, as failing decoders repeat it",
     "kills the decoder": "the decoder's process died of it, or had not finished it in time",
     "too short": "fewer frames than a clip wants",
     "no caption": "no text, or an empty one",
+    "caption is no text": "its bytes are neither UTF-8 nor UTF-16 with a byte order mark",
 }
 """Why a clip cannot be used."""
 
-UNSPECIFIED, HD_LINES = 2, 720  # AVCOL_SPC_UNSPECIFIED; pictures of so many lines and more are taken to be BT.709
 SKIPS_SAFELY = ("h264", "hevc")  # one packet is one picture, and a picture that no other needs says so
 
 
@@ -115,7 +120,8 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
     Raises:
       BadClip: says why the clip cannot be used.
     """
-    with _open(read_bytes(video)) as container:
+    content = read_bytes(video)
+    with _open(content) as container:
         stream = _video_stream(container)
         packets = _packets(container, stream)
         times = _times(stream, packets)
@@ -129,12 +135,13 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
                 if not first:
                     raise
                 frames = _decode(stream, packets, wanted)  # a key frame that wants what came before it
-            pictures = resize(frames, cut)
+            showing = of_stream(stream, content)
+            pictures = resize(frames, cut, showing)
         except av.FFmpegError as error:
             raise BadClip("damaged", str(error)) from None
     if cut.frames > 1 and (pictures == pictures[0]).all():
         raise BadClip("frozen", f"{cut.frames} equal frames")
-    return Frames(pictures, central_sizes(*_upright_size(frames[0]), cut))
+    return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut))
 
 
 def read_bytes(video: Path | bytes) -> bytes:
@@ -165,13 +172,16 @@ def _open(video: bytes) -> av.container.InputContainer:
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    if not container.streams.video:
+    covers = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    if not streams:
         raise BadClip("no video stream")
-    stream = container.streams.video[0]
+    stream = streams[0]
     context = stream.codec_context
     if context is None:
         raise BadClip("unknown codec")
     context.thread_count = 1  # processes decode side by side; threads would only wait for each other
+    context.flags |= Flags.unaligned  # crop all that the codec says, not only what leaves rows aligned in memory
     context.options = {"err_detect": "explode"}  # raise, where the decoder would paint over
     try:
         context.open(strict=False)
@@ -225,45 +235,60 @@ def _decode(stream: av.VideoStream, packets: Sequence[av.Packet], wanted: Sequen
     raise BadClip("frames missing", f"the decoder gave {len(frames)} of {len(wanted)} frames, and no error")
 
 
-def resize(frames: Sequence[av.VideoFrame], cut: Cut) -> UInt8[np.ndarray, "f h w 3"]:
-    """Takes the largest middle part of each frame that has the clip's aspect to the clip's size, turned upright.
+def resize(frames: Sequence[av.VideoFrame], cut: Cut, showing: Showing = WHOLE) -> UInt8[np.ndarray, "f h w 3"]:
+    """Takes the largest middle part of each frame that has the clip's aspect to the clip's size, as it is shown: the
+    right way up, with round circles, in SDR's colours.
 
     Each new pixel is a bicubic mean over all old ones that it covers.
+
+    Raises:
+      BadClip: they are to be shown in a way that is not known here.
     """
     graphs, pictures = {}, []
     for frame in frames:
-        turns = _quarter_turns(frame)
-        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns
+        orientation = _orientation(frame)
+        colour = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
+        kind = frame.width, frame.height, frame.format.name, colour, orientation.transposes
         if kind not in graphs:
-            height, width = (cut.width, cut.height) if turns % 2 else (cut.height, cut.width)
-            graphs[kind] = _crop_and_scale(frame, height, width)
+            if unknown := colours.unknown_colours(frame):
+                raise BadClip("unknown colours", unknown)
+            graphs[kind] = _crop_and_scale(frame, showing, *orientation.sides(cut.height, cut.width))
         graphs[kind].push(frame)
-        pictures.append(np.rot90(graphs[kind].pull().to_ndarray(), turns))
+        picture = graphs[kind].pull().to_ndarray()
+        if not colours.are_plain(frame):
+            picture = colours.to_sdr(picture, frame)
+        pictures.append(orientation.apply(picture))
     return np.stack(pictures)
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """By how many, counterclockwise, a frame is turned to be shown."""
-    return round(frame.rotation / 90)
+def _orientation(frame: av.VideoFrame) -> Orientation:
+    try:
+        return Orientation(frame)
+    except ValueError as error:
+        raise BadClip("unknown orientation", str(error)) from None
 
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+def _shown_size(frame: av.VideoFrame, showing: Showing) -> tuple[int, int]:
     """Height and width of a frame as it is shown."""
-    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
+    height, width = showing.seen(frame.height, frame.width)
+    return _orientation(frame).sides(height, max(1, round(width * showing.aspect)))
 
 
-def _crop_and_scale(frame: av.VideoFrame, height: int, width: int) -> av.filter.Graph:
-    """Frames like this one are pushed into it, and pulled out of it cropped, scaled, RGB."""
-    scale = max(height / frame.height, width / frame.width)
-    size = f"{min(frame.width, round(width / scale))}:{min(frame.height, round(height / scale))}"  # the crop is central
-    matrix = "bt709" if frame.colorspace == UNSPECIFIED and frame.height >= HD_LINES else "auto"
+def _crop_and_scale(frame: av.VideoFrame, showing: Showing, height: int, width: int) -> av.filter.Graph:
+    """Frames like this one are pushed into it, and pulled out of it cropped, scaled, RGB: of 8 bits, or of 16 where
+    their colours are still to be converted."""
+    high, wide = showing.seen(frame.height, frame.width)
+    aspect = float(showing.aspect)
+    scale = max(height / high, width / (wide * aspect))
+    size = f"{min(wide, round(width / scale / aspect))}:{min(high, round(height / scale))}"  # the crop is central
+    seen = [] if (high, wide) == (frame.height, frame.width) else [f"{wide}:{high}:{showing.left}:{showing.top}"]
     flags = "bicubic+accurate_rnd+full_chroma_int"
     graph = av.filter.Graph()
     graph.link_nodes(
         graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
-        graph.add("crop", size),
-        graph.add("scale", f"{width}:{height}:flags={flags}:in_color_matrix={matrix}"),
-        graph.add("format", "rgb24"),
+        *(graph.add("crop", part) for part in (*seen, size)),
+        graph.add("scale", f"{width}:{height}:flags={flags}:in_color_matrix={colours.matrix(frame)}"),
+        graph.add("format", "rgb24" if colours.are_plain(frame) else "rgb48le"),
         graph.add("buffersink"),
     ).configure()
     return graph

@@ -25,9 +25,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
-from i2v_jax.data.clip import Clip, Source
+from i2v_jax.data.clip import Clip, Source, check_caption
 from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
-from i2v_jax.data.sources import open_source
+from i2v_jax.data.sources import check_files, open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
@@ -50,6 +50,7 @@ def make(
     tokenize: Tokenize | None = None,
     image_size: int | None = None,
     wanted: Sequence[str] = ("text",),
+    choose: Callable[[Source], Source] = lambda source: source,
 ) -> "Loader":
     """Opens the data of a config, see `configs/train`, for one host.
 
@@ -61,14 +62,16 @@ def make(
       tokenize: captions to ids; stored clips need none.
       image_size: of the pictures for the image encoder; None where there is none, and for stored clips.
       wanted: of stored clips, the names of the arrays beside the latents that batches are to hold.
+      choose: makes of the source the one that is read, such as some of its clips.
 
     Raises:
-      InputError: a value out of range, or data that cannot be opened.
+      InputError: a value out of range, data that cannot be opened, or too many files that are not there.
     """
     cut = Cut(config["frames"], config["stride"], config["height"], config["width"])
     source = open_source(config["source"], config["videos"])
+    check_files(source, config["max_bad"])
     return Loader(
-        source,
+        choose(source),
         source.reader(cut, wanted) if isinstance(source, Stored) else Reader(cut, image_size),
         batch_size,
         seed=seed,
@@ -94,8 +97,7 @@ class Reader:
         Raises:
           BadClip: says why the clip cannot be used.
         """
-        if not clip.caption:
-            raise BadClip("no caption")
+        check_caption(clip)
         frames = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
         item = {"caption": clip.caption, "video": frames.video, "sizes": frames.sizes}
         if self.image_size:

@@ -7,6 +7,7 @@ UTF-8. `stored.json` also says how they were made.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
 EXACT = ("sizes",)  # float16 rounds counts of pixels above 2048
 ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
+IDS = "ids-{host:05d}-{part:05d}.json"  # of a part's clips, in its order
 PROGRESS = "progress-{host:05d}.json"
 
 
@@ -50,8 +52,7 @@ class Stored:
             raise InputError(f"{str(path)!r} does not hold whole stored clips: {error}. Store them again.") from error
 
     def _parts(self, host: int) -> list[Path]:
-        file = self.path / PROGRESS.format(host=host)
-        progress = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"done": False}
+        progress = _progress(self.path, host)
         if not progress["done"]:
             raise InputError(
                 f"Storing clips in {str(self.path)!r} has not ended on host {host}. Run it again to go on."
@@ -67,6 +68,21 @@ class Stored:
     def __getitem__(self, number: int) -> dict[str, Any]:
         record = safetensors.numpy.load(self.records[number])
         return record | {"id": record["id"].tobytes().decode()}
+
+    def id_of(self, number: int) -> str:
+        """A clip's id. The first call reads all ids, in folders of earlier versions from the clips themselves."""
+        return self._ids[number]
+
+    @functools.cached_property
+    def _ids(self) -> list[str]:
+        files = [
+            self.path / IDS.format(host=host, part=part)
+            for host in range(self.about["hosts"])
+            for part in range(_progress(self.path, host)["parts"])
+        ]
+        if all(file.is_file() for file in files):
+            return [name for file in files for name in json.loads(file.read_text(encoding="utf-8"))]
+        return [self[number]["id"] for number in range(len(self))]
 
     def reader(self, cut: Cut, wanted: Sequence[str] = ("text",)) -> "StoredReader":
         """Returns what makes batch items of these clips.
@@ -136,6 +152,32 @@ def narrow(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def read_progress(path: Path, host: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how far a host has come in a folder: `done`, how many `parts`, the `state` behind them.
+
+    Args:
+      path: the folder, which need not be there.
+      host, about: as of `Writer`.
+
+    Raises:
+      InputError: the folder holds clips stored in another way, by what both that and this one say.
+    """
+    if is_stored(path):
+        now = json.loads(json.dumps(about))  # JSON has lists for tuples
+        if different := _differences(_read_about(path), _with_arrays(now)):
+            raise InputError(
+                f"{str(path)!r} holds clips stored with another {', '.join(different)}. Give another folder, or "
+                "remove that one."
+            )
+    return _progress(path, host)
+
+
+def unfinished(path: Path) -> list[int]:
+    """Returns the hosts that have not stored all of their share, or have not begun."""
+    hosts = range(_read_about(path)["hosts"])
+    return [host for host in hosts if not _progress(path, host)["done"]]
+
+
 class Writer:
     """Writes one host's records, a part at a time, with the position behind the last whole part: a pass that is cut
     off goes on from there.
@@ -153,20 +195,9 @@ class Writer:
     def __init__(self, path: Path, host: int, about: Mapping[str, Any]):
         self.path, self.host = path, host
         path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(about, indent=1)
-        if is_stored(path):
-            different = _differences(_read_about(path), _with_arrays(json.loads(text)))
-            if different:
-                raise InputError(
-                    f"{str(path)!r} holds clips stored with another {', '.join(different)}. Give another folder, or "
-                    "remove that one."
-                )
-        else:
-            _write(path / ABOUT, text.encode())
-        self.progress_file = path / PROGRESS.format(host=host)
-        self.progress = {"done": False, "parts": 0, "state": None}
-        if self.progress_file.exists():
-            self.progress = json.loads(self.progress_file.read_text(encoding="utf-8"))
+        self.progress = read_progress(path, host, about)
+        if not is_stored(path):
+            _write(path / ABOUT, json.dumps(about, indent=1).encode(), f".{host}.tmp")  # other hosts may do so too
 
     def write_empty(self, **arrays: np.ndarray) -> None:
         """Writes what stands for dropped conditions, by the names of clips' arrays: `text` [t d] of the empty prompt,
@@ -183,6 +214,8 @@ class Writer:
         """
         file = self.path / PARTS.format(host=self.host, part=self.progress["parts"])
         if records:
+            ids = IDS.format(host=self.host, part=self.progress["parts"])
+            _write(self.path / ids, json.dumps([name for name, _ in records]).encode())
             temporary = file.with_suffix(".tmp")
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             for name, arrays in records:
@@ -191,7 +224,14 @@ class Writer:
             writer.close()
             temporary.rename(file)
         self.progress = {"done": done, "parts": self.progress["parts"] + bool(records), "state": state}
-        _write(self.progress_file, json.dumps(self.progress).encode())
+        _write(self.path / PROGRESS.format(host=self.host), json.dumps(self.progress).encode())
+
+
+def _progress(path: Path, host: int) -> dict[str, Any]:
+    file = path / PROGRESS.format(host=host)
+    if not file.exists():
+        return {"done": False, "parts": 0, "state": None}
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -206,7 +246,7 @@ def _with_arrays(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Names of what two JSON values both have, and of which they have something else."""
+    """Names of what two JSON values both have, and of which they have something else, with both."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return [
             found
@@ -214,10 +254,10 @@ def _differences(one: Any, other: Any, path: str = "") -> list[str]:
             if name in other
             for found in _differences(one[name], other[name], f"{path}.{name}" if path else name)
         ]
-    return [] if one == other else [path]
+    return [] if one == other else [f"{path} ({json.dumps(one)} there, {json.dumps(other)} here)"]
 
 
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_suffix(".tmp")
+def _write(file: Path, content: bytes, suffix: str = ".tmp") -> None:
+    temporary = file.with_suffix(suffix)
     temporary.write_bytes(content)
     temporary.rename(file)

@@ -259,7 +259,7 @@ def _means_errors(runs: Sequence[Run], metric: str, seed: int):
 
 def _axis(metric: str) -> str:
     shown = METRICS[metric]
-    return f"{shown.title}{ARROWS[shown.better]}\n({shown.unit})"
+    return f"{shown.title}{ARROWS[shown.better]}" + ("" if shown.unit == "1" else f"\n({shown.unit})")
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,10 +1,12 @@
-"""Whether networks fit each other: widths that must agree, parts that must be there."""
+"""Whether networks fit each other, and the run: widths that must agree, parts that must be there, noise schedules."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError
 from i2v_jax.families.family import Family
+from i2v_jax.families.weights import Weights
+from i2v_jax.weights.trained_for import refuse_other_schedule, told_by_source
 
 
 def check_fit(family: Family, configs: Mapping[str, Any]) -> None:
@@ -24,6 +26,18 @@ def check_fit(family: Family, configs: Mapping[str, Any]) -> None:
     for given, wanted, what, cause in _pairs(family, configs):
         if given != wanted:
             raise InputError(f"{what}: {given} against {wanted}. {cause}")
+
+
+def check_schedule(weights: Weights, schedule: Any, fetched: bool = False) -> None:
+    """Raises InputError where a run's noise schedule is not the one that its models were trained with, say their files.
+
+    Args:
+      weights: of the run.
+      schedule: with `prediction_type` and `zero_terminal_snr`.
+      fetched: whether what is on the hub is asked too, where that is to be fetched anyway.
+    """
+    for source in (weights.of("unet"), *weights.trained):
+        refuse_other_schedule(told_by_source(source, fetched=fetched), source, schedule)
 
 
 def _pairs(family: Family, configs: Mapping[str, Any]) -> Iterator[tuple[int, int, str, str]]:

@@ -2,20 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import make_mesh, placer
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.arithmetic import Arithmetic
-from i2v_jax.families.checks import check_fit
+from i2v_jax.families.checks import check_fit, check_schedule
+from i2v_jax.families.downloads import telling_all
 from i2v_jax.families.family import Family, family_of
 from i2v_jax.families.identify import Part, check_family, explain
+from i2v_jax.families.slots import check_slots
 from i2v_jax.families.weights import Weights
+from i2v_jax.hub import NotHere
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import (
@@ -24,7 +29,6 @@ from i2v_jax.weights.assemble import (
     assemble_image_projection,
     assemble_text_encoder,
     assemble_unet,
-    check_prediction_type,
     check_trained,
 )
 from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
@@ -83,9 +87,10 @@ class Model:
         )
 
     @classmethod
+    @python_words()
     def load(
         cls,
-        weights: Weights,
+        weights: Weights | str | Path,
         *,
         schedule: NoiseSchedule = ANIMATEDIFF_SD15,
         dtype: Any = jnp.float32,
@@ -97,7 +102,7 @@ class Model:
         """Loads everything.
 
         Args:
-          weights: where from.
+          weights: where from; a path or a hub id is that of the base.
           schedule: noise schedule that the motion modules were trained with.
           dtype: of weights and activations; float32 or bfloat16.
           attention, convolution: implementations for UNet and VAE, see `models.kernels`.
@@ -107,8 +112,11 @@ class Model:
         Raises:
           InputError: something cannot be loaded, or does not belong together; says what.
         """
+        use_compile_cache()
         mesh = mesh or make_mesh({"data": -1})
-        check_prediction_type(weights.of("unet"), schedule.prediction_type)
+        weights = weights if isinstance(weights, Weights) else Weights(weights)
+        weights.check()
+        check_schedule(weights, schedule, fetched=True)
         arithmetic = Arithmetic.on(mesh.devices.flat[0], dtype, attention, convolution)
         assembled = assemble(weights, arithmetic, **unet_settings)
         family = family_of(assembled["unet"].config)
@@ -143,8 +151,12 @@ def assemble(
     """
     import_modules(weights.adapter_modules)
     try:
-        found = _assembled(weights, arithmetic, adapters, unet_settings)
+        with telling_all(weights.parts):
+            found = _assembled(weights, arithmetic, adapters, unet_settings)
+    except NotHere:
+        raise
     except InputError:
+        check_slots(weights)
         explain(weights.slots())  # files of another family first show as tensors of wrong names and shapes
         raise
     configs = {component: part.config for component, part in found.items()}
@@ -154,8 +166,8 @@ def assemble(
 
 
 def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assembled]:
-    common = dict(dtype=arithmetic.dtype, trained=weights.trained)
-    options = arithmetic.of_unet | common
+    common = dict(dtype=arithmetic.dtype, trained=weights.trained, skip_unknown=weights.skip_unknown)
+    options = arithmetic.of_unet | common | weights.config_of("unet")
     if adapters:
         options |= dict(self_attention_branches=at_site(adapters, "attn1"))
     found = dict(
@@ -175,11 +187,15 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
             )
     found["vae"] = assemble_vae(weights, family, arithmetic)
     for component in family.text.components:
-        found[component] = assemble_text_encoder(weights.of(component), folder=component, **common)
+        found[component] = assemble_text_encoder(
+            weights.of(component), folder=component, **common, **weights.config_of(component)
+        )
     if weights.image_adapter:
         if weights.image_encoder:
-            found["image_encoder"] = assemble_image_encoder(weights.image_encoder, **common)
-        found["image_proj"] = assemble_image_projection(weights.image_adapter, **common)
+            given = weights.config_of("image_encoder")
+            found["image_encoder"] = assemble_image_encoder(weights.image_encoder, **common, **given)
+        given = weights.config_of("image_proj")
+        found["image_proj"] = assemble_image_projection(weights.image_adapter, **common, **given)
     check_trained(weights.trained, found)
     return found
 
@@ -204,7 +220,8 @@ def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembl
 def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> Assembled:
     """The autoencoder, in float32 where its family's wants that and its own config does not say that it need not."""
     source = weights.of("vae")
-    options = arithmetic.kernels | dict(trained=weights.trained, usual_scaling=family.vae_scaling)
+    options = arithmetic.kernels | dict(trained=weights.trained, skip_unknown=weights.skip_unknown)
+    options |= dict(usual_scaling=family.vae_scaling) | weights.config_of("vae")
     found = assemble_any_vae(source, dtype=arithmetic.dtype, **options)
     needs = family.float32_vae and (found.settings or {}).get("force_upcast", True)
     if not needs or arithmetic.dtype == jnp.float32:

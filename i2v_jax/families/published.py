@@ -52,7 +52,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     Raises:
       InputError: weights that are neither here nor known.
     """
-    unread = ("adapter", "tokenizer", "tokenizer_2", "trained", "adapter_modules")
+    unread = ("adapter", "tokenizer", "tokenizer_2", "trained", "adapter_modules", "configs", "skip_unknown")
     sources = {name: source for name, source in vars(weights).items() if source and name not in unread}
     if all(map(local, sources.values())):
         return {component: part.config for component, part in assemble(weights, arithmetic, adapters=adapters).items()}

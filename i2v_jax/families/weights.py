@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from i2v_jax.encoders.text import TextPart, tokenizer_name
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, nearest
+from i2v_jax.families.downloads import COMPONENTS, Part, telling_all
 from i2v_jax.families.family import Family
 from i2v_jax.hub import fetch, local
 from i2v_jax.models.tokenizer import ClipTokenizer
@@ -30,6 +31,9 @@ FOLDERS = (
 """What is named, and the folder that is read of it when it is the folder of a pipeline."""
 
 
+CONFIGURED = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
+"""Components whose config may be given, by `weights.configs`."""
+
 INDEX = "model_index.json"  # of a diffusers pipeline's folder
 
 
@@ -46,6 +50,9 @@ class Weights:
       unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2: in place of the base's own.
       trained: files that `train.py` wrote; their weights replace those of the same paths, in all networks.
       adapter_modules: Python modules that register adapters, see `models.adapters`.
+      configs: component (`unet`, `vae`, `text_encoder`, ...) -> its diffusers or transformers config.json, in place of
+        what a file tells or lies beside it, as `--config` of `python -m convert`.
+      skip_unknown: leave out tensors that nothing knows, with a warning, rather than refuse their file.
     """
 
     base: str | Path = ""
@@ -61,12 +68,14 @@ class Weights:
     tokenizer_2: str | Path | None = None
     trained: tuple[str | Path, ...] = ()
     adapter_modules: tuple[str, ...] = ()
+    configs: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
+    skip_unknown: bool = False
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Weights":
         """Returns the sources that `config.weights` names."""
-        names = ("trained", "adapter_modules")
-        return cls(**{key: tuple(value) if key in names else value or None for key, value in config.items()})
+        made = {"trained": tuple, "adapter_modules": tuple, "configs": _given, "skip_unknown": bool}
+        return cls(**{key: made.get(key, _or_none)(value) for key, value in config.items()})
 
     def check(self) -> None:
         """Raises InputError for what can be told before anything is fetched or loaded: gaps, files nothing can read."""
@@ -78,6 +87,18 @@ class Weights:
             )
         for source, folder in self.opened():
             check_reader(source, folder)
+
+    def config_of(self, component: str) -> dict[str, dict[str, Any]]:
+        """Returns {"config": the config.json given for a component}, {} where none is.
+
+        Raises:
+          InputError: the file cannot be read.
+        """
+        for name in self.configs:
+            if name not in CONFIGURED:
+                hint = nearest(name, CONFIGURED) or f" There are {', '.join(CONFIGURED)}."
+                raise InputError(f"weights.configs.{name}: no component is called {name!r}.{hint}")
+        return {"config": read_json(Path(self.configs[component]))} if self.configs.get(component) else {}
 
     def of(self, component: str) -> str | Path:
         """The source of a network that the base has unless another is named."""
@@ -100,6 +121,21 @@ class Weights:
         named += [(source, "") for source in self.trained]
         return [(source, folder) for source, folder in named if source]
 
+    def parts(self) -> list[Part]:
+        """Returns all that is read, each once, with the name that a person knows it by."""
+        parts = [
+            Part(f"weights.{part}", source, folder)
+            for part, folder in (*FOLDERS, ("tokenizer", "tokenizer"), ("tokenizer_2", "tokenizer_2"))
+            if (source := getattr(self, part)) and (part, folder) != ("image_adapter", "image_proj")
+            if part != "image_encoder" or self.image_adapter
+        ]
+        if self.base and not is_one_file(self.base):
+            of_base = [name for name in COMPONENTS if not getattr(self, name)]
+            parts = [Part("weights.base", self.base, name, of_base=True) for name in of_base] + parts
+        elif self.base:
+            parts = [Part("weights.base", self.base), *parts]
+        return parts + [Part("weights.trained", source) for source in self.trained]
+
     def settings(self, file: str) -> dict[str, Any]:
         """Returns a JSON file of the base's folder on this machine, such as `unet/config.json`; {} where there is none.
 
@@ -121,11 +157,18 @@ class Weights:
           InputError: there is none.
         """
         name = tokenizer_name(part.component)
-        if source := getattr(self, name):
-            return ClipTokenizer.from_pretrained(source)
-        if is_one_file(self.base):
-            return ClipTokenizer.bundled(part.pad_token)
-        return ClipTokenizer.from_pretrained(self.base, name)
+        with telling_all(self.parts):
+            if source := getattr(self, name):
+                if is_one_file(source):
+                    raise InputError(
+                        f"weights.{name}: {source} is a file; wanted the folder of a tokenizer (vocab.json, "
+                        "merges.txt), such as openai/clip-vit-large-patch14. Leave it out with a model in one file: "
+                        "CLIP's own is taken."
+                    )
+                return ClipTokenizer.from_pretrained(source)
+            if is_one_file(self.base):
+                return ClipTokenizer.bundled(part.pad_token)
+            return ClipTokenizer.from_pretrained(self.base, name)
 
     def zeros_for_empty_prompt(self, family: Family) -> bool:
         """Whether text conditions without a prompt are zeros: what the base's `model_index.json` says, or the family.
@@ -135,9 +178,18 @@ class Weights:
         """
         if not family.zeros_for_empty_prompt or is_one_file(self.base):
             return family.zeros_for_empty_prompt
-        folder = local(self.base) or fetch(self.base, [INDEX])
+        with telling_all(self.parts):
+            folder = local(self.base) or fetch(self.base, [INDEX])
         index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
         return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _given(configs: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: file for name, file in (configs or {}).items() if file}
+
+
+def _or_none(value: Any) -> Any:
+    return value or None
 
 
 def is_one_file(source: str | Path) -> bool:

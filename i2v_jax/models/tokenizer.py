@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from i2v_jax.errors import InputError
-from i2v_jax.hub import fetch, local
+from i2v_jax.hub import fetch, local, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -83,11 +83,11 @@ class ClipTokenizer:
         folder = Path(folder)
         try:
             if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-                vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-                lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+                vocabulary = json.loads(read_text(folder / "vocab.json"))
+                lines = read_text(folder / "merges.txt").split("\n")
                 pairs = [line for line in lines if line and not line.startswith("#version")]
             elif (folder / "tokenizer.json").exists():
-                saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+                saved = json.loads(read_text(folder / "tokenizer.json"))["model"]
                 vocabulary, pairs = saved["vocab"], saved["merges"]
             else:
                 raise InputError(
@@ -239,4 +239,4 @@ def _words() -> pre_tokenizers.PreTokenizer:
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(read_text(path)) if path.exists() else {}

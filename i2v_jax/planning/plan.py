@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from i2v_jax import commands, tree
+from i2v_jax.devices.compile_cache import cache_folder
 from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.samplers import SamplerState
@@ -38,11 +40,19 @@ from i2v_jax.families.model import Model
 from i2v_jax.families.published import networks_of_config
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.planning import hlo
+from i2v_jax.planning.compiling import SECONDS, LaidOut, in_a_process, until_laid_out
 from i2v_jax.sampling import preview
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.training import placement, setup
 
-DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "train" / "sd15_stage1.py"
+DEFAULT = commands.ROOT / "configs" / "train" / "sd15_stage1.py"
+SHORT = ("batch", "data.frames", "data.height", "data.width")
+FLAGS = dict(
+    topology="chip and shape of the slice: v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x4",
+    batches="what clips come as: videos, or stored (latents, text and image tokens) [videos]",
+)
+# The compiler's own folder: were it among the environment's packages, JAX would look for a TPU whenever it starts.
+LIBTPU = Path(sys.prefix) / "libtpu"
 CLIPS = 10_000_000  # of an epoch: WebVid-10M
 
 
@@ -76,7 +86,10 @@ NO_TPU_HERE = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What one program does on each device, in bytes and operations; `None` where the compiler ran out of memory."""
+    """What one program does on each device, in bytes and operations.
+
+    `None` where the compiler ran out of memory; outputs, code and analysis also where machine code takes it long.
+    """
 
     name: str
     clips: int  # of all devices together
@@ -114,17 +127,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--topology", default="")
     parser.add_argument("--batches", default="videos")
     given, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    config = commands.read_config(DEFAULT, ["python -m i2v_jax.planning.plan", *rest], usage=__doc__)
+    config = commands.read_config(DEFAULT, [sys.argv[0], *rest], __doc__, SHORT, FLAGS)
     if given.batches not in ("videos", "stored"):
         raise InputError(f"--batches={given.batches!r}; known: videos, stored (latents, text and image tokens).")
     jax.config.update("jax_platforms", "cpu")
     chip, devices = slice_of(given.topology)
     print(f"{given.topology}: {len(devices)} devices; {config.batch} clips a step", flush=True)
-    cache = Path(config.compilation_cache) / "plans"
+    cache = cache_folder(config.compilation_cache)
     for make in (training_program, sampling_program):
-        program = make(config, devices, stored=given.batches == "stored")
         begin = time.perf_counter()
-        figures = measure(program, given.topology, cache)
+        stored = given.batches == "stored"
+        figures = in_a_process(figures_of, make, config, given.topology, stored, cache and cache / "plans")
         print(f"\n{report(figures, chip, config)}\n({time.perf_counter() - begin:.0f} s)", flush=True)
 
 
@@ -148,17 +161,24 @@ def slice_of(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
+    find_compiler(LIBTPU)
     try:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # XLA's errors, or no plugin
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--topology={topology!r}: {reason} A slice is for instance {example}; `pip install libtpu` brings the "
-            "TPU's compiler."
+            f"--topology={topology!r}: {reason} A slice is for instance {example}; the TPU's compiler comes by "
+            f"`{sys.executable} -m pip install --target {LIBTPU} libtpu`."
         ) from error
     halves = len(devices) // math.prod(map(int, match[2].split("x")))
     share = Chip(*(value / halves for value in chip[:4]), chip.dimensions)
     return share, devices
+
+
+def find_compiler(folder: Path) -> None:
+    """Lets `libtpu` be imported from a folder where the environment has none."""
+    if importlib.util.find_spec("libtpu") is None and folder.is_dir():
+        sys.path.append(str(folder))
 
 
 class Program(NamedTuple):
@@ -253,13 +273,30 @@ def abstract_conditions(configs: dict[str, Any], rows: int, array: Callable) -> 
     return conditions
 
 
-def measure(program: Program, topology: str, cache: Path | None = None) -> Figures:
+def figures_of(make: Callable, config: ConfigDict, topology: str, stored: bool, cache: Path | None) -> Figures:
+    """Makes and measures a program of a config; for a process of its own, see `compiling.in_a_process`.
+
+    Args:
+      make: `training_program` or `sampling_program`.
+      config, stored: as it takes them.
+      topology, cache: as of `measure`.
+
+    Raises:
+      InputError: see `make`.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    _, devices = slice_of(topology)
+    return measure(make(config, devices, stored=stored), topology, cache, SECONDS)
+
+
+def measure(program: Program, topology: str, cache: Path | None = None, seconds: float = math.inf) -> Figures:
     """Compiles a program and reads its figures; those of the same program are remembered in a folder.
 
     Args:
       program: from `training_program` or `sampling_program`.
       topology: its slice; with the program's text, the key of what is remembered.
       cache: a folder, made when missing; None remembers nothing.
+      seconds: for machine code, see `compiling.until_laid_out`.
     """
     with use_mesh(program.mesh):
         lowered = program.function.trace(*program.arguments).lower(lowering_platforms=("tpu",))
@@ -268,19 +305,19 @@ def measure(program: Program, topology: str, cache: Path | None = None) -> Figur
     if file and file.is_file():
         with contextlib.suppress(TypeError, ValueError):  # cut off, or of another version
             return Figures(**json.loads(file.read_text()))
-    figures = _figures(program, lowered)
+    figures = _figures(program, lowered, seconds)
     if file:
         cache.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dataclasses.asdict(figures)))
     return figures
 
 
-def _figures(program: Program, lowered: jax.stages.Lowered) -> Figures:
+def _figures(program: Program, lowered: jax.stages.Lowered, seconds: float) -> Figures:
     arguments = {kind: bytes_on_a_device(part) for kind, part in program.kinds.items()}
     common = dict(name=program.name, clips=program.clips, devices=program.mesh.size, arguments=arguments)
     unknown = dict.fromkeys(("temporaries", "outputs", "code", "flops", "bytes", "sent", "analysis"))
     try:
-        compiled = lowered.compile()
+        compiled = until_laid_out(lowered, seconds)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -289,24 +326,24 @@ def _figures(program: Program, lowered: jax.stages.Lowered) -> Figures:
             amount, unit = [group for group in match.groups() if group]
             unknown["temporaries"] = float(amount) * 2 ** (10 * (1 + "KMGT".index(unit)))
         return Figures(**common, **unknown, complaint=complaint)
-    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
-    cost = hlo.cost(compiled.as_text())
+    cost = hlo.cost(compiled.text if isinstance(compiled, LaidOut) else compiled.as_text())
     sent = {}
     for one in cost.sent:
         before = sent.get(one.kind, [0.0, 0.0])
         sent[one.kind] = [before[0] + one.operand_bytes, before[1] + one.link_bytes]
-    return Figures(
-        **common,
+    known = unknown | dict(flops=cost.flops, bytes=cost.bytes, sent=sent)
+    if isinstance(compiled, LaidOut):
+        known["temporaries"] = compiled.memory - sum(arguments.values())  # and outputs
+        return Figures(**common, **known, complaint="")
+    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+    known |= dict(
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=cost.flops,
-        bytes=cost.bytes,
-        sent=sent,
         analysis={name: counted[name] for name in ("flops", "bytes accessed")}
         | {"arguments": memory.argument_size_in_bytes},
-        complaint="",
     )
+    return Figures(**common, **known, complaint="")
 
 
 def bytes_on_a_device(part: Any) -> int:
@@ -316,7 +353,8 @@ def bytes_on_a_device(part: Any) -> int:
 
 def report(figures: Figures, chip: Chip, config: ConfigDict) -> str:
     """Returns the lines to print for a program."""
-    kinds = figures.arguments | dict(temporaries=figures.temporaries, outputs=figures.outputs, code=figures.code)
+    kinds = figures.arguments | dict(temporaries=figures.temporaries)
+    kinds |= {name: size for name in ("outputs", "code") if (size := getattr(figures, name)) is not None}
     lines = [
         f"{figures.name}, {figures.clips} clips on {figures.devices} devices; of each device:",
         f"  memory    {short(figures.memory, 'B')} of {short(chip.memory, 'B')}: "
@@ -326,7 +364,7 @@ def report(figures: Figures, chip: Chip, config: ConfigDict) -> str:
         lines += [f"  DOES NOT FIT. {figures.complaint}".rstrip(), *suggestions(figures, chip, config)]
     if figures.flops is None:
         return "\n".join(lines)
-    times = figures.times(chip)
+    times, theirs = figures.times(chip), figures.analysis
     step = max(times.values())
     for_each = step * figures.devices / figures.clips
     put_in, over_links = (sum(sent[i] for sent in figures.sent.values()) for i in range(2))
@@ -334,8 +372,8 @@ def report(figures: Figures, chip: Chip, config: ConfigDict) -> str:
     per_second = figures.clips / step
     lines += [
         f"  work      {short(figures.flops, 'FLOP')} = {short(times['arithmetic'], 's')}",
-        f"  traffic   {short(figures.bytes, 'B')} = {short(times['memory'], 's')} "
-        f"(XLA, which counts on-chip memory too: {short(figures.analysis['bytes accessed'], 'B')})",
+        f"  traffic   {short(figures.bytes, 'B')} = {short(times['memory'], 's')}"
+        + (f" (XLA, which counts on-chip memory too: {short(theirs['bytes accessed'], 'B')})" if theirs else ""),
         f"  sent      {short(put_in, 'B')} put in ({kinds}), {short(over_links, 'B')} over links "
         f"= {short(times['links'], 's')}",
         f"  a step    at least {short(step, 's')}, bound by {max(times, key=times.get)}: "

@@ -9,21 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion import samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
 from i2v_jax.encoders import image_tokens, sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
-from i2v_jax.errors import InputError
+from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.model import Model
 from i2v_jax.media import clip_pixels, fit_picture, to_model_range
 from i2v_jax.models.conditions import Conditions, join
 from i2v_jax.sampling.denoiser import sampling_step
+from i2v_jax.sampling.inputs import AnyPicture, batch_of
 from i2v_jax.sampling.randomness import named_keys, normal
 from i2v_jax.sampling.settings import Settings
-
-OnStep = Callable[[int, int], None]
+from i2v_jax.sampling.watch import SILENT, OnLatents, OnStep, Watch
 
 
 class Pipeline:
@@ -34,6 +35,7 @@ class Pipeline:
         model: loaded onto the same mesh.
         mesh: from `devices.mesh.make_mesh`; by default all devices, as data.
         """
+        use_compile_cache()
         self.model = model
         self.mesh = mesh or make_mesh({"data": -1})
         self._encode_text = jax.jit(functools.partial(text.encode, model.family.text, model.configs))
@@ -41,66 +43,90 @@ class Pipeline:
         self._encode_no_image = jax.jit(functools.partial(image_tokens.encode_unconditional, model.configs))
         self._encode, self._decode = jax.jit(self._encode_pictures), jax.jit(self._decode_latents)
         self._programs = functools.lru_cache(maxsize=8)(self._make_programs)
+        self._begun = set()
 
     def __call__(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        negative_prompts: Sequence[str] | None = None,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
-        on_step: OnStep = lambda done, total: None,
-        **second_prompts: Sequence[str] | None,
+        on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
+        **second_prompts: str | Sequence[str] | None,
     ) -> UInt8[np.ndarray, "n f H W 3"]:
         """Animates each picture. A video depends on its own picture, prompts and seed, not on the rest of the batch.
 
+        Whatever is given once, and not in a list, is for all videos: one picture with three seeds is three videos.
+
         Args:
-          pictures: RGB, any sizes; become the first frames.
-          prompts: one per picture.
-          seeds: one per picture, 0 .. 2**32 - 1.
-          negative_prompts: one per picture; empty by default.
+          pictures: become the first frames, of any sizes: paths, images of Pillow's, arrays; see `inputs.AnyPicture`.
+          prompts: one, or one for each picture.
+          seeds: likewise, 0 .. 2**32 - 1; None: 0, 1, 2 ...
+          negative_prompts: likewise; empty by default.
           settings: of the run.
           on_step: called with (steps done, steps in all) after each sampling step.
+          on_latents: called with (steps done, steps in all, latents) after each step: the clean latents as that step
+            predicts them, float32 [n, f, h, w, c], an array of one's own; `decode` shows them.
           second_prompts: `prompts_2` and `negative_prompts_2`, for a second text encoder; by default the same.
 
         Returns:
-          Videos, RGB.
+          Videos, RGB; the first axis is there for a single one too.
 
         Raises:
-          InputError: a setting out of range, a prompt too long, or latents that are no longer finite.
+          InputError: a picture that cannot be read, a setting out of range, a prompt too long, lists that do not pair,
+            or latents that are no longer finite.
         """
-        made = self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step, **second_prompts)
+        made = self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step, on_latents, **second_prompts)
         return self.decode(made, settings)
 
     def latents(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        negative_prompts: Sequence[str] | None = None,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
-        on_step: OnStep = lambda done, total: None,
-        **second_prompts: Sequence[str] | None,
+        on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
+        *,
+        watch: Watch = SILENT,
+        batch_size: int = 1,
+        **second_prompts: str | Sequence[str] | None,
     ) -> Float[Array, "n f h w c"]:
-        """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32."""
-        count = len(pictures)
-        texts = dict(prompts=prompts, negative_prompts=negative_prompts, **second_prompts)
-        texts = {name: given for name, given in texts.items() if given is not None}
-        _check_batch(pictures, dict(seeds=seeds, **texts))
-        sampler = settings.check(self.model)
-        self._check_frames(settings.frames)
-        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        rows = [*range(count), *[count - 1] * (-count % devices)]  # whole shares; the surplus is dropped at the end
-        pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
-        texts = {name: [given[row] for row in rows] for name, given in texts.items()}
-        with use_mesh(self.mesh):
-            seeds = self._spread(np.asarray(seeds, np.uint32))
-            conditions = self.encode(**texts, pictures=pictures, settings=settings)
-            first_frame = self.encode_first_frame(pictures, seeds, settings)
-            start = sampler.start_index(settings.t0)
-            begin, _ = self.programs(settings)
-            state = begin(first_frame, seeds, start, settings.p, settings.frames)
-            return self._run(state, start, conditions, first_frame, seeds, settings, on_step)[:count]
+        """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32.
+
+        Args:
+          watch: what else is called while the run goes on.
+          batch_size: of the programs; fewer videos are filled up to it, so that the same programs serve them.
+        """
+        if on_step or on_latents:
+            watch = watch._replace(on_step=on_step or watch.on_step, on_latents=on_latents or watch.on_latents)
+        with python_words():
+            pictures, seeds, texts = batch_of(
+                pictures, prompts, seeds, negative_prompts=negative_prompts, **second_prompts
+            )
+            count = len(pictures)
+            sampler = settings.check(self.model)
+            self._check_frames(settings.frames)
+            devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            size = max(count, batch_size)
+            size += -size % devices  # whole shares; the surplus is dropped at the end
+            rows = [*range(count), *[count - 1] * (size - count)]
+            pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
+            texts = {name: [given[row] for row in rows] for name, given in texts.items()}
+            with use_mesh(self.mesh):
+                watch.on_stage("encoding", self._is_new("encoding", size, settings.height, settings.width))
+                seeds = self._spread(np.asarray(seeds, np.uint32))
+                conditions = self.encode(**texts, pictures=pictures, settings=settings)
+                first_frame = self.encode_first_frame(pictures, seeds, settings)
+                start = sampler.start_index(settings.t0)
+                begin, _ = self.programs(settings)
+                state = begin(first_frame, seeds, start, settings.p, settings.frames)
+                if watch is not SILENT:
+                    jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
+                return self._run(state, start, conditions, first_frame, seeds, settings, watch, count)[:count]
 
     def encode(
         self,
@@ -160,17 +186,19 @@ class Pipeline:
             places = samplers.SamplerState(spread, spread, whole)
             state = jax.jit(sampler.init, out_shardings=places)(jnp.asarray(noisy))
             start = sampler.start_index(settings.t0)
-            return self._run(state, start, conditions, first_frame, seeds, settings, lambda done, total: None)
+            return self._run(state, start, conditions, first_frame, seeds, settings, SILENT, len(noisy))
 
     def decode(
         self,
         latents: Float[Array, "n f h w c"],
         settings: Settings = Settings(),  # noqa: B008 (frozen)
+        watch: Watch = SILENT,
     ) -> UInt8[np.ndarray, "n f H W 3"]:
         """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
         count, frames = latents.shape[:2]
         flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
         share = settings.vae_slice * self.mesh.size
+        watch.on_stage("decoding", self._is_new("decoding", flat.shape[1:], share))
         flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))
         with use_mesh(self.mesh, rules={"batch": AXES}):
@@ -212,7 +240,7 @@ class Pipeline:
         pixels = self._spread(np.stack([clip_pixels(picture, size) for picture in pictures]))
         return self._encode_image(self._tree(*image_tokens.COMPONENTS), pixels)
 
-    def _run(self, state, start, conditions, first_frame, seeds, settings, on_step) -> Float[Array, "n f h w c"]:
+    def _run(self, state, start, conditions, first_frame, seeds, settings, watch, count) -> Float[Array, "n f h w c"]:
         _, step = self.programs(settings)
         strengths = dict(
             guidance_scale=settings.guidance_scale,
@@ -221,16 +249,29 @@ class Pipeline:
         )
         total = settings.check(self.model).num_steps - start
         finite = None
+        watch.on_stage("steps", self._is_new("steps", state.latents.shape, step))
         for done in range(total):  # the check is one step late, so that the next step is already under way
             previous = finite
             unet = self.model.parameters["unet"]
             state, finite = step(unet, state, start + done, conditions, first_frame, seeds, strengths)
             if done:
                 _stop_unless(previous, done, total)
-                on_step(done, total)
+                watch.on_step(done, total)
+            else:
+                watch.on_stage("steps", False)  # compiled
+            if watch.wants_latents(done + 1):
+                _stop_unless(finite, done + 1, total)
+                # a copy: the next step writes over the state
+                watch.on_latents(done + 1, total, np.array(state.x0[:count], np.float32))
         _stop_unless(finite, total, total)
-        on_step(total, total)
+        watch.on_step(total, total)
         return state.latents
+
+    def _is_new(self, stage: str, *shape: Any) -> bool:
+        """Whether a stage's programs have yet to be compiled; asked as they begin."""
+        new = (stage, *shape) not in self._begun
+        self._begun.add((stage, *shape))
+        return new
 
     def _make_programs(self, sampler_name, steps, sampler_options, is_guided, guidance_rescale):
         sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
@@ -276,21 +317,6 @@ class Pipeline:
 
     def _spread(self, array):
         return jax.device_put(array, batch_sharding(self.mesh))
-
-
-def _check_batch(pictures, given) -> None:
-    for name, items in given.items():
-        if isinstance(items, str) or len(items) != len(pictures):
-            shown = repr(items) if isinstance(items, str) else f"{len(items)} of them"
-            raise InputError(f"{name}: {shown} for {len(pictures)} pictures; wanted a list with one for each.")
-    if not len(pictures):
-        raise InputError("No pictures; wanted one or more.")
-    for picture in pictures:
-        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-            raise InputError(f"A picture is {picture.dtype} {picture.shape}; wanted uint8 RGB [height, width, 3].")
-    for seed in given["seeds"]:
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed={seed}: wanted 0 to {2**32 - 1}.")
 
 
 def _stop_unless(finite, step: int, total: int) -> None:

@@ -1,17 +1,26 @@
-"""What a run's record says beside its config: versions, and the hashes of the weights' files."""
+"""A run's record: the JSON beside each video. What it says, how one goes on from it, and what then differs."""
 
+import json
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from i2v_jax import __version__
+from i2v_jax.errors import InputError
+from i2v_jax.hub import local, read_text
 from i2v_jax.weights.tensors import sha256
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
+OF_COMMAND = ("variations", "preview_every", "strict")  # how a command goes about it; no part of a record
+NOT_OF_RESULT = ("image", "csv", "output", "compilation_cache", "batch_per_device", "vae_slice", "mesh")
+NOT_A_PATH = ("adapter_modules",)  # among a config's weights
 
 
 def versions() -> dict[str, str]:
@@ -22,7 +31,125 @@ def versions() -> dict[str, str]:
 
 def hashes(files: Iterable[Path]) -> dict[str, str]:
     """Returns {file: its SHA-256}."""
-    return {str(file): sha256(file) for file in files}
+    return {str(Path(file).absolute()): sha256(file) for file in files}
+
+
+def about(config: ConfigDict, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the record of one video.
+
+    Args:
+      config: the video's own, with the picture's absolute path as its `image`.
+      weights: from `hashes`.
+
+    Returns:
+      The config, in which whatever is on this machine has its absolute path; versions; hashes of weights and picture.
+    """
+    return dict(
+        config=travelling(config), versions=versions(), weights=dict(weights), picture=hashes([Path(config.image)])
+    )
+
+
+def travelling(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as JSON has it, without what is the command's alone; paths of weights are absolute."""
+    values = json.loads(config.to_json())
+    for key in OF_COMMAND:
+        values.pop(key, None)
+    for key, value in values.get("weights", {}).items():
+        if key not in NOT_A_PATH:
+            values["weights"][key] = _absolute(value)
+    return values
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Returns the record in a file that a run is begun from; {} where that is a config file, or JSON without hashes."""
+    path = Path(path).expanduser()
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    content = json.loads(read_text(path))
+    return content if isinstance(content.get("config"), dict) else {}
+
+
+def find_picture(record: Mapping[str, Any], path: str | Path, picture: str) -> str:
+    """Returns where a record's picture is: at its path, or else beside the record, where it has its name and hash.
+
+    Args:
+      record, path: what was read, and from where.
+      picture: path of the picture that the run is to animate.
+    """
+    if Path(picture).expanduser().exists() or picture != record["config"].get("image"):
+        return picture
+    beside = Path(path).expanduser().absolute().with_name(Path(picture).name)
+    wanted = _hash_of_picture(record)
+    if not beside.is_file() or wanted not in (None, sha256(beside)):
+        return picture
+    return str(beside)
+
+
+def differences(
+    record: Mapping[str, Any], config: ConfigDict, weights: Mapping[str, str], strict: bool = False
+) -> list[str]:
+    """Returns what a run has otherwise than the record that it begins from: versions, files of weights, the picture.
+
+    Args:
+      record: from `read`.
+      config: of the run.
+      weights: from `hashes`.
+      strict: also a picture of another name, which is taken to be meant.
+    """
+    found, now = [], versions()
+    for name, version in record.get("versions", {}).items():
+        if now.get(name) != version:
+            found.append(f"{name} was {version}, is {now.get(name, 'not here')}")
+    there, here = record.get("weights", {}), set(weights.values())
+    for file, digest in there.items():
+        if digest not in here:
+            found.append(f"no file of weights is the one that was {file} (SHA-256 {digest[:12]}...)")
+    for file, digest in weights.items():
+        if there and digest not in there.values():
+            found.append(f"{file} (SHA-256 {digest[:12]}...) was not among the weights")
+    wanted, recorded = _hash_of_picture(record), record["config"].get("image")
+    if wanted and config.image and (strict or Path(config.image).name == Path(recorded).name):
+        if sha256(Path(config.image).expanduser()) != wanted:
+            found.append(f"the picture {config.image} is not the one that was {recorded} (SHA-256 {wanted[:12]}...)")
+    return found
+
+
+def compare(record: Mapping[str, Any], path: str, config: ConfigDict, weights: Mapping[str, str]) -> None:
+    """Warns of what a run has otherwise than the record that it begins from; see `differences`.
+
+    Raises:
+      InputError: there is such a thing, and `config.strict`.
+    """
+    found = differences(record, config, weights, config.strict)
+    if not found:
+        return
+    message = f"this run is not that of {path}: {'; '.join(found)}."
+    if config.strict:
+        raise InputError(f"{message} Mend it, or leave --config.strict out.")
+    warnings.warn(f"{message} The video may differ; --config.strict refuses.", stacklevel=2)
+
+
+def is_done(stem: Path, suffixes: Sequence[str], config: ConfigDict, weights: Callable[[], Mapping[str, str]]) -> bool:
+    """Whether a video was made already, of the same picture, with the same settings and weights.
+
+    Args:
+      stem: path of its files without their suffixes.
+      suffixes: of them; the record's is ".json".
+      config: of the video to make.
+      weights: gives its `hashes`; called only where all else is the same.
+    """
+    files = [Path(f"{stem}{suffix}") for suffix in suffixes]
+    if not all(file.is_file() for file in files):
+        return False
+    try:
+        there = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+        settings, digests = dict(there["config"]), sorted(there["weights"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
+        return False
+    wanted = travelling(config)
+    if _of_result(settings) != _of_result(wanted) or _hash_of_picture(there) != sha256(Path(config.image)):
+        return False
+    return digests == sorted(weights().values())
 
 
 def in_background(function: Callable[..., Any], *arguments: Any) -> Future:
@@ -37,3 +164,22 @@ def in_background(function: Callable[..., Any], *arguments: Any) -> Future:
 
     threading.Thread(target=work, daemon=True).start()
     return future
+
+
+def _of_result(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in NOT_OF_RESULT + OF_COMMAND}
+
+
+def _hash_of_picture(record: Mapping[str, Any]) -> str | None:
+    picture = record.get("picture")
+    return next(iter(picture.values()), None) if isinstance(picture, dict) else None
+
+
+def _absolute(source: Any) -> Any:
+    """A source, or several, where what is on this machine has its absolute path."""
+    if isinstance(source, list):
+        return [_absolute(each) for each in source]
+    if isinstance(source, dict):
+        return {name: _absolute(each) for name, each in source.items()}
+    found = local(source) if isinstance(source, str) and source else None
+    return str(found.absolute()) if found else source

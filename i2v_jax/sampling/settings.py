@@ -15,6 +15,19 @@ from i2v_jax.media import FITS
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 
+OF_RUN = ("truncate_prompts", "vae_slice")  # not a row's own
+OF_FILES = ("fps", "match_colours")
+GROUPS = ("sampler_options", "sizes")
+
+
+def row_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the keys of a sampling command's config that each row of a batch may have a value of its own for."""
+    names = [name for name in Settings.__dataclass_fields__ if name not in (*OF_RUN, *GROUPS, *SIZES)]
+    found = {name: config[name] for name in (*names, *OF_FILES) if name in config}
+    for group in GROUPS:
+        found |= {f"{group}.{name}": value for name, value in config.get(group, {}).items()}
+    return found
+
 
 @dataclass(frozen=True)
 class Settings:

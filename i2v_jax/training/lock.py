@@ -15,11 +15,12 @@ from i2v_jax.errors import InputError
 NAME = "lock"
 
 
-def lock(folder: Path) -> TextIO | None:
+def lock(folder: Path, name: str = NAME) -> TextIO | None:
     """Makes a run's folder its own. Every process of a run must call it; all of them learn of a refusal.
 
     Args:
       folder: of the run; made where it is not there.
+      name: of the file in it; runs that take different ones may be at work together.
 
     Returns:
       The file that holds the lock for as long as it is open; None in other processes than the first.
@@ -27,17 +28,17 @@ def lock(folder: Path) -> TextIO | None:
     Raises:
       InputError: another run is at work there, or the folder cannot be made.
     """
-    held, problem = _take(folder) if jax.process_index() == 0 else (None, "")
+    held, problem = _take(folder, name) if jax.process_index() == 0 else (None, "")
     if problem := next(filter(None, processes.gather_json(problem)), ""):
         raise InputError(problem)
     return held
 
 
-def _take(folder: Path) -> tuple[TextIO | None, str]:
+def _take(folder: Path, name: str) -> tuple[TextIO | None, str]:
     """Returns the locked file, or what is wrong."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / NAME, "a+", encoding="utf-8")
+        file = open(folder / name, "a+", encoding="utf-8")
     except OSError as error:
         return None, f"Cannot write to the run's folder {folder}: {error.strerror or error}."
     try:
@@ -46,7 +47,7 @@ def _take(folder: Path) -> tuple[TextIO | None, str]:
         file.seek(0)
         return None, (
             f"Another run is at work in {folder} ({file.read().strip() or 'of an unknown process'}). Wait for its end, "
-            "stop it, or set another --config.folder."
+            "stop it, or give another folder."
         )
     except OSError:
         return file, ""  # a file system without locks

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from i2v_jax.errors import InputError
 from i2v_jax.media import encode_gif
 from i2v_jax.training.step import Metrics
+from i2v_jax.training.summary import duration
 
 PEAK_FLOPS = {
     # cloud.google.com/tpu/docs (system architecture); NVIDIA's data sheets
@@ -36,6 +37,7 @@ PEAK_FLOPS = {
 
 
 SHOWN = 8  # clips in a message
+MEASURED = 3  # steps, after the first one, from which the duration is estimated
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -59,6 +61,7 @@ class Monitor:
         every: int,
         clips: int,
         flops: float | None = None,
+        seconds: float = 0.0,
     ):
         """Args:
         folder: of the curves.
@@ -67,7 +70,10 @@ class Monitor:
         every: steps between two points of the curves.
         clips: in a step, over all hosts.
         flops: of a step on each device, where known.
+        seconds: that the training took before this run.
         """
+        self.first_step, self.steps, self.start = first_step, steps, time.perf_counter() - seconds
+        self.first_done, self.held_out, self.postfix = 0.0, "", ""
         self.every, self.clips, self.flops = every, clips, flops
         self.peak = peak_flops(jax.local_devices()[0])
         self.is_first = jax.process_index() == 0
@@ -102,6 +108,7 @@ class Monitor:
         if self.finished and self.finished.done():
             self.waited += min(waited, time.perf_counter() - self.finished.result())
         self._check()
+        self._estimate(step - 1 - self.first_step)
         self.pending = (step, metrics, ids)
         self.finished = self.thread.submit(_time_of, metrics.loss)
         self.count += 1
@@ -125,9 +132,27 @@ class Monitor:
             for name, count in counts.items():
                 self.writer.add_scalar(f"clips/{name}", count, step)
 
-    def pause(self) -> None:
-        """Leaves what comes until `resume` out of the step time: compiling, samples, waiting for a checkpoint."""
+    def seconds(self) -> float:
+        """Returns how long the training took until now, in all its runs, compiling and samples included."""
+        return time.perf_counter() - self.start
+
+    def held_out_loss(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the loss of clips that are held out, and what else is measured of them, by name."""
+        self.held_out = f", held out {values['loss']:.4f}"
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(f"held_out/{name}", value, step)
+            self.writer.flush()
+
+    def pause(self, doing: str = "") -> None:
+        """Leaves what comes until `resume` out of the step time: compiling, samples, waiting for a checkpoint.
+
+        Args:
+          doing: what that is, where it takes long; stands beside the bar meanwhile.
+        """
         self._check()
+        if doing:
+            self.bar.set_postfix_str(doing)
         self.paused = time.perf_counter()
 
     def mean_loss(self) -> float:
@@ -139,8 +164,11 @@ class Monitor:
         """Ends what `pause` began."""
         seconds = time.perf_counter() - self.paused
         self.began += seconds
+        self.first_done += seconds
         if self.is_first:
             self.bar.start_t += seconds
+            self.bar.last_print_t += seconds  # from which the time that is left is reckoned
+            self.bar.set_postfix_str(self.postfix, refresh=False)
 
     def close(self) -> None:
         """Looks at the last step and ends the curves."""
@@ -187,12 +215,27 @@ class Monitor:
             for name, value in shown.items():
                 self.writer.add_scalar(f"training/{name}", value, step)
             self.writer.flush()
-        self.bar.set_postfix_str(
-            f"loss {shown['loss']:.4f}, {shown['clips_per_second']:.2f} clips/s"
+        self.postfix = (
+            f"loss {shown['loss']:.4f}{self.held_out}, {shown['clips_per_second']:.2f} clips/s"
             + f", waiting {shown['input_wait_share']:.0%}"
             + (f", {shown['teraflops_per_device']:.2f} TFLOP/s" if self.flops else "")
             + (f" ({shown['share_of_peak']:.0%} of peak)" if "share_of_peak" in shown else "")
         )
+        self.bar.set_postfix_str(self.postfix)
+
+    def _estimate(self, done: int) -> None:
+        """Says how long it will take, once so many steps of this run are done that it is known."""
+        left = self.steps - self.first_step - done
+        if done == 1:
+            self.first_done = time.perf_counter()
+        if done != 1 + MEASURED or not left:
+            return
+        seconds = (time.perf_counter() - self.first_done) / MEASURED
+        end = time.strftime("%A %H:%M", time.localtime(time.time() + seconds * left))
+        if self.is_first:
+            self.bar.write(
+                f"a step takes {seconds:.3g} s: {left:,} steps more are about {duration(seconds * left)}, until {end}"
+            )
 
 
 def _time_of(array: jax.Array) -> float:

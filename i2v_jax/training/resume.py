@@ -1,5 +1,6 @@
 """What a run that goes on may have changed: keys of a config that decide what it comes to, and those that do not."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from i2v_jax.tree import flatten
 
 SILENT = (
     *("folder", "mesh", "rules", "frozen", "distributed", "compilation_cache", "checkpoints", "log", "samples"),
+    "held_out",  # whose share stays what it was
     *("accumulate", "attention", "convolution", "remat", "objective/vae_slice"),
     *("data/workers", "data/buffer", "data/bad_list", "data/max_bad"),
 )
@@ -19,9 +21,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Keys that a run of an earlier version had not, and that switch nothing on, are passed over.
 
     Args:
-      before, now: configs, as JSON holds them.
+      before, now: configs, as JSON can hold them: a tuple is the list that it is read back as.
     """
-    before, now = flatten(before), flatten(now)
+    before, now = (flatten(json.loads(json.dumps(config))) for config in (before, now))
     changed = [key for key in dict.fromkeys((*now, *before)) if before.get(key) != now.get(key)]
     changed = [key for key in changed if (key in before or now[key]) and not _is_silent(key)]
     return [f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in changed]

@@ -4,7 +4,9 @@
     python train.py --config=configs/train/sd15_stage1.py --config.data.source=stored
 
 Each of `--epochs` epochs stores each clip once, with other frames of it. On several hosts the same command is run on
-each; every host stores its share. A pass that was cut off goes on where it was.
+each; every host stores its share. Given --config.distributed.mode=flags, --config.distributed.processes=N and a
+process=0 to N-1 for each, they need not know of each other: they may run in any order, or one after another. A pass
+that was cut off, also by Ctrl-C, goes on where it was.
 """
 
 import argparse
@@ -20,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
+from orbax.checkpoint import multihost
 from tqdm import tqdm
 
 from i2v_jax import commands
 from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
 from i2v_jax.devices import processes
+from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import make_mesh, placer, put_batch, use_mesh
 from i2v_jax.encoders import image_tokens, text
 from i2v_jax.encoders.latents import video_moments
@@ -34,10 +38,15 @@ from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
+from i2v_jax.training.lock import lock
+from i2v_jax.training.preemption import Preemption
 from i2v_jax.weights.assemble import Assembled
 
-DEFAULT = Path(__file__).parents[2] / "configs" / "train" / "sd15_stage1.py"
+DEFAULT = commands.ROOT / "configs" / "train" / "sd15_stage1.py"
+SHORT = ("data.source", "batch", "seed")
+FLAGS = dict(output="folder of what is stored", epochs="times that each clip is stored, each time cut anew [1]")
 PART = 1024  # clips in a file
+LONGEST = 7 * 24 * 3600  # seconds that hosts which have joined wait for the last one
 
 
 class Encoders:
@@ -107,8 +116,8 @@ def store(
     encode: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
     writer: stored.Writer,
     epochs: int,
-    on_part: Callable[[int], None] = lambda clips: None,
-) -> None:
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
     """Stores a host's share of a number of epochs, from where an earlier pass stopped.
 
     Args:
@@ -116,16 +125,19 @@ def store(
       encode: what `Encoders` does.
       writer: to the folder.
       epochs: how often each clip is stored.
-      on_part: called with the number of clips in each part that is written.
+      stopping: whether to write what there is, and stop.
+
+    Returns:
+      Whether all of the share is stored.
     """
     if writer.progress["done"]:
-        return
+        return True
     if writer.progress["state"]:
         loader.restore(writer.progress["state"])
     end, done = epochs * loader.order.clips, False
-    while not done:
+    while not done and not stopping():
         records = []
-        while len(records) < PART and not done:
+        while len(records) < PART and not done and not stopping():
             batch, ids, positions = loader.next_batch()
             arrays = stored.narrow(encode(batch))
             for row, (name, position) in enumerate(zip(ids, positions)):
@@ -133,7 +145,28 @@ def store(
                     records.append((name, {key: array[row] for key, array in arrays.items()}))
             done = positions[-1] >= end
         writer.write(records, loader.state(), done)
-        on_part(len(records))
+    return done
+
+
+def which_host(distributed: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns which host this is, of how many. Hosts that are told by flags do not join: each works on its own.
+
+    Args:
+      distributed: of a config.
+
+    Raises:
+      InputError: flags are missing or out of range, or the others cannot be reached.
+    """
+    if distributed["mode"] != "flags":
+        processes.join(**distributed)
+        return jax.process_index(), jax.process_count()
+    host, hosts = distributed["process"], distributed["processes"]
+    if host is None or hosts is None or not 0 <= host < hosts:
+        raise InputError(
+            f"distributed.process={host} of distributed.processes={hosts}: wanted how many hosts store, and which of "
+            "them this is, from 0."
+        )
+    return host, hosts
 
 
 def main() -> None:
@@ -141,39 +174,26 @@ def main() -> None:
     parser.add_argument("--output")
     parser.add_argument("--epochs", type=int, default=1)
     arguments, rest = parser.parse_known_args()
-    config = commands.read_config(DEFAULT, [sys.argv[0], *rest], usage=__doc__)
+    config = commands.read_config(DEFAULT, [sys.argv[0], *rest], __doc__, SHORT, FLAGS)
     if not arguments.output or arguments.epochs < 1:
         raise InputError("Wanted: --output=FOLDER for what is stored, and --epochs of 1 or more.")
     output = on_disk(arguments.output)
     if stored.is_stored(config.data.source):
         raise InputError(f"data.source={config.data.source!r} holds stored clips already; wanted one of videos.")
-    jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    processes.join(**config.distributed)
-    host, hosts = jax.process_index(), jax.process_count()
+    use_compile_cache(config.compilation_cache, least_seconds=None)
+    host, hosts = which_host(config.distributed)
+    preemption = Preemption(unsaved=False, together=False)
     mesh = make_mesh({"data": -1}, jax.local_devices())  # each host works on its own
 
-    # Encoders.
+    # Encoders and clips.
     weights = Weights.of_config(config.weights)
     assembled = assemble_config(config, mesh.devices.flat[0])
     configs = {name: part.config for name, part in assembled.items()}
     family, with_image_tokens = family_of(configs["unet"]), "image_proj" in configs
     of_encoders = {name: assembled[name] for name in family.components(with_image_tokens) if name != "unet"}
     check_frozen(of_encoders, config)
-    loaded = {name: part.load(placer(mesh))[1] for name, part in of_encoders.items()}
-    encoders = Encoders(configs, loaded, config.objective.vae_slice)
-
-    # Clips.
     tokenize = functools.partial(text.tokenize_captions, load_tokenizers(weights, family))
-    batch = -(-config.batch // hosts // mesh.size) * mesh.size
-    loader = clips.make(
-        dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl")),
-        batch,
-        seed=config.seed,
-        host=host,
-        hosts=hosts,
-        tokenize=tokenize,
-        image_size=configs["image_encoder"].image_size if with_image_tokens else None,
-    )
+    loader = open_clips(config, configs, tokenize, output, (host, hosts), mesh)
     about = dict(
         cut={name: config.data[name] for name in ("frames", "stride", "height", "width")},
         clips=loader.order.clips,
@@ -183,14 +203,72 @@ def main() -> None:
         arrays=family.stored_names(with_image_tokens),
         weights=config.weights.to_dict(),
     )
-    with use_mesh(mesh):
-        writer = stored.Writer(output, host, about)
-        if host == 0:
-            writer.write_empty(**encoders.empty(tokenize([""])))
-        with tqdm(total=arguments.epochs * loader.order.clips // hosts, unit="clip", disable=host > 0) as bar:
-            store(loader, lambda batch: encoders(put_batch(batch, mesh)), writer, arguments.epochs, bar.update)
+    if hosts > 1:
+        about["batch"] = loader.order.batch_size  # by which they take turns
+
+    _lock = lock(output, f"lock-{host:05d}")  # until this ends
+    if not stored.read_progress(output, host, about)["done"]:
+        loaded = {name: part.load(placer(mesh))[1] for name, part in of_encoders.items()}
+        encoders = Encoders(configs, loaded, config.objective.vae_slice)
+        with use_mesh(mesh):
+            writer = stored.Writer(output, host, about)
+            if host == 0:
+                writer.write_empty(**encoders.empty(tokenize([""])))
+            run(loader, encoders, writer, arguments.epochs, preemption, mesh)
     loader.close()
+    left = [other for other in stored.unfinished(output) if other != host]
     print(f"stored in {output}", *(f"bad: {n} {cause}" for cause, n in loader.report()["bad"].items()), sep="\n")
+    if jax.distributed.is_initialized():  # JAX lets nobody go long before the others
+        multihost.sync_global_processes("stored", timeout=LONGEST, processes=set(range(hosts)))
+    elif left:
+        print(f"host {', '.join(map(str, left))} of {hosts} still to come: the same command there")
+
+
+def open_clips(
+    config: ConfigDict,
+    configs: Mapping[str, Any],
+    tokenize: clips.Tokenize,
+    output: Path,
+    host: tuple[int, int],
+    mesh: jax.sharding.Mesh,
+) -> clips.Loader:
+    """The clips of a host, one of how many, in batches for its mesh."""
+    return clips.make(
+        dict(config.data) | dict(bad_list=config.data.bad_list or str(output / "bad_clips.{host}.jsonl")),
+        -(-config.batch // host[1] // mesh.size) * mesh.size,
+        seed=config.seed,
+        host=host[0],
+        hosts=host[1],
+        tokenize=tokenize,
+        image_size=configs["image_encoder"].image_size if "image_proj" in configs else None,
+    )
+
+
+def run(
+    loader: clips.Loader,
+    encoders: Encoders,
+    writer: stored.Writer,
+    epochs: int,
+    preemption: Preemption,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Stores a host's share, with a bar; where a signal comes, stores what is encoded and leaves the process."""
+
+    def encode(batch):
+        encoded = encoders(put_batch(batch, mesh))
+        preemption.unsaved = True
+        bar.update(len(batch["video"]))
+        return encoded
+
+    share, state = epochs * loader.order.clips // loader.order.hosts, writer.progress["state"]
+    begun = state["good"] if state else 0
+    with tqdm(total=share, initial=begun, unit="clip", disable=jax.process_index() > 0) as bar:
+        done = store(loader, encode, writer, epochs, preemption.noticed.is_set)
+    preemption.unsaved = False
+    if not done:
+        loader.close()
+        print(f"stopped by a signal after {loader.good} clips of this host; the same command goes on from there")
+        sys.exit(preemption.exit_code)
 
 
 def check_frozen(encoders: Mapping[str, Assembled], config: ConfigDict) -> None:

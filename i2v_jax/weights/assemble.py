@@ -7,7 +7,6 @@ format of `formats`.
 import contextlib
 import ctypes
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.errors import InputError
-from i2v_jax.hub import local
 from i2v_jax.models.adapters import Adapter, adapter, adapters_in, at_site
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig
@@ -27,13 +25,23 @@ from i2v_jax.models.networks import Shapes
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import VAEConfig
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.configs import config_of, expected_parameters, infer, own_config_of, replaced
+from i2v_jax.weights.configs import (
+    config_of,
+    expected_parameters,
+    head_dim_of,
+    infer,
+    own_config_of,
+    replaced,
+    warn_of_guesses,
+    without_later_layers,
+)
 from i2v_jax.weights.fit import Pool, check_fit, in_their_names
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
+from i2v_jax.weights.kinds.find import refuse_unread
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
-from i2v_jax.weights.translate import Imported, OwnTable, recognise
+from i2v_jax.weights.translate import Imported, OwnTable, recognise, without_unknown
 from i2v_jax.weights.unet_parts import (
     FOLDERS,
     buffers_of,
@@ -118,6 +126,7 @@ def assemble_unet(
     motion: Source | None = None,
     adapters: Mapping[str, Source | None] = MappingProxyType({}),
     trained: Sequence[Source] = (),
+    skip_unknown: bool = False,
     config: Mapping[str, Any] | None = None,
     motion_config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
@@ -136,6 +145,7 @@ def assemble_unet(
             `self_attention_branches` or `cross_attention_branches` asks for and no file holds starts untrained.
         trained: files that `train.py` wrote. Each of their weights replaces the one of the same path, of whatever part;
             the last file counts.
+        skip_unknown: leave tensors out that nothing knows, with a warning, rather than refuse them.
         config: the base's diffusers config; by default what lies beside the base's weights. The keys of the published
             code (`motion_module_kwargs`, `use_inflated_groupnorm`) are understood too.
         motion_config: fields of `MotionConfig` to set by hand.
@@ -145,8 +155,8 @@ def assemble_unet(
     Raises:
         InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
     """
-    whole = _import(base, "unet")
-    providers = {"base": whole} | _providers(motion, adapters, [ip_adapter_table(whole.parameters)])
+    whole = _import(base, "unet", skip_unknown=skip_unknown)
+    providers = {"base": whole} | _providers(motion, adapters, [ip_adapter_table(whole.parameters)], skip_unknown)
     pool = parameters_of(providers)
     for imported in _put_trained(pool, trained, "unet"):
         motion_file = providers.get("motion", whole)
@@ -200,6 +210,8 @@ def assemble_unet_parts(
         unet = config_of(UNetConfig, config, files[0])
     else:
         unet = own[0] if own else infer(UNetConfig, shapes, files)
+        if not own:
+            warn_of_guesses(unet, " + ".join(imported.parameters.source for imported in files))
     if motion:
         unet = dataclasses.replace(unet, motion=motion_layout(providers["motion"], config or {}, motion_config or {}))
     network = expected_parameters(unet, files)
@@ -209,7 +221,10 @@ def assemble_unet_parts(
 
 
 def _providers(
-    motion: Source | None, adapters: Mapping[str, Source | None], more_tables: Iterable[Table] = ()
+    motion: Source | None,
+    adapters: Mapping[str, Source | None],
+    more_tables: Iterable[Table] = (),
+    skip_unknown: bool = False,
 ) -> dict[str, Imported]:
     """Part -> the file that gives it, of those that are given; InputError where a file does not hold its part."""
     given = {"motion": motion, **{adapter(name).name: source for name, source in adapters.items()}}
@@ -217,7 +232,7 @@ def _providers(
     for part, source in given.items():
         if source is None:
             continue
-        imported = _import(source, "unet", more_tables, FOLDERS.get(part, "unet"))
+        imported = _import(source, "unet", more_tables, FOLDERS.get(part, "unet"), skip_unknown)
         if part not in parts_of(imported.parameters):
             raise InputError(f"{imported.parameters.source} holds no {title_of(part)}. Give another file, or none.")
         providers[part] = imported
@@ -267,17 +282,19 @@ def assemble_vae(
     source: Source,
     *,
     trained: Sequence[Source] = (),
+    skip_unknown: bool = False,
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
-    usual_scaling: float = VAEConfig.scaling_factor,
+    usual_scaling: float | None = None,
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks an AutoencoderKL's tensors; see `load_vae` and `assemble_unet`.
 
-    `usual_scaling` is the scaling factor where neither a config nor what else the file holds tells it.
+    `usual_scaling` is the scaling factor where neither a config nor what else the file holds tells it: that of the
+    base's family; None: SD1.5's, with a warning.
     """
-    imported = _import(source, "vae")
-    vae = config_of(VAEConfig, config, imported, scaling_factor=usual_scaling)
+    imported = _import(source, "vae", skip_unknown=skip_unknown)
+    vae = config_of(VAEConfig, config, imported, **({"scaling_factor": usual_scaling} if usual_scaling else {}))
     vae = replaced(vae, dict(dtype=dtype, param_dtype=dtype) | overrides)
     return _assembled_whole("VAE", vae, imported, trained, "vae")
 
@@ -300,14 +317,16 @@ def assemble_text_encoder(
     *,
     folder: str = "text_encoder",
     trained: Sequence[Source] = (),
+    skip_unknown: bool = False,
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks a CLIP text encoder's tensors; see `load_text_encoder` and `assemble_unet`."""
-    imported = _import(source, "text_encoder", folder=folder)
+    imported = _import(source, "text_encoder", folder=folder, skip_unknown=skip_unknown)
     derived = _projection_width(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = replaced(config_of(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
+    imported = without_later_layers(imported, clip.num_layers)
     return _assembled_whole("CLIP text encoder", clip, imported, trained, folder)
 
 
@@ -325,14 +344,16 @@ def assemble_image_encoder(
     source: Source,
     *,
     trained: Sequence[Source] = (),
+    skip_unknown: bool = False,
     config: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks a CLIP vision encoder's tensors; see `load_image_encoder` and `assemble_unet`."""
-    imported = _import(source, "image_encoder")
+    imported = _import(source, "image_encoder", skip_unknown=skip_unknown)
     derived = _projection_width(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = replaced(config_of(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
+    imported = without_later_layers(imported, clip.num_layers)
     return _assembled_whole("CLIP vision encoder", clip, imported, trained, "image_encoder")
 
 
@@ -344,8 +365,8 @@ def load_image_projection(
     Args:
         source: as for `load_unet`.
         place: as for `load_unet`.
-        options: `head_dim`, the width of the resampler's attention heads, which no file tells (64 in every published
-            one); `dtype`; fields of the config to set by hand. The rest of the config is read off the tensors' shapes.
+        options: `head_dim`, the width of the resampler's attention heads, which only our own files tell (64 in every
+            published one); `dtype`; fields of the config to set by hand. The rest is read off the tensors' shapes.
     """
     return assemble_image_projection(source, **options).load(place)
 
@@ -354,12 +375,15 @@ def assemble_image_projection(
     source: Source,
     *,
     trained: Sequence[Source] = (),
-    head_dim: int = 64,
+    skip_unknown: bool = False,
+    config: Mapping[str, Any] | None = None,
+    head_dim: int | None = None,
     dtype: Any = jnp.float32,
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks an image projection's tensors; see `load_image_projection`."""
-    imported = _import(source, "image_proj")
+    imported = _import(source, "image_proj", skip_unknown=skip_unknown)
+    head_dim = head_dim or head_dim_of(config, imported)
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
     try:
         projection = config_from_shapes(shapes, head_dim)
@@ -381,28 +405,6 @@ def check_trained(trained: Sequence[Source], components: Iterable[str]) -> None:
                 )
 
 
-def check_prediction_type(source: Source, prediction_type: str) -> None:
-    """Raises InputError where a model's own scheduler says that its UNet predicts something else.
-
-    Args:
-      source: that gives the UNet; only folders have a scheduler.
-      prediction_type: "epsilon", "v_prediction" or "sample".
-    """
-    folder = local(source)
-    file = folder and folder / "scheduler" / "scheduler_config.json"
-    if not (file and file.is_file()):
-        return
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")  # diffusers' default
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{file} cannot be read as a JSON object: {error}.") from error
-    if theirs != prediction_type:
-        raise InputError(
-            f"noise_schedule.prediction_type={prediction_type!r}, but the model was trained for {theirs!r}, says "
-            f"{file}. Set --config.noise_schedule.prediction_type={theirs}."
-        )
-
-
 def _put_trained(pool: Pool, trained: Sequence[Source], component: str) -> list[Imported]:
     """Puts what files of `train.py` hold in the place of what is there; returns those that hold the component."""
     found = []
@@ -422,16 +424,23 @@ def _projection_width(imported: Imported, name: str) -> dict[str, int]:
     return {} if entry is None else {"projection_dim": entry.shape[1]}
 
 
-def _import(source: Source, component: str, more_tables: Iterable[Table] = (), folder: str = "") -> Imported:
+def _import(
+    source: Source,
+    component: str,
+    more_tables: Iterable[Table] = (),
+    folder: str = "",
+    skip_unknown: bool = False,
+) -> Imported:
     if isinstance(source, Imported):
         return source
     tensors = open_tensors(source, folder or component)
+    refuse_unread(tensors, tensors.source)
     found = recognise(tensors, {component: more_tables})
     imported = found.get(folder) or found.get(component)
     if imported is None:
         held = ", ".join(f"{name} ({imported.table.name})" for name, imported in found.items())
         raise InputError(f"{tensors.source} holds no {component}. It holds: {held}.")
-    return imported
+    return without_unknown(imported) if skip_unknown else imported
 
 
 def _assembled_whole(

@@ -14,17 +14,16 @@ from typing import Any
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
 from i2v_jax.weights.assemble import ASSEMBLE, Assembled, assemble_unet, assemble_unet_parts
+from i2v_jax.weights.fit import GO_ON
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
-from i2v_jax.weights.formats.lora import refuse_other_methods
+from i2v_jax.weights.kinds.find import refuse_unread
 from i2v_jax.weights.low_rank import check_lora, load_lora, merge_lora, with_alphas
 from i2v_jax.weights.storage.files import read_json
-from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, holds_weights, open_tensors
+from i2v_jax.weights.storage.open import FOLDERS, WEIGHT_SUFFIXES, files_by_hand, holds_weights, open_tensors
 from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
-from i2v_jax.weights.translate import Imported, recognise
+from i2v_jax.weights.trained_for import TrainedFor, first_told, told_by_source, told_by_tensors
+from i2v_jax.weights.translate import Imported, recognise, without_unknown
 from i2v_jax.weights.unet_parts import motion_layout, parts_of, tells_motion
-
-FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
-"""The components' folders within a pipeline's."""
 
 LORA = r".*/lora/\w+"
 """Paths of LoRA weights, beside the kernel that they change."""
@@ -40,6 +39,7 @@ class Checkpoint:
         lora: name -> LoRA weights that are kept apart, by path.
         formats: name -> the formats that its parts came in, the first of the base.
         prefix: what stood before every name in the file (`module.`).
+        told: what the files tell of the noise schedule that the model was trained with.
     """
 
     source: str
@@ -47,6 +47,7 @@ class Checkpoint:
     lora: dict[str, Tensors]
     formats: dict[str, list[str]]
     prefix: str = ""
+    told: TrainedFor = TrainedFor()
 
     def tensors(self) -> dict[str, Tensors]:
         """Returns, by component, everything there is to keep: parameters, LoRA weights, buffers."""
@@ -64,6 +65,7 @@ class Checkpoint:
             "formats": json.dumps(self.formats),
             "settings": json.dumps(settings),
             "prefix": self.prefix,
+            **self.told.metadata(),
         }
 
 
@@ -74,6 +76,7 @@ def open_checkpoint(
     configs: Mapping[str, Mapping[str, Any]] | None = None,
     variant: str | None = None,
     skip_unknown: bool = False,
+    motion_frames: int | None = None,
 ) -> Checkpoint:
     """Opens everything that the sources hold; of a part that several hold, the last one's is taken.
 
@@ -83,24 +86,26 @@ def open_checkpoint(
         configs: component -> diffusers or transformers config, in place of what lies beside the weights.
         variant: which precision of several, such as `fp16`.
         skip_unknown: leave tensors out that nothing knows, rather than refuse them.
+        motion_frames: how many frames the motion modules know, where no file tells.
 
     Raises:
         InputError: a source cannot be read; tensors are missing, unknown, misshapen; LoRA that fits nothing.
     """
     opened = [pair for source in sources for pair in open_files(source, variant)]
+    told = first_told(_told(source, opened) for source in sources)
     held: dict[str, list[Imported]] = {}
     lora: dict[str, Tensors] = {}
     lora_names: dict[str, dict[str, str]] = {}
     formats: dict[str, list[str]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for tensors, folder in opened:
-        refuse_other_methods(tensors, tensors.source)
+        refuse_unread(tensors, tensors.source)
         settings |= _json(tensors, "settings", dict)
         for component, imported in recognise_in(tensors, folder).items():
             own = _json(tensors, "formats", list).get(component)
             formats.setdefault(component, []).extend(map(str, own or [imported.table.name]))
             if skip_unknown:
-                imported = dataclasses.replace(imported, unknown=[])
+                imported = without_unknown(imported)
             apart, imported = _split_lora(with_alphas(component, imported))
             if apart:
                 check_lora(apart, imported)
@@ -109,7 +114,9 @@ def open_checkpoint(
             if not apart or imported.parameters or imported.unknown or imported.misshapen:
                 held.setdefault(component, []).append(imported)
 
-    components = {name: _assemble(name, pieces, (configs or {}).get(name)) for name, pieces in held.items()}
+    components = {
+        name: _assemble(name, pieces, (configs or {}).get(name), motion_frames) for name, pieces in held.items()
+    }
     for name in lora.keys() - components.keys():
         components[name] = Assembled(None, Tensors.of({}), Tensors.of({}))
     for name, apart in lora.items():
@@ -122,13 +129,33 @@ def open_checkpoint(
             components[name] = dataclasses.replace(component, settings=settings[name])
     for source, scale in loras:
         components |= _merged(components, source, scale)
+        _warn_of_other_prediction(source, told)
     return Checkpoint(
         " + ".join(dict.fromkeys(tensors.source for tensors, _ in opened)),
         components,
         lora,
         {name: list(dict.fromkeys(names)) for name, names in formats.items()},
         next((tensors.prefix or tensors.metadata.get("prefix", "") for tensors, _ in opened), ""),
+        told,
     )
+
+
+def _told(source: str | Path | Tensors, opened: list[tuple[Tensors, str]]) -> TrainedFor:
+    """What a source tells of its noise schedule; it is opened already."""
+    own = [tensors for tensors, _ in opened if tensors is source or tensors.source == str(source)]
+    told = [told_by_tensors(tensors) for tensors in own]
+    return first_told([*told, *([] if isinstance(source, Tensors) or not own else [told_by_source(source, own[0])])])
+
+
+def _warn_of_other_prediction(source: str | Path | Tensors, base: TrainedFor) -> None:
+    """Warns of a LoRA that says it was trained on a model that predicts something else than the base does."""
+    own = told_by_tensors(open_tensors(source))
+    if own.prediction_type not in (None, base.prediction_type or "epsilon"):
+        warnings.warn(
+            f"{source} was trained on a model that predicts {own.prediction_type} (says {own.where}); the base "
+            f"predicts {base.prediction_type or 'epsilon, as nothing says otherwise'}.",
+            stacklevel=3,
+        )
 
 
 def open_files(source: str | Path | Tensors, variant: str | None = None) -> list[tuple[Tensors, str]]:
@@ -144,7 +171,7 @@ def open_files(source: str | Path | Tensors, variant: str | None = None) -> list
         return [(source, "")]
     path = local(source)
     if path is None:
-        index = _fetched_index(source)
+        index = _fetched_index(source, variant)
         folders = [folder for folder in FOLDERS if index.get(folder)]
     else:
         folders = [folder for folder in FOLDERS if holds_weights(path / folder)]
@@ -161,15 +188,15 @@ def recognise_in(tensors: Tensors, folder: str = "") -> dict[str, Imported]:
     """Returns `recognise(tensors)`, SDXL's second text encoder under the name of its folder, which alone tells."""
     found = recognise(tensors)
     if folder == "text_encoder_2" and "text_encoder" in found:
-        found[folder] = found.pop("text_encoder")
+        found[folder] = dataclasses.replace(found.pop("text_encoder"), component=folder)
     return found
 
 
-def _fetched_index(source: str | Path) -> dict[str, Any]:
+def _fetched_index(source: str | Path, variant: str | None) -> dict[str, Any]:
     """The model_index.json of a pipeline on the hub; {} for a file or a single component."""
     if Path(source).suffix in WEIGHT_SUFFIXES:
         return {}
-    path = fetch(source, ["model_index.json"]) / "model_index.json"
+    path = fetch(source, ["model_index.json"], files_by_hand(source, variant=variant)) / "model_index.json"
     return read_json(path) if path.is_file() else {}
 
 
@@ -207,22 +234,24 @@ def _replaced(lora: Tensors, later: Tensors) -> Tensors:
     return later.holding(kept | later.entries)
 
 
-def _assemble(component: str, pieces: list[Imported], settings: Mapping[str, Any] | None) -> Assembled:
+def _assemble(
+    component: str, pieces: list[Imported], settings: Mapping[str, Any] | None, motion_frames: int | None
+) -> Assembled:
     given = {} if settings is None else {"config": settings}
     last = pieces[-1]
     if component == "unet":
-        return _assemble_unet(pieces, given)
-    if component == "noise_schedule":
+        return _assemble_unet(pieces, given, {} if motion_frames is None else {"max_positions": motion_frames})
+    if component in ("noise_schedule", "leftovers"):
         if last.unknown or last.misshapen:
             names = ", ".join([*last.unknown, *last.misshapen][:3])
-            raise InputError(f"{last.parameters.source} holds tensors of unknown names or shapes: {names}.")
+            raise InputError(f"{last.parameters.source} holds tensors of unknown names or shapes: {names}. {GO_ON}")
         return Assembled(None, last.parameters, last.buffers)
     if component in ASSEMBLE:
         return ASSEMBLE[component](last, **given)
     raise InputError(f"{last.parameters.source}: unknown component {component!r}.{nearest(component, ASSEMBLE)}")
 
 
-def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
+def _assemble_unet(pieces: list[Imported], given: dict[str, Any], motion: dict[str, Any]) -> Assembled:
     """Each part from the last piece that holds it; pieces after the base number their image tokens by it."""
     base = next((piece for piece in reversed(pieces) if "base" in parts_of(piece.parameters)), None)
     if base is not None:
@@ -230,9 +259,11 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
     parts = {part: piece for piece in pieces for part in parts_of(piece.parameters)}
     strangers = [piece for piece in pieces if piece not in parts.values()]
     if strangers and (names := [name for piece in strangers for name in (*piece.unknown, *piece.misshapen)]):
-        raise InputError(f"{strangers[0].parameters.source} holds tensors of unknown names or shapes: {names[:3]}.")
+        where = strangers[0].parameters.source
+        raise InputError(f"{where} holds tensors of unknown names or shapes: {names[:3]}. {GO_ON}")
     parts.pop("base", None)
-    given = given | _earlier_motion([piece for piece in pieces if "motion" in parts_of(piece.parameters)])
+    of_motion = [piece for piece in pieces if "motion" in parts_of(piece.parameters)]
+    given = given | {"motion_config": _earlier_motion(of_motion, motion) | motion}
     if base is not None:
         others = {part: piece for part, piece in parts.items() if piece is not base}
         return assemble_unet(base, motion=others.pop("motion", None), adapters=others, **given)
@@ -250,13 +281,12 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any]) -> Assembled:
     return assemble_unet_parts(motion=parts.pop("motion", None), adapters=parts, **given)
 
 
-def _earlier_motion(pieces: list[Imported]) -> dict[str, Any]:
+def _earlier_motion(pieces: list[Imported], by_hand: dict[str, Any]) -> dict[str, Any]:
     """What an earlier file tells of motion modules that come from a training's checkpoint, which tells nothing."""
     if len(pieces) < 2 or tells_motion(pieces[-1]):
         return {}
-    layout = motion_layout(pieces[-2], {}, {})
-    known = {name: getattr(layout, name) for name in ("max_positions", "num_heads", "norm_groups")}
-    return {"motion_config": known}
+    layout = motion_layout(pieces[-2], {}, by_hand)
+    return {name: getattr(layout, name) for name in ("max_positions", "num_heads", "norm_groups")}
 
 
 def _renumbered(imported: Imported, base: Imported) -> Imported:

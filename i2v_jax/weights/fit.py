@@ -9,6 +9,7 @@ from i2v_jax.weights.tensors import Entry
 from i2v_jax.weights.translate import Imported
 
 SHOWN = 3  # names of each sort in an error
+GO_ON = "To leave them out: weights.skip_unknown=True, or --skip-unknown of `python -m convert`."
 
 Pool = dict[str, tuple[Entry, Imported]]
 """Path -> the tensor that is there for it, and the file that holds it."""
@@ -33,7 +34,8 @@ def check_fit(component: str, expected: Shapes, pool: Pool, provider: Callable[[
     named = {path: imported.names.get(path, path) for path, (_, imported) in pool.items()}
     missing = [name_there(provider(path), path) for path in expected if path not in pool]
     unexpected = [name for path, name in named.items() if path not in expected]
-    unexpected += [name for imported in sources for name in imported.unknown]
+    unknown = [name for imported in sources for name in imported.unknown]
+    unexpected += unknown
     misshapen = _misshapen(expected, pool, named)
     misshapen += [
         f"{name!r} has no shape that such a tensor can have" for source in sources for name in source.misshapen
@@ -41,17 +43,26 @@ def check_fit(component: str, expected: Shapes, pool: Pool, provider: Callable[[
     misshapen += _of_other_types(expected, pool, named)
 
     known = [*missing, *(named[path] for path in expected if path in named)]
+    if len(unexpected) == len(unknown) and unknown and not missing and not misshapen:
+        complaints = [f"unexpected {name!r}{nearest(name, known)}" for name in unknown[:SHOWN]]
+        raise InputError(
+            f"{_where(sources)} holds {len(unknown)} tensors that nothing here knows, beside the {component}:\n  "
+            + "\n  ".join([*complaints, GO_ON])
+        )
     complaints = [f"missing {name!r}{nearest(name, unexpected)}" for name in missing[:SHOWN]]
     complaints += [f"unexpected {name!r}{nearest(name, known)}" for name in unexpected[:SHOWN]]
     complaints += misshapen[:SHOWN]
     if complaints:
-        where = " + ".join(dict.fromkeys(f"{source.parameters.source} ({source.table.name})" for source in sources))
         counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"
         raise InputError(
-            f"{where} does not hold this {component}: {counts} tensors of {len(expected)}.\n  "
+            f"{_where(sources)} does not hold this {component}: {counts} tensors of {len(expected)}.\n  "
             + "\n  ".join(complaints)
         )
     return named
+
+
+def _where(sources: Iterable[Imported]) -> str:
+    return " + ".join(dict.fromkeys(f"{source.parameters.source} ({source.table.name})" for source in sources))
 
 
 def in_their_names(error: Exception, sources: Sequence[Imported]) -> str:

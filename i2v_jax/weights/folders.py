@@ -129,6 +129,33 @@ def write_model_index(folder: str | Path, source: str | Path | None = None) -> N
     _write_json(folder / "model_index.json", {"_class_name": PIPELINES[kind], **kept, **parts})
 
 
+def write_scheduler(folder: str | Path, prediction_type: str, zero_terminal_snr: bool) -> None:
+    """Writes the scheduler of a pipeline's folder whose source has none and tells what it predicts; betas are SD's.
+
+    Args:
+        folder: the pipeline's.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        zero_terminal_snr: whether the model saw pure noise.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    settings = dict(
+        _class_name="DDIMScheduler",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
+    )
+    _write_json(Path(folder) / "scheduler" / "scheduler_config.json", settings)
+
+
 def copy_rest(source: str | Path, folder: str | Path) -> None:
     """Copies what a pipeline's folder holds besides weights: tokenizers, scheduler, feature extractor.
 

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.hub import read_text
 from i2v_jax.weights.formats.clip import CLIP_TEXT
 from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET
-from i2v_jax.weights.formats.lora import LORA_TABLES, refuse_other_methods
+from i2v_jax.weights.formats.lora import LORA_TABLES
+from i2v_jax.weights.kinds.find import refuse_unread
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -30,6 +32,8 @@ PEFT_METADATA = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"
 MODULES = {"unet": DIFFUSERS_UNET, "text_encoder": CLIP_TEXT, "text_encoder_2": CLIP_TEXT}
 """The names by which PEFT's settings know a component's layers."""
+INNER_MODEL = "text_model."
+"""What stands before a text encoder's layers, up to transformers 5.5."""
 
 
 def load_lora(source: "str | Path | Tensors") -> dict[str, Imported]:
@@ -45,7 +49,7 @@ def load_lora(source: "str | Path | Tensors") -> dict[str, Imported]:
         InputError: the file is none, or of a method that is not LoRA, or holds tensors that nothing knows.
     """
     tensors = open_tensors(source)
-    refuse_other_methods(tensors, tensors.source)
+    refuse_unread(tensors, tensors.source)
     found = recognise(tensors, LORA_TABLES)
     for imported in found.values():
         strange = [*imported.unknown, *imported.misshapen]
@@ -83,7 +87,7 @@ def _peft_settings(component: str, tensors: Tensors) -> dict[str, Any]:
     beside = [file.parent / PEFT_CONFIG for file in tensors.files()[:1]]
     try:
         texts = [tensors.metadata[PEFT_METADATA]] if PEFT_METADATA in tensors.metadata else []
-        texts += [path.read_text() for path in beside if path.is_file()]
+        texts += [read_text(path) for path in beside if path.is_file()]
         settings = json.loads(texts[0]) if texts else {}
         own = {
             key.removeprefix(f"{component}."): value
@@ -102,7 +106,8 @@ def _peft_alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
         name = pattern.removeprefix("^").removesuffix("$").replace(r"\.", ".")
         if not re.fullmatch(r"[\w.]+", name):
             raise InputError(f"alpha_pattern {pattern!r} is a regular expression; names of layers are read here.")
-        if module == name or (not pattern.startswith("^") and module.endswith(f".{name}")):
+        is_module = name in (module, module.removeprefix(INNER_MODEL))
+        if is_module or (not pattern.startswith("^") and module.endswith(f".{name}")):
             alpha = value
             break
     return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1)
@@ -244,8 +249,12 @@ def export_lora(components: Mapping[str, Tensors], tables: Mapping[str, Table]) 
 
 
 def _settings(component: str, lora: Tensors) -> dict[str, Any]:
-    """PEFT's LoraConfig of LoRA weights: the commonest rank and alpha, and the layers that differ."""
-    layers = {_module(component, layer): leaves for layer, leaves in _layers(lora).items()}
+    """PEFT's LoraConfig of LoRA weights: the commonest rank and alpha, and the layers that differ.
+
+    A text encoder's layers are named by what their names end with in transformers before 5.6 and since.
+    """
+    layers = {_module(component, layer).removeprefix(INNER_MODEL): leaves for layer, leaves in _layers(lora).items()}
+    start = "^" if component == "unet" else ""
     ranks = {module: leaves["down"].shape[-1] for module, leaves in layers.items()}
     alphas = {
         module: float(leaves["alpha"].read().item()) if "alpha" in leaves else ranks[module]
@@ -255,8 +264,8 @@ def _settings(component: str, lora: Tensors) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{module}": value for module, value in ranks.items() if value != rank},
-        "alpha_pattern": {f"^{module}": value for module, value in alphas.items() if value != alpha},
+        "rank_pattern": {f"{start}{module}": value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"{start}{module}": value for module, value in alphas.items() if value != alpha},
         "target_modules": sorted(layers),
     }
 

@@ -15,6 +15,9 @@ from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Tensors
 from i2v_jax.weights.translate import Imported, OwnTable
 
+EXPORTED_CONFIGS = "i2v_jax.configs"
+"""Key in the metadata of files in the formats of others; our own format has "configs"."""
+
 
 def save_own(
     path: str | Path,
@@ -82,19 +85,32 @@ def own_tensors(components: Mapping[str, Tensors | Tree]) -> Tensors:
 
 
 def own_config(imported: Imported) -> str | None:
-    """Returns the config, as JSON, that one of our own files holds of a component; None where it holds none.
+    """Returns the config, as JSON, that a file of ours holds of a component; None where it holds none.
+
+    A file of ours is one in our own format, or one that we exported into another and that carries what it lacks.
 
     Raises:
         InputError: the file's configs are damaged.
     """
-    table, metadata = imported.table, imported.parameters.metadata
-    if not isinstance(table, OwnTable) or "configs" not in metadata:
+    is_own, metadata = isinstance(imported.table, OwnTable), imported.parameters.metadata
+    key = "configs" if is_own else EXPORTED_CONFIGS
+    if key not in metadata:
         return None
     try:
-        config = json.loads(metadata["configs"]).get(table.component)
+        config = json.loads(metadata[key]).get(imported.table.component if is_own else imported.component)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"'configs' in the metadata are no JSON object ({error}).") from error
+        raise InputError(f"{key!r} in the metadata are no JSON object ({error}).") from error
     return config and json.dumps(config)
+
+
+def exported_metadata(configs: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a file in a format of others carries in its metadata of configs that it could not tell otherwise.
+
+    Args:
+        configs: component -> config; empty for none.
+    """
+    as_json = {name: json.loads(config_to_json(config)) for name, config in configs.items()}
+    return {EXPORTED_CONFIGS: json.dumps(as_json)} if configs else {}
 
 
 def config_to_json(config: Any) -> str:

@@ -3,9 +3,12 @@
 The sinusoidal position tables of motion modules are no parameters: checked on the way in, made on the way out.
 """
 
+import bisect
 import dataclasses
 import functools
+import os.path
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -13,12 +16,13 @@ import numpy as np
 from i2v_jax.errors import InputError
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.weights.formats import TABLES
+from i2v_jax.weights.kinds.find import likeness, refuse_unread
 from i2v_jax.weights.names import SAME, WHOLE, Layout, Match, Table
 from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Entry, Tensors
 
 POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
 BUFFERS = re.compile(
-    rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|vae/loss/.*|unet_ema/(decay|num_updates)"
+    rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|leftovers/.*|vae/loss/.*|unet_ema/(decay|num_updates)"
 )
 
 
@@ -59,10 +63,11 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
 
     Returns:
         Component -> its tensors in our names, those it holds most of first. Names that no table knows are `unknown` in
-        the first.
+        the component whose names they are most like, or else in the first.
 
     Raises:
-        InputError: no table knows any name, or the file is of a later version of our own format.
+        InputError: no table knows any name, or the file is of a later version of our own format, or of a kind that is
+            known and not read.
     """
     shapes = {name: entry.shape for name, entry in tensors.entries.items()}
     known = _own_tables(tensors) or [
@@ -85,13 +90,33 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
         # of names alone, perhaps with shapes that the layers cannot have
         by_name = [sum(bool(table.to_ours(name)) for name in shapes) for _, table in known]
         if not any(by_name):
-            raise InputError(f"{tensors.source} is of no format known here. It holds {_some(tensors)}.")
+            refuse_unread(tensors, tensors.source)
+            alike = likeness(tensors)
+            raise InputError(f"{tensors.source} is of no format known here. It holds {_some(tensors)}.{alike}")
         component, table = known[by_name.index(max(by_name))]
         return {component: import_tensors(tensors, table)}
-    found = {name: dataclasses.replace(imported, beside=tuple(found)) for name, imported in found.items()}
-    first = next(iter(found))
-    found[first] = dataclasses.replace(found[first], unknown=sorted(left))
-    return found
+    unknown = _by_component(left, found)
+    return {
+        name: dataclasses.replace(imported, beside=tuple(found), unknown=unknown[name], component=name)
+        for name, imported in found.items()
+    }
+
+
+def _by_component(unknown: Iterable[str], found: Mapping[str, "Imported"]) -> dict[str, list[str]]:
+    """Component -> the unknown names that begin as its own do, up to a dot at least; others are the first's."""
+    known = {component: sorted(imported.names.values()) for component, imported in found.items()}
+    first, charged = next(iter(found)), {component: [] for component in found}
+    for name in sorted(unknown):
+        shared = {component: _shared_start(name, names) for component, names in known.items()}
+        best = max(shared, key=lambda component: len(shared[component]))
+        charged[best if "." in shared[best] else first].append(name)
+    return charged
+
+
+def _shared_start(name: str, names: list[str]) -> str:
+    """The longest start that a name shares with any of some sorted names."""
+    at = bisect.bisect(names, name)
+    return max((os.path.commonprefix([name, other]) for other in names[max(at - 1, 0) : at + 1]), key=len, default="")
 
 
 def _own_tables(tensors: Tensors) -> list[tuple[str, OwnTable]]:
@@ -121,6 +146,7 @@ class Imported:
         misshapen: names whose rank the table cannot take.
         table: the table of the file's format.
         beside: every component of the file.
+        component: which of them this is.
     """
 
     parameters: Tensors
@@ -130,6 +156,19 @@ class Imported:
     misshapen: list[str]
     table: Table | OwnTable
     beside: tuple[str, ...] = ()
+    component: str = ""
+
+
+def without_unknown(imported: Imported) -> Imported:
+    """Returns a file without the names that nothing knows; warns which they are."""
+    if imported.unknown:
+        names = ", ".join(imported.unknown[:5]) + (", ..." if imported.unknown[5:] else "")
+        count = len(imported.unknown)
+        warnings.warn(
+            f"{imported.parameters.source}: {count} tensors are left out, as nothing here knows them: {names}",
+            stacklevel=2,
+        )
+    return dataclasses.replace(imported, unknown=[])
 
 
 def import_tensors(tensors: Tensors, table: Table | OwnTable) -> Imported:

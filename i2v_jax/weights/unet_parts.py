@@ -6,6 +6,7 @@ A part is called "base", "motion", or by the adapter's name.
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +20,10 @@ from i2v_jax.models.unet import UNetConfig
 from i2v_jax.weights.configs import own_config_of, replaced
 from i2v_jax.weights.fit import Pool
 from i2v_jax.weights.tensors import Entry
-from i2v_jax.weights.translate import POSITIONS, Imported, check_positions
+from i2v_jax.weights.translate import POSITIONS, Imported, OwnTable, check_positions
+
+ANIMATE_LCM_POSITIONS = 64
+"""Frames that AnimateLCM's motion modules know. Its file has AnimateDiff v2's names and no position tables."""
 
 FOLDERS = {"motion": "motion_adapter"}
 """Where a part lies in a pipeline's folder, when not with the base."""
@@ -135,12 +139,27 @@ def motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapp
     known["max_positions"] = check_positions(imported) or known["max_positions"]
     layout = replaced(MotionConfig(), known | by_hand)
     if layout.max_positions is None:
-        raise InputError(
-            f"{imported.parameters.source} has no position tables and no config that tells how many frames its motion "
-            "modules know. Give the file that they were trained from as a source before it; or "
-            "motion_config=dict(max_positions=...): 24 for AnimateDiff v1, 32 for later ones."
-        )
+        layout = dataclasses.replace(layout, max_positions=_untold_positions(imported, layout))
     return layout
+
+
+def _untold_positions(imported: Imported, layout: MotionConfig) -> int:
+    """AnimateLCM's positions where the layers are its own; InputError for others, which nothing tells apart."""
+    source = imported.parameters.source
+    if layout.mid_block and not isinstance(imported.table, OwnTable):
+        warnings.warn(
+            f"{source} has no position tables; with a module in the middle block it is taken for AnimateLCM, which "
+            f"knows {ANIMATE_LCM_POSITIONS} frames. Another number: python -m convert import {source} "
+            "motion.safetensors --motion-frames N, and give that file.",
+            stacklevel=2,
+        )
+        return ANIMATE_LCM_POSITIONS
+    raise InputError(
+        f"{source} has no position tables and no config that tells how many frames its motion modules know. Give the "
+        f"file that they were trained from as a source before it; or say it, by python -m convert import {source} "
+        "motion.safetensors --motion-frames N, and give that file; in Python, motion_config=dict(max_positions=N). N: "
+        "24 for AnimateDiff v1, 32 for later ones."
+    )
 
 
 def _motion_settings(imported: Imported, settings: Mapping[str, Any], blocks: list[str]) -> dict[str, Any]:
@@ -154,6 +173,14 @@ def _motion_settings(imported: Imported, settings: Mapping[str, Any], blocks: li
     )
     norms = (imported.parameters.entries[path] for path in blocks if path.endswith("/motion/norm/scale"))
     widths = {width for norm in norms for width in norm.shape[-1:]}
+    if not widths <= {320, 640, 1280} and not any(key.startswith("motion_") for key in config):
+        warnings.warn(
+            f"{imported.parameters.source} is of no published width and has no config; its motion modules are taken to "
+            f"have {heads} attention heads and norms of {math.gcd(MotionConfig.norm_groups, *widths)} groups. Give a "
+            "diffusers config otherwise (motion_num_attention_heads, motion_norm_num_groups): "
+            "weights.configs.unet=FILE, or --config unet=FILE of `python -m convert`.",
+            stacklevel=2,
+        )
     return dict(
         max_positions=config.get("motion_max_seq_length"),
         num_heads=heads if isinstance(heads, int) else heads[0],

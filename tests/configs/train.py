@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.weights.adapter = ""
     config.noise_schedule = model.noise_schedule
     config.data.height = config.data.width = 64
+    config.held_out.share = 0.0
     config.samples.pictures = (str(ROOT / "assets" / "cat.jpg"),)
     config.samples.prompts = ("a cat",)
     return config

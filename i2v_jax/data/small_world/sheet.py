@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import color
 
 from i2v_jax import media
-from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIX
+from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIXES
 from i2v_jax.data.small_world.drawing import RenderedClip, make
 from i2v_jax.data.small_world.scene import CLIPS, FRAMES, KINDS, SIZE
 from i2v_jax.data.small_world.source import clip_id
@@ -65,7 +65,7 @@ def main() -> None:
     clips = [make(index, split, arguments.frames, arguments.size) for index in range(arguments.clips)]
     files = {folder / "contact_sheet.png": media.encode_png(contact_sheet(clips))}
     for index, clip in enumerate(clips):
-        files[folder / f"{clip_id(index, split)}{VIDEO_SUFFIX}"] = media.encode_video(clip.video, FPS)
+        files[folder / f"{clip_id(index, split)}{VIDEO_SUFFIXES[0]}"] = media.encode_video(clip.video, FPS)
         files[folder / f"{clip_id(index, split)}{CAPTION_SUFFIX}"] = clip.caption.encode()
     media.write_files(files)
     print(f"{len(clips)} clips and contact_sheet.png in {folder}")

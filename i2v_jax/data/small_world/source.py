@@ -31,6 +31,9 @@ class SmallWorld:
     def __len__(self) -> int:
         return CLIPS[self.split]
 
+    def id_of(self, number: int) -> str:
+        return clip_id(number, self.name)
+
     def __getitem__(self, number: int) -> Clip:
         number = range(len(self))[number]
         scene = draw(number, self.split, self.lessons)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
+from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_TEXT_FLAT, CLIP_VISION, CLIP_VISION_FLAT
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
 from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_IP_UNET,
@@ -19,6 +19,7 @@ from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.formats.original import (
+    LEFTOVERS,
     NOISE_SCHEDULE,
     ORIGINAL_AVERAGED_UNETS,
     ORIGINAL_CONTROLNETS,
@@ -43,14 +44,21 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         *FLAX_TABLES["unet"],
     ),
     "vae": (DIFFUSERS_VAE, OLD_VAE, OLD_VAE_CONV, *ORIGINAL_VAES, *FLAX_TABLES["vae"]),
-    "text_encoder": (CLIP_TEXT, *ORIGINAL_TEXT_ENCODERS, *LORA_TABLES["text_encoder"], *FLAX_TABLES["text_encoder"]),
+    "text_encoder": (
+        CLIP_TEXT,
+        CLIP_TEXT_FLAT,
+        *ORIGINAL_TEXT_ENCODERS,
+        *LORA_TABLES["text_encoder"],
+        *FLAX_TABLES["text_encoder"],
+    ),
     "text_encoder_2": (
         CLIP_TEXT,
+        CLIP_TEXT_FLAT,
         *FLAX_TABLES["text_encoder"],
         *ORIGINAL_TEXT_ENCODERS_2,
         *LORA_TABLES["text_encoder_2"],
     ),
-    "image_encoder": (CLIP_VISION, *FLAX_TABLES["image_encoder"]),
+    "image_encoder": (CLIP_VISION, CLIP_VISION_FLAT, *FLAX_TABLES["image_encoder"]),
     "image_proj": (IMAGE_PROJECTION, DIFFUSERS_IMAGE_PROJECTION),
     "unet_ema": ORIGINAL_AVERAGED_UNETS,
     "controlnet": (
@@ -60,5 +68,6 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         *FLAX_TABLES["controlnet"],
     ),
     "noise_schedule": (NOISE_SCHEDULE,),
+    "leftovers": (LEFTOVERS,),
 }
 """The formats of each component; of several that know a file equally well, the first."""

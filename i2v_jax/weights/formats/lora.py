@@ -1,13 +1,13 @@
 """Names of LoRA files, made from the names of the layers that they change.
 
-kohya-ss (with LyCORIS' convolutions), PEFT, diffusers in the spellings of its times, AnimateDiff's motion LoRA.
+kohya-ss (with LyCORIS' convolutions), the same with dots (OneTrainer, ComfyUI), PEFT, diffusers in the spellings of its
+times, motion LoRA of AnimateDiff and of MotionDirector.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from i2v_jax.errors import InputError
-from i2v_jax.weights.formats.clip import CLIP_TEXT
+from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_TEXT_ROWS, without
 from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_UNET,
     DIFFUSERS_UNET_LINEAR,
@@ -16,7 +16,17 @@ from i2v_jax.weights.formats.diffusers import (
     with_adapters,
 )
 from i2v_jax.weights.formats.original import Blocks, unet_rows
-from i2v_jax.weights.names import CONVOLUTION, DENSE, SAME, TINY_CONVOLUTION, FamilyTable, Row, Table
+from i2v_jax.weights.names import (
+    CONVOLUTION,
+    DENSE,
+    DENSE_AS_CONV,
+    SAME,
+    TINY_CONVOLUTION,
+    FamilyTable,
+    Kind,
+    Row,
+    Table,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Spelling = dict[str, str]
@@ -27,33 +37,10 @@ PEFT: Spelling = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 LORA: Spelling = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
 LORA_LINEAR_LAYER: Spelling = {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"}
 PROCESSOR: Spelling = {"down": "_lora.down.weight", "up": "_lora.up.weight"}
+CLONEOFSIMO: Spelling = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
 
 ATTENTION = re.compile(r"\.(to_[qkv]|to_out)(\.0)?")
 TEXT_ATTENTION = re.compile(r"\.([qkv]|out)_proj")
-
-OTHER_METHODS = {
-    r"(.*\.)?(dora_scale|lora_magnitude_vector.*)": "DoRA, which scales whole columns",
-    r".*\.hada_[wt]\d.*": "LoHa, a Hadamard product",
-    r".*\.lokr_[wt]\d.*": "LoKr, a Kronecker product",
-    r".*\.(on_input|ia3_l(\..*)?)": "(IA)^3, which scales activations",
-    r".*\.(a1|a2|b1|b2|bm1|bm2)\.weight": "GLoRA",
-    r".*\.(oft_blocks|oft_diag|oft_r(\..*)?|boft_.*)": "OFT, an orthogonal transformation",
-    r".*\.lora_B\.bias|.*\.(lora_up|lora\.up)\.bias": "a LoRA with biases of its own",
-    r"string_to_param\..*|emb_params|clip_[lg]|<.*>": "a textual inversion",
-}
-"""What is shared beside LoRA, by the names that tell it."""
-
-
-def refuse_other_methods(names: Iterable[str], source: str) -> None:
-    """Raises InputError for weights that no product of two matrices stands for, naming the tensor and the method."""
-    patterns = [(re.compile(pattern), method) for pattern, method in OTHER_METHODS.items()]
-    for name in names:
-        for pattern, method in patterns:
-            if pattern.fullmatch(name):
-                raise InputError(
-                    f"{source}: {name!r} belongs to {method}. Only LoRA (and LoCon) is read here; merge such weights "
-                    "into the model with the program that made them, and convert that."
-                )
 
 
 def lora_rows(layers: Iterable[Row], spell: Callable[[str], tuple[str, Spelling]]) -> list[Row]:
@@ -81,17 +68,34 @@ def kohya_rows(prefix: str, layers: Iterable[Row]) -> list[Row]:
     return lora_rows(layers, lambda name: (prefix + name.replace(".", "_"), KOHYA))
 
 
-def _diffusers(name: str, base: Table, prefix: str, attention: Spelling, others: Spelling) -> FamilyTable:
-    """LoRA by the layers' own names; its rows are made for files that hold some so spelled, and for trees.
+def _spelled(
+    name: str,
+    layers: Callable[[], Iterable[Row]],
+    prefix: str,
+    spell: Callable[[str], tuple[str, Spelling]],
+    *down: str,
+) -> FamilyTable:
+    """LoRA whose rows are made for files that hold a name with this prefix and one of these endings, and for trees."""
+
+    def of_file(shapes: Shapes) -> list[Row]:
+        is_so_spelled = any(name.startswith(prefix) and name.endswith(down) for name in shapes)
+        return lora_rows(layers(), spell) if is_so_spelled else []
+
+    return FamilyTable(name, of_file, lambda shapes: lora_rows(layers(), spell))
+
+
+def _diffusers(
+    name: str, layers: Callable[[], Iterable[Row]], prefix: str, attention: Spelling, others: Spelling
+) -> FamilyTable:
+    """LoRA by the layers' own names.
 
     Args:
         name: of the table.
-        base: the layers' names.
-        prefix: what stands before them.
+        layers: makes the rows of the model's own format.
+        prefix: what stands before their names.
         attention: how the projections of attentions are spelled.
         others: how other layers are.
     """
-    down = tuple({attention["down"], others["down"]})
 
     def spell(layer: str) -> tuple[str, Spelling]:
         if not re.search(rf"({ATTENTION.pattern}|{TEXT_ATTENTION.pattern})$", layer):
@@ -100,20 +104,18 @@ def _diffusers(name: str, base: Table, prefix: str, attention: Spelling, others:
             layer = TEXT_ATTENTION.sub(r".to_\1", ATTENTION.sub(r".processor.\1", layer))
         return prefix + layer, attention
 
-    def of_file(shapes: Shapes) -> list[Row]:
-        is_so_spelled = any(name.startswith(prefix) and name.endswith(down) for name in shapes)
-        return lora_rows(base.rows, spell) if is_so_spelled else []
-
-    return FamilyTable(name, of_file, lambda shapes: lora_rows(base.rows, spell))
+    return _spelled(name, layers, prefix, spell, attention["down"], others["down"])
 
 
-def _all_spellings(name: str, base: Table, component: str, older: Spelling) -> tuple[FamilyTable, ...]:
+def _all_spellings(
+    name: str, layers: Callable[[], Iterable[Row]], component: str, older: Spelling
+) -> tuple[FamilyTable, ...]:
     """The spellings of diffusers and PEFT, the current one first; alphas are in the metadata, or tensors.
 
     Args:
         name: of the current one; the others' names say how they differ.
-        base: the layers' names.
-        component: what stands before them.
+        layers: makes the rows of the model's own format.
+        component: what stands before their names.
         older: how a LoRA was spelled outside of attention processors.
     """
     spellings = {
@@ -121,14 +123,72 @@ def _all_spellings(name: str, base: Table, component: str, older: Spelling) -> t
         ", attentions as in 0.22": (older, PEFT),
         ", as in 0.22": (older, older),
         ", in attention processors": (PROCESSOR, older),
+        ", by MotionDirector": (PROCESSOR, PROCESSOR),  # what it calls spatial
     }
     prefixes = {f"{component}.": "", "base_model.model.": ", by PEFT", "": ", without component"}
     return tuple(
-        _diffusers(name + how + where + alphas, base, prefix, attention | alpha, others | alpha)
+        _diffusers(name + how + where + alphas, layers, prefix, attention | alpha, others | alpha)
         for alphas, alpha in (("", {}), (", alphas as tensors", {"alpha": KOHYA["alpha"]}))
         for prefix, where in prefixes.items()
         for how, (attention, others) in spellings.items()
     )
+
+
+def _dotted(
+    name: str, layers: Callable[[Shapes], Iterable[Row]], prefixes: Iterable[str], joint: str = "."
+) -> tuple[FamilyTable, ...]:
+    """kohya-ss' and PEFT's endings, alphas as tensors, behind a prefix and a layer's name, which stays dotted.
+
+    Args:
+        name: of the tables; the prefix follows.
+        layers: makes the rows of the model's own format, for a file's names or a tree's paths.
+        prefixes: each of a table.
+        joint: what stands in a layer's name in the place of dots.
+    """
+    spellings = {"": KOHYA, ", lora_A": PEFT | {"alpha": KOHYA["alpha"]}}
+
+    def table(prefix: str, how: str, spelling: Spelling) -> FamilyTable:
+        def rows(names: Shapes) -> list[Row]:
+            return lora_rows(layers(names), lambda layer: (prefix + layer.replace(".", joint), spelling))
+
+        def of_file(shapes: Shapes) -> list[Row]:
+            is_so_spelled = any(name.startswith(prefix) and name.endswith(spelling["down"]) for name in shapes)
+            return rows(shapes) if is_so_spelled else []
+
+        return FamilyTable(f"{name} ({prefix}*{how})", of_file, rows)
+
+    return tuple(table(prefix, how, spelling) for prefix in prefixes for how, spelling in spellings.items())
+
+
+def _motion_director(name: str, unet: Table) -> tuple[FamilyTable, ...]:
+    """MotionDirector's temporal LoRA of all dense layers: `…/ff.net.0.proj` is `…/ff.net.0.processor.proj_lora` there.
+
+    Its two forms: that of motion LoRA (`use_motion_lora_format`), and as it lies in memory.
+    """
+
+    def in_processor(layer: str) -> tuple[str, Spelling]:
+        parent, _, last = layer.rpartition(".")
+        return f"{parent}.processor.{last}", PROCESSOR
+
+    return (
+        _spelled(name, lambda: unet.rows, "", in_processor, PROCESSOR["down"]),
+        _spelled(
+            f"{name}, as in memory", lambda: unet.rows, "", lambda layer: (layer, CLONEOFSIMO), CLONEOFSIMO["down"]
+        ),
+    )
+
+
+SD15_BLOCKS = Blocks(3, set(range(1, 12)), {number: number >= 3 for number in range(12)})
+SDXL_BLOCKS = Blocks(3, set(range(1, 9)), dict.fromkeys(range(9), True))
+ONETRAINER_BLOCKS = Blocks(3, set(range(1, 12)), dict.fromkeys(range(12), True))
+"""What OneTrainer takes SD1.5 to have: a transformer in every output block, which an upsampler's number counts."""
+
+DEEP = re.compile(r".*transformer_blocks[._][1-9].*|.*/attention/blocks_[1-9].*")
+"""In transformers of several blocks, which no model of SD1.5's size has."""
+
+
+def _of_sd15(blocks: Blocks, shapes: Shapes) -> list[Row]:
+    return [] if any(map(DEEP.fullmatch, shapes)) else unet_rows(blocks, DENSE_AS_CONV)
 
 
 def _kohya_unet(name: str, unet: Table) -> Table:
@@ -137,25 +197,94 @@ def _kohya_unet(name: str, unet: Table) -> Table:
 
 KOHYA_UNET = _kohya_unet("kohya-ss LoRA", DIFFUSERS_UNET)
 KOHYA_UNET_LINEAR = _kohya_unet("kohya-ss LoRA, linear projections", DIFFUSERS_UNET_LINEAR)
-KOHYA_SDXL = Table(
+
+
+def _kohya_original(name: str, blocks: Blocks, attends: Collection[str], projection: Kind) -> Table:
+    """LoRA by the numbers of the original UNet's blocks, transformers only in those blocks that have some."""
+    places = tuple(f"{block}.1." for block in attends)
+    rows = [
+        row
+        for row in unet_rows(blocks, projection)
+        if "/attention/" not in row.ours or row.theirs.startswith(("middle_block.", *places))
+    ]
+    return Table(name, kohya_rows("lora_unet_", rows))
+
+
+KOHYA_SDXL = _kohya_original(
     "kohya-ss LoRA, SDXL",  # whose UNet it names as the original does
-    kohya_rows("lora_unet_", unet_rows(Blocks(3, set(range(1, 9)), dict.fromkeys(range(9), True)), DENSE)),
+    Blocks(3, set(range(1, 9)), {number: number < 6 for number in range(9)}),
+    [*(f"input_blocks.{i}" for i in (4, 5, 7, 8)), *(f"output_blocks.{i}" for i in range(6))],
+    DENSE,
+)
+KOHYA_SD15_ORIGINAL = _kohya_original(
+    "kohya-ss LoRA, original block numbers",  # of SD1.5 and SD2, by tools that name every UNet so
+    Blocks(3, set(range(1, 12)), {number: number > 2 for number in range(12)}),
+    [*(f"input_blocks.{i}" for i in (1, 2, 4, 5, 7, 8)), *(f"output_blocks.{i}" for i in range(3, 12))],
+    DENSE_AS_CONV,
 )
 KOHYA_TEXT = Table("kohya-ss LoRA", kohya_rows("lora_te_", CLIP_TEXT.rows))
 KOHYA_TEXT_1 = Table("kohya-ss LoRA, first of two", kohya_rows("lora_te1_", CLIP_TEXT.rows))
 KOHYA_TEXT_2 = Table("kohya-ss LoRA", kohya_rows("lora_te2_", CLIP_TEXT.rows))
 
-DIFFUSERS_LORAS = _all_spellings("diffusers LoRA", DIFFUSERS_UNET, "unet", LORA)
-DIFFUSERS_LORAS_LINEAR = _all_spellings("diffusers LoRA, linear projections", DIFFUSERS_UNET_LINEAR, "unet", LORA)
-DIFFUSERS_LORAS_TEXT = _all_spellings("diffusers LoRA", CLIP_TEXT, "text_encoder", LORA_LINEAR_LAYER)
-DIFFUSERS_LORAS_TEXT_2 = _all_spellings("diffusers LoRA", CLIP_TEXT, "text_encoder_2", LORA_LINEAR_LAYER)
+CLIP_TEXT_FLAT_ROWS = without("text_model.", CLIP_TEXT_ROWS)
+KOHYA_FLAT_TEXTS, KOHYA_FLAT_TEXTS_2 = (
+    tuple(
+        Table(f"kohya-ss LoRA, without text_model ({prefix}*)", kohya_rows(prefix, CLIP_TEXT_FLAT_ROWS))
+        for prefix in prefixes
+    )
+    for prefixes in (("lora_te_", "lora_te1_"), ("lora_te2_",))
+)
+
+DOTTED_UNETS = tuple(
+    table
+    for name, layers in (
+        ("dotted LoRA", lambda shapes: DIFFUSERS_UNET.rows),
+        ("dotted LoRA, linear projections", lambda shapes: DIFFUSERS_UNET_LINEAR.rows),
+        ("dotted LoRA, original blocks", lambda shapes: _of_sd15(SD15_BLOCKS, shapes)),
+        ("dotted LoRA, original blocks by OneTrainer", lambda shapes: _of_sd15(ONETRAINER_BLOCKS, shapes)),
+        ("dotted LoRA, original blocks, linear projections", lambda shapes: unet_rows(SDXL_BLOCKS, DENSE)),
+    )
+    for table in _dotted(name, layers, ("lora_unet.", "unet.", "diffusion_model.", "model.diffusion_model."))
+)
+"""OneTrainer's (`lora_unet.` with diffusers' names; `unet.` with the original ones, the Open Model Initiative's way),
+and what ComfyUI writes (`diffusion_model.`)."""
+LYCORIS_UNETS = tuple(
+    table
+    for name, unet in (("LyCORIS LoRA", DIFFUSERS_UNET), ("LyCORIS LoRA, linear projections", DIFFUSERS_UNET_LINEAR))
+    for table in _dotted(name, lambda shapes, unet=unet: unet.rows, ("lycoris_",), "_")
+)
+DOTTED_TEXTS, DOTTED_TEXTS_2 = (
+    tuple(
+        table
+        for name, rows in (("dotted LoRA", CLIP_TEXT_ROWS), ("dotted LoRA without text_model.", CLIP_TEXT_FLAT_ROWS))
+        for table in _dotted(name, lambda shapes, rows=rows: rows, prefixes)
+    )
+    for prefixes in (
+        ("lora_te.", "lora_te1.", "clip_l.", "text_encoders.clip_l.transformer."),
+        ("lora_te2.", "clip_g.", "text_encoders.clip_g.transformer."),
+    )
+)
+
+DIFFUSERS_LORAS = _all_spellings("diffusers LoRA", lambda: DIFFUSERS_UNET.rows, "unet", LORA)
+DIFFUSERS_LORAS_LINEAR = _all_spellings(
+    "diffusers LoRA, linear projections", lambda: DIFFUSERS_UNET_LINEAR.rows, "unet", LORA
+)
+DIFFUSERS_LORAS_TEXT, DIFFUSERS_LORAS_TEXT_2 = (
+    _all_spellings("diffusers LoRA", lambda: CLIP_TEXT_ROWS, component, LORA_LINEAR_LAYER)
+    + _all_spellings("diffusers LoRA without text_model", lambda: CLIP_TEXT_FLAT_ROWS, component, LORA_LINEAR_LAYER)
+    for component in ("text_encoder", "text_encoder_2")
+)
 DIFFUSERS_LORA, DIFFUSERS_LORA_LINEAR, DIFFUSERS_LORA_TEXT, DIFFUSERS_LORA_TEXT_2 = (
     spellings[0]
     for spellings in (DIFFUSERS_LORAS, DIFFUSERS_LORAS_LINEAR, DIFFUSERS_LORAS_TEXT, DIFFUSERS_LORAS_TEXT_2)
 )
-MOTION_LORA = _diffusers("AnimateDiff motion LoRA", PUBLISHED_UNET, "", PROCESSOR, LORA)
+MOTION_LORA = _diffusers("AnimateDiff motion LoRA", lambda: PUBLISHED_UNET.rows, "", PROCESSOR, LORA)
 MOTION_LORA_LINEAR = _diffusers(
-    "AnimateDiff motion LoRA, linear projections", PUBLISHED_UNET_LINEAR, "", PROCESSOR, LORA
+    "AnimateDiff motion LoRA, linear projections", lambda: PUBLISHED_UNET_LINEAR.rows, "", PROCESSOR, LORA
+)
+MOTION_DIRECTOR_LORAS = (
+    *_motion_director("MotionDirector motion LoRA", PUBLISHED_UNET),
+    *_motion_director("MotionDirector motion LoRA, linear projections", PUBLISHED_UNET_LINEAR),
 )
 
 LORA_TABLES: Mapping[str, tuple[Table, ...]] = {
@@ -163,11 +292,15 @@ LORA_TABLES: Mapping[str, tuple[Table, ...]] = {
         KOHYA_UNET,
         KOHYA_UNET_LINEAR,
         KOHYA_SDXL,
+        KOHYA_SD15_ORIGINAL,
         *DIFFUSERS_LORAS,
         *DIFFUSERS_LORAS_LINEAR,
         MOTION_LORA,
         MOTION_LORA_LINEAR,
+        *MOTION_DIRECTOR_LORAS,
+        *DOTTED_UNETS,
+        *LYCORIS_UNETS,
     ),
-    "text_encoder": (KOHYA_TEXT, KOHYA_TEXT_1, *DIFFUSERS_LORAS_TEXT),
-    "text_encoder_2": (KOHYA_TEXT_2, *DIFFUSERS_LORAS_TEXT_2),
+    "text_encoder": (KOHYA_TEXT, KOHYA_TEXT_1, *KOHYA_FLAT_TEXTS, *DIFFUSERS_LORAS_TEXT, *DOTTED_TEXTS),
+    "text_encoder_2": (KOHYA_TEXT_2, *KOHYA_FLAT_TEXTS_2, *DIFFUSERS_LORAS_TEXT_2, *DOTTED_TEXTS_2),
 }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from i2v_jax.weights.formats.clip import CLIP_TEXT_ROWS
+from i2v_jax.weights.formats.clip import CLIP_TEXT_ROWS, without
 from i2v_jax.weights.formats.diffusers import BLOCK
 from i2v_jax.weights.names import (
     BUFFER,
@@ -20,8 +20,10 @@ from i2v_jax.weights.names import (
     MATRIX,
     NORM,
     RAW,
+    SAME,
     FamilyTable,
     Kind,
+    Match,
     Row,
     Table,
     under,
@@ -258,9 +260,8 @@ def _vae_table(prefix: str) -> Table:
 
 def _clip_table(prefix: str, within: str = "") -> Table:
     """transformers' CLIP below a prefix; `within` is a part of its names that the file leaves out."""
-    rows = [row._replace(theirs=row.theirs.removeprefix(within)) for row in CLIP_TEXT_ROWS]
-    without = f" without {within}" if within else ""
-    return Table(f"original CLIP text{without} ({prefix}*)", under(prefix, "", rows))
+    lacking = f" without {within}" if within else ""
+    return Table(f"original CLIP text{lacking} ({prefix}*)", under(prefix, "", without(within, CLIP_TEXT_ROWS)))
 
 
 OPENCLIP_LAYER = [
@@ -318,6 +319,7 @@ ORIGINAL_TEXT_ENCODERS = (
     _clip_table("cond_stage_model.transformer.", within="text_model."),  # in some early models
     SD2_TEXT,
     SDXL_TEXT,
+    _clip_table("conditioner.embedders.0.transformer.", within="text_model."),
 )
 ORIGINAL_TEXT_ENCODERS_2 = (SDXL_TEXT_2, _openclip_table("conditioner.embedders.0.model."))  # SDXL's refiner has one
 NOISE_SCHEDULE = Table(
@@ -343,9 +345,42 @@ NOISE_SCHEDULE = Table(
                 "scale_factor",
                 "v_pred",  # empty tensors by which community models say how they were trained
                 "ztsnr",
+                "edm_mean",
+                "edm_std",
             )
         ),
+        *(Row(f"edm_vpred.{name}", f"edm_vpred/{name}", BUFFER) for name in ("sigma_max", "sigma_min")),
         Row("denoiser.sigmas", "sigmas", BUFFER),
         *EMA_COUNTERS,
     ],
+)
+
+
+class LeftoverTable(Table):
+    """Names of what tools leave in whole checkpoints and no network here wants; each is its own path."""
+
+    def __init__(self, name: str, patterns: Iterable[str]):
+        super().__init__(name, [])
+        self._pattern = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+    def to_ours(self, name: str) -> list[Match]:
+        return [Match(name, SAME, True)] if self._pattern.fullmatch(name) else []
+
+    def to_theirs(self, path: str) -> Match | None:
+        return next(iter(self.to_ours(path)), None)
+
+
+LEFTOVERS = LeftoverTable(
+    "leftovers of tools",
+    (
+        r"embedding_manager\..*",  # of textual inversion, in the original code's training states
+        r"(model\.)?safety_checker\..*",
+        r"bundle_emb\..*",  # embeddings beside a LoRA
+        r"model_ema\.(encoder|decoder|quant_conv|post_quant_conv|loss).*",  # of an autoencoder's training
+        r"cond_stage_model\.(logit_scale|text_projection|model\.attn_mask|model\.visual\..*)",
+        r"conditioner\.embedders\.\d\.((model|transformer)\.attn_mask|logit_scale|text_projection|model\.visual\..*)",
+        r"conditioner\.embedders\.1\.model\.transformer\..*position_ids",
+        r"denoiser\.(log_sigmas|alphas_cumprod)",
+        r"global_step|epoch|iteration|n_averaged|ema_step|decay|num_updates|optimization_step",
+    ),
 )

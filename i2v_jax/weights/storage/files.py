@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from i2v_jax.errors import InputError
+from i2v_jax.hub import read_text
 
 ORBAX_METADATA = "_METADATA"
 """The file that makes a folder an orbax checkpoint."""
@@ -57,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 def read_json(path: Path) -> dict:
     """Returns the object of a JSON file; InputError for anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -22,6 +22,20 @@ WEIGHTS = MODEL_STEMS + LORA_STEMS
 """File stems of diffusers, transformers and PEFT."""
 SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 WEIGHT_SUFFIXES = (".safetensors", ".msgpack", *PICKLE_SUFFIXES)
+FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+"""The components' folders within a pipeline's."""
+OTHER_FILES = {
+    b"GGUF": ", but GGUF, quantised weights: take the same model as .safetensors in float16 or bfloat16",
+    b"<!": ", but a web page: the download was refused or wanted a login. Fetch the file itself",
+    b"<html": ", but a web page: the download was refused or wanted a login. Fetch the file itself",
+    b"{": ", but JSON: a config, or what a server answered. Give the weights that it lies beside",
+    b"\x89HDF": ", but HDF5, of Keras or TensorFlow. Take the same model as .safetensors",
+    b"\x08": ", but perhaps ONNX. Take the same model as .safetensors",
+    b"7z\xbc\xaf": ", but a 7-Zip archive. Unpack it first",
+    b"Rar!": ", but a RAR archive. Unpack it first",
+    b"\x1f\x8b": ", but a gzip archive. Unpack it first",
+}
+"""How files begin that are given by mistake, and what to say of them."""
 PREFIXES = ("module.", "params.")  # of PyTorch's data-parallel training, of Flax's variable collections
 
 
@@ -66,6 +80,31 @@ def check_reader(source: str | Path, folder: str = "") -> None:
         raise InputError(f"{path or source} {NO_TORCH}")
 
 
+def files_by_hand(
+    source: str | Path, folder: str = "", variant: str | None = None, is_pipeline: bool = False
+) -> list[str]:
+    """Returns which files of a hub's model a person would fetch for `open_tensors`; patterns where names are not known.
+
+    Args:
+        source: a hub id.
+        folder, variant: as for `open_tensors`.
+        is_pipeline: whether the source is known to have that folder.
+    """
+    inside = Path(*Path(source).parts[2:])
+    if inside.suffix in WEIGHT_SUFFIXES:
+        config = [str(inside.parent / "config.json")] if inside.stem in MODEL_STEMS else []
+        return [*config, str(inside)]
+    end = f".{variant}.safetensors" if variant else ".safetensors"
+    if not folder and inside.parts:
+        return [f"{inside}/config.json", f"{inside}/*model{end}"]
+    if not folder:
+        alone = [f"{stem}{end}" for stem in WEIGHTS if "flax" not in stem]
+        return ["*.json", "*.txt", *(f"{place}/*model{end}" for place in FOLDERS), *alone]
+    stem = "model" if "encoder" in folder else MODEL_STEMS[0]
+    places = [inside / folder] if is_pipeline else [inside] if inside.parts else [inside, inside / folder]
+    return [str(place / name) for place in places for name in ("config.json", f"{stem}{end}")]
+
+
 def holds_weights(folder: Path) -> bool:
     """Whether weights lie in this very folder, under a name that diffusers or transformers gives them."""
     return folder.is_dir() and _find_weights(folder, "", None) is not None
@@ -83,8 +122,10 @@ def _open_file(path: Path) -> Tensors:
     elif start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`.")
     else:
+        is_known = next((what for begin, what in OTHER_FILES.items() if start.lstrip().startswith(begin)), "")
         raise InputError(
-            f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle nor a Flax checkpoint."
+            f"{path} ({path.stat().st_size} bytes) is neither safetensors nor a PyTorch pickle nor a Flax checkpoint"
+            f"{is_known}."
         )
     return dataclasses.replace(tensors, config=config)
 
@@ -157,7 +198,7 @@ def _open_hub(source: str | Path, folder: str, variant: str | None) -> Tensors:
     """Fetches only the wanted component."""
     check_reader(source)
     if _hub_suffix(source) in WEIGHT_SUFFIXES:
-        path = fetch(source, [".", "../config.json", "../adapter_config.json"])
+        path = fetch(source, [".", "../config.json", "../adapter_config.json"], files_by_hand(source))
         if not path.is_file():
             raise InputError(f"{source} does not exist, on this machine or on the hub. Check the name.")
         return _open_file(path)
@@ -166,7 +207,8 @@ def _open_hub(source: str | Path, folder: str, variant: str | None) -> Tensors:
         names = ["config.json", "adapter_config.json"]
         for stem in WEIGHTS:
             names += [f"{stem}{middle}.{suffix}", f"{stem}*-of-*{suffix}", f"{stem}*{suffix}.index*.json"]
-        path = fetch(source, [str(place / name) for place in (Path(), Path(folder)) for name in names])
+        patterns = [str(place / name) for place in (Path(), Path(folder)) for name in names]
+        path = fetch(source, patterns, files_by_hand(source, folder, variant))
         if _find_weights(path, folder, variant):
             return _open_folder(path, folder, variant)
     known = "weights" if has_torch() else "safetensors (a PyTorch pickle would take `pip install torch`)"

@@ -9,6 +9,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights.storage.files import replacing
+from i2v_jax.weights.storage.pickled import no_tensors, why_refused
 from i2v_jax.weights.tensors import DTYPE_NAMES, MAX_NAME, MAX_RANK, Entry, Tensors
 
 PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
@@ -36,12 +37,7 @@ def open_pickle(path: Path) -> Tensors:
     except InputError:
         raise
     except Exception as error:  # damaged and malicious pickles fail in more ways than can be listed
-        # PyTorch's own advice, to switch the protection off, is not passed on.
-        reasons = [line.strip() for line in str(error).splitlines() if "WeightsUnpickler error" in line]
-        reason = reasons[0] if reasons else type(error).__name__
-        raise InputError(
-            f"{path} is damaged, or holds more than tensors and was refused (nothing in it was run): {reason[:200]}"
-        ) from error
+        raise InputError(why_refused(path, error)) from error  # PyTorch's own words are not passed on
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
@@ -52,7 +48,7 @@ def open_pickle(path: Path) -> Tensors:
             raise InputError(f"{path} holds two tensors of the name {name!r}.")
         entries[name] = entry
     if not entries:
-        raise InputError(f"{path} holds no tensors, only {[str(key) for key in loaded][:8]}.")
+        raise InputError(f"{path} {no_tensors(loaded)}")
     return Tensors(entries, str(path))
 
 

@@ -1,5 +1,4 @@
-"""How the commands begin and end: strict `ml_collections` config files and flags; a message and exit code 2 on bad
-input or where memory does not suffice, 130 on Ctrl-C."""
+"""Strict `ml_collections` config files and flags: read, checked against the keys that a command has, overridden."""
 
 import contextlib
 import json
@@ -8,96 +7,41 @@ import re
 import runpy
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from i2v_jax.commands.help import help_text, short_name
+from i2v_jax.commands.wording import PACKAGE, as_called, program
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.hub import read_text
 
-ROOT = Path(__file__).resolve().parents[1]  # of the checkout, from which config files import `configs`
+BUNDLED = PACKAGE / "bundled"  # of an installed package
+ROOT = BUNDLED if BUNDLED.is_dir() else PACKAGE.parent  # holds `configs`, `assets` and `convert`: else the checkout
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple like '(1, 2)'"}
 
-OUT_OF_MEMORY = """\
-The devices have too little memory for this. Any of these helps:
-  --config.dtype=bfloat16 halves weights and activations
-  a smaller height, width or number of frames
-  sampling: --config.batch_per_device=1, --config.vae_slice=1; --config.mesh.frames=N spreads each video over N devices
-  training: --config.remat=products, then full; --config.accumulate=N works through a batch in N parts;
-    --config.frozen=fsdp with --config.mesh.fsdp=N leaves each device a share of the frozen weights"""
 
-
-def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command and leaves the process: code 0, 130 when interrupted, 2 with a message on bad input or when a
-    device is out of memory."""
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_once()
-            try:
-                main()
-            finally:
-                sys.stdout.flush()  # here, where it shows that nobody reads it any more
-    except InputError as error:
-        _fail(str(error), 2)
-    except BrokenPipeError:  # what read the output, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if _is_out_of_memory(error):
-            _fail(f"{OUT_OF_MEMORY}\n({str(error).splitlines()[0]})", 2)
-        if not _is_one_of_several():
-            raise
-        traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", 1)
-    sys.exit(0)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    if _is_one_of_several():
-        from i2v_jax.devices import processes
-
-        processes.leave(message, code)
-    sys.exit(code)
-
-
-def _is_one_of_several() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    jax = sys.modules.get("jax")  # commands that do not compute need not import it
-    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _show_once() -> Callable[..., None]:
-    shown = set()
-
-    def show(message: Warning, *where: Any) -> None:
-        if str(message) not in shown:
-            print(f"warning: {message}", file=sys.stderr)
-        shown.add(str(message))
-
-    return show
-
-
-def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: str = "") -> ConfigDict:
+def read_config(
+    default: str | Path,
+    argv: Sequence[str] | None = None,
+    usage: str = "",
+    short: Sequence[str] = (),
+    own_flags: Mapping[str, str] | None = None,
+) -> ConfigDict:
     """Reads the config of a command line: `--config=FILE[:ARGUMENT] --config.KEY=VALUE ...`, in any order.
 
-    `--help` prints the default file, whose comments say what the keys mean, what another file changes, and leaves.
+    `--help` prints every key with what the comments of the default file say of it, and leaves.
 
     Args:
         default: the config file when the command line names none; also says which keys there are, of which types.
         argv: the command line, the program first; `sys.argv` when None.
         usage: what the command does, for `--help`.
+        short: keys that are common: `data.source` can be set by `--source`, too.
+        own_flags: flags that the command has read itself -> what they mean, for `--help` and for hints.
 
     Returns:
         The config with the flags applied, locked: a key that does not exist can be neither read nor set.
@@ -106,36 +50,54 @@ def read_config(default: str | Path, argv: Sequence[str] | None = None, usage: s
         InputError: a file that `load_config` refuses, an unknown key or flag (the nearest is named), a value of another
             type, an argument that is no flag.
     """
+    argv = in_full(list(sys.argv if argv is None else argv), short)
+    source, argv = config_source(default, argv)
+    known = load_config(default)
+    config = known if source == str(default) else load_config(source, known, Path(default).parent)
+    if {"-h", "-help", "--help"} & set(argv):
+        about = (_leaves(config), Path(default), source, ROOT, short, own_flags)
+        print(help_text(as_called(usage), program(argv[0]), *about))
+        sys.exit(0)
+    return _override(config, argv, [short_name(key) for key in short] + [f"--{flag}" for flag in own_flags or ()])
+
+
+def config_source(default: str | Path, argv: Sequence[str] | None = None) -> tuple[str, list[str]]:
+    """Returns the config that a command line names, or the default, and the command line without it.
+
+    Raises:
+        InputError: `--config` without a file.
+    """
     values = flags.FlagValues()
     flags.DEFINE_string("config", str(default), "", flag_values=values)
     try:
-        argv = values(list(sys.argv if argv is None else argv), known_only=True)
+        rest = values(list(sys.argv if argv is None else argv), known_only=True)
     except flags.Error as error:
         raise InputError(f"{error}. Write --config=FILE.") from None
-    known = load_config(default)
-    config = known if values.config == str(default) else load_config(values.config, known)
-    if {"-h", "-help", "--help"} & set(argv):
-        print(
-            f"{usage}\n\nusage: {argv[0]} [--config=FILE] [--config.KEY=VALUE ...]\n\nKeys and defaults ({default}):\n"
-        )
-        print(Path(default).read_text(encoding="utf-8"))
-        defaults = _leaves(known)
-        changes = [f"    config.{key} = {value!r}" for key, value in _leaves(config).items() if value != defaults[key]]
-        if changes:
-            print(f"{values.config} changes:\n", *changes, sep="\n")
-        sys.exit(0)
-    return _override(config, argv)
+    return values.config, rest
 
 
-def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDict:
+def in_full(argv: list[str], short: Sequence[str]) -> list[str]:
+    """Returns a command line with the short names of keys written out: `--config.data.source` for `--source`."""
+    keys = {short_name(key): key for key in short}
+    written = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        key = keys.get(name.replace("_", "-"))
+        written.append(f"--config.{key}{equals}{value}" if key else word)
+    return written
+
+
+def load_config(source: str | Path, known: ConfigDict | None = None, folder: Path | None = None) -> ConfigDict:
     """Reads a config file: a Python file with `get_config() -> ConfigDict`, or a JSON with the config under "config".
 
-    A Python file can import others of this checkout, such as `configs.train.sd15_stage1`, from any working directory.
+    A Python file can import the project's own, such as `configs.train.sd15_stage1`, from any working directory.
 
     Args:
-        source: path of the file; of a Python file also "path:argument", for `get_config(argument)`.
+        source: path of the file; of a Python file also "path:argument", for `get_config(argument)`. The project's own
+            are found from any folder, by `configs/sample/sd15.py`, and where `folder` is theirs by `sd15`.
         known: a config with every key there is: the file has no others, and they are of the same types. What the file
             lacks, such as a key that is newer than the file, is as in `known`.
+        folder: of configs that go by their names.
 
     Returns:
         The config, locked.
@@ -144,12 +106,15 @@ def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDi
         InputError: no such file, a file that fails (with its line), is no config, or has unknown keys.
     """
     name, arguments = os.path.expanduser(source), []
-    if not Path(name).is_file() and ":" in name:
+    path = _find(name, folder)
+    if path is None and ":" in name:
         name, *arguments = name.split(":", 1)
-    path = Path(name)
-    if not path.is_file():
-        siblings = [str(sibling) for sibling in sorted(path.parent.glob("*.py"))]
-        raise InputError(f"No config file at {name!r}.{nearest(name, siblings)}")
+        path = _find(name, folder)
+    if path is None:
+        siblings = [str(sibling) for sibling in sorted(Path(name).parent.glob("*.py"))]
+        named = [sibling.stem for sibling in sorted(folder.glob("*.py"))] if folder else []
+        raise InputError(f"No config file at {name!r}.{nearest(name, siblings + named)}")
+    name = str(path)
     config = _from_json(name) if path.suffix == ".json" else _from_python(name, arguments)
     if known is not None:
         _check(config, known, name)
@@ -157,9 +122,18 @@ def load_config(source: str | Path, known: ConfigDict | None = None) -> ConfigDi
     return config.lock()
 
 
+def _find(name: str, folder: Path | None) -> Path | None:
+    """The file of a config, given by its path, its path in the project, or its name in a folder."""
+    places = [Path(name), ROOT / name, *([folder / f"{name}.py"] if folder and "/" not in name else [])]
+    return next((path for path in places if path.is_file()), None)
+
+
 def _from_json(name: str) -> ConfigDict:
     try:
-        return ConfigDict(json.loads(Path(name).read_text(encoding="utf-8"))["config"])
+        text = read_text(name)
+        return ConfigDict(json.loads(text)["config"])
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name!r} is no JSON with a config under 'config' ({error!r}).") from None
 
@@ -230,10 +204,13 @@ def _match_types(config: ConfigDict, known: ConfigDict, name: str) -> None:
             parent[leaf] = typed
 
 
-def _override(config: ConfigDict, argv: list[str]) -> ConfigDict:
-    """Applies the flags `--config.KEY=VALUE` of a command line to a config, with the flags' own parsers."""
+def _override(config: ConfigDict, argv: list[str], others: Sequence[str] = ()) -> ConfigDict:
+    """Applies the flags `--config.KEY=VALUE` of a command line to a config, with the flags' own parsers; `others` are
+    the command's flags beside these."""
     leaves = _leaves(config)
     for argument in argv[1:]:
+        if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise InputError(f"{argument!r} is not UTF-8 text. Set the terminal to UTF-8.")
         if found := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             key = found[1]
             if any(leaf.startswith(f"{key}.") for leaf in leaves):
@@ -247,7 +224,8 @@ def _override(config: ConfigDict, argv: list[str]) -> ConfigDict:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        hint = _nearest_key(error.flagname.removeprefix("config."), leaves, "--config.")
+        hint = nearest(f"--{error.flagname.replace('_', '-')}", others)
+        hint = hint or _nearest_key(error.flagname.removeprefix("config."), leaves, "--config.")
         raise InputError(f"Unknown flag --{error.flagname}.{hint} --help lists what there is.") from None
     except flags.IllegalFlagValueError as error:
         given, key = re.match(r"flag (--config\.([^=]+)=.*?): ", str(error), re.DOTALL).groups()

@@ -1,0 +1,48 @@
+"""`i2v`: the commands of an installed package, from any folder."""
+
+import importlib
+import os
+import sys
+
+import i2v_jax
+from i2v_jax import commands
+from i2v_jax.commands.wording import MODULES, PROGRAM
+from i2v_jax.errors import InputError, nearest
+
+SUMMARIES = {
+    "sample": "animates pictures",
+    "train": "trains an adapter, or any part of a model",
+    "evaluate": "measures a model on clips whose motion is known",
+    "convert": "moves weights between PyTorch and JAX: import, export, inspect, verify, diff",
+    "plan": "says what of a run fits a TPU slice, and how long it takes",
+    "store": "runs the frozen encoders over clips once, for training",
+}
+
+
+def main() -> None:
+    """The console script."""
+    commands.run(run_command)
+
+
+def run_command() -> None:
+    """Runs the command that the first argument names, on the others.
+
+    Raises:
+      InputError: there is no such command.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    sys.argv = [f"{PROGRAM}{name}", *arguments]
+    if name in ("-h", "--help"):
+        print("usage: i2v COMMAND ...; i2v COMMAND --help\n")
+        print("\n".join(f"  {command:10}{summary}" for command, summary in SUMMARIES.items()))
+        print(f"\nThe configs and the bundled small model are in {commands.ROOT}.")
+    elif name == "--version":
+        print(f"i2v-jax {i2v_jax.__version__}")
+    elif name not in MODULES:
+        raise InputError(f"i2v {name}: known commands: {', '.join(MODULES)}.{nearest(name, MODULES)}")
+    elif name == "convert":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as `python -m convert`
+        sys.path.insert(0, str(commands.ROOT))
+        sys.exit(importlib.import_module("convert.__main__").main())
+    else:
+        importlib.import_module(MODULES[name]).main()

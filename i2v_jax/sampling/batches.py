@@ -1,0 +1,111 @@
+"""Which videos are sampled together, where their files go, and which of them are there already."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from i2v_jax import media
+from i2v_jax.sampling import record
+from i2v_jax.sampling.jobs import Job
+from i2v_jax.sampling.settings import Settings
+
+SUFFIXES = (".mp4", ".gif", ".png", ".json")
+
+
+class Video(NamedTuple):
+    """One video to make.
+
+    Attributes:
+      number: of all of the run, from 1.
+      job: what it is of.
+      config: its own.
+      settings: of the config.
+      stem: path of its files without their suffixes.
+      is_done: whether they are there already.
+    """
+
+    number: int
+    job: Job
+    config: ConfigDict
+    settings: Settings
+    stem: Path
+    is_done: bool = False
+
+
+class Batch(NamedTuple):
+    """Videos that are sampled together; `size` is that of the programs, which fewer videos are filled up to."""
+
+    videos: list[Video]
+    settings: Settings
+    size: int
+
+
+def stems(
+    folder: str | Path,
+    names: Sequence[str],
+    configs: Sequence[ConfigDict],
+    goes_on: bool,
+    weights: Callable[[], Mapping[str, str]],
+) -> list[tuple[Path, bool]]:
+    """Returns where each video's files go, and whether they are there already.
+
+    A name that is taken by files of another run is numbered: NAME-2, NAME-3 ...
+
+    Args:
+      folder: of the output.
+      names: of the videos, different ones.
+      configs: of the videos.
+      goes_on: whether a video that was made with the same settings is done; otherwise it is made again.
+      weights: see `record.is_done`.
+    """
+    folder, found, taken = Path(folder).expanduser(), [], set()
+    for name, config in zip(names, configs):
+        number, stem, done = 1, folder / name, False
+        others = {*taken, *(folder / other for other in names if other != name)}
+        while not done and (stem in others or any(Path(f"{stem}{suffix}").exists() for suffix in SUFFIXES)):
+            done = goes_on and stem not in others and record.is_done(stem, SUFFIXES, config, weights)
+            if not done:
+                number += 1
+                stem = folder / f"{name}-{number}"
+        found.append((stem, done))
+        taken.add(stem)
+    return found
+
+
+def batches(videos: Sequence[Video], size: int) -> list[Batch]:
+    """Returns the batches of those that are not done: videos of the same settings, in their order.
+
+    Programs are as large as if none were done, so that going on compiles nothing else.
+
+    Args:
+      videos: all of the run.
+      size: the most at a time.
+    """
+    groups: dict[Settings, list[Video]] = {}
+    for video in videos:
+        groups.setdefault(video.settings, []).append(video)
+    found = []
+    for settings, group in groups.items():
+        left = [video for video in group if not video.is_done]
+        parts = [left[first : first + size] for first in range(0, len(left), size)]
+        found += [Batch(part, settings, min(size, len(group))) for part in parts]
+    return found
+
+
+def write(video: Video, frames: media.Frames, weights: Mapping[str, str]) -> Path:
+    """Writes a video's four files, or none; returns their path without suffixes."""
+    config = video.config
+    run = record.about(config, weights)
+    sheet = media.contact_sheet(media.load_picture(video.job.picture), frames)
+    contents = (
+        media.encode_video(frames, config.fps),
+        media.encode_gif(frames, config.fps),
+        media.encode_png(sheet),
+        (json.dumps(run, indent=1) + "\n").encode(),
+    )
+    stem = media.free_stem(video.stem.parent, video.stem.name, SUFFIXES)  # another run may have taken it meanwhile
+    media.write_files({f"{stem}{suffix}": content for suffix, content in zip(SUFFIXES, contents)})
+    return stem

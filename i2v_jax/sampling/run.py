@@ -1,0 +1,131 @@
+"""A run of the sampling command: what is checked, which videos are to be made, and how they are made, under one bar."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from i2v_jax import media
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.errors import InputError
+from i2v_jax.families.model import Model
+from i2v_jax.sampling import batches, jobs, trained_at, underway
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.progress import Progress, Work
+from i2v_jax.sampling.settings import Settings
+from i2v_jax.sampling.watch import Watch
+
+
+def check(config: ConfigDict, todo: Sequence[jobs.Job], schedule: NoiseSchedule) -> None:
+    """Raises InputError for what no model can make."""
+    for picture in {job.picture for job in todo}:
+        media.load_picture(picture)
+    for job in todo:
+        own = job.config(config)
+        Settings.of_config(own).check_values(schedule)
+        media.check_fps(own.fps)
+    media.check_folder(config.output)
+    for key, least in (("batch_per_device", 1), ("preview_every", 0)):
+        if config[key] < least:
+            raise InputError(f"{key}={config[key]}: wanted {least} or more.")
+
+
+def plan(
+    config: ConfigDict,
+    todo: Sequence[jobs.Job],
+    model: Model,
+    trained: trained_at.TrainedAt,
+    weights: Callable[[], Mapping[str, str]],
+) -> list[batches.Video]:
+    """Returns the videos, with their settings and files; says which are there, and what the model was not trained at.
+
+    Args:
+      config: of the command, whose dtype is decided.
+      todo: what is to be made.
+      model: that makes it.
+      trained: what it was trained at.
+      weights: gives the hashes of its files, see `record.hashes`.
+
+    Raises:
+      InputError: settings that the model cannot do.
+    """
+    configs = [job.config(config) for job in todo]
+    settings = [Settings.of_config(own) for own in configs]
+    for chosen in dict.fromkeys(settings):
+        chosen.check(model)
+        if message := trained_at.departures(trained, chosen):
+            warnings.warn(message, stacklevel=2)
+    is_batch = len(todo) > 1 or not config.image or Path(config.image).expanduser().is_dir()
+    places = batches.stems(config.output, jobs.names(todo), configs, is_batch, weights)
+    done = [str(stem) for stem, is_done in places if is_done]
+    if done:
+        print(f"{len(done)} of {len(todo)} are there already, of the same settings: {', '.join(done)}")
+    return [batches.Video(i + 1, *video) for i, video in enumerate(zip(todo, configs, settings, *zip(*places)))]
+
+
+def animate(
+    pipeline: Pipeline, todo: Sequence[batches.Batch], preview_every: int, weights: Callable[[], Mapping[str, str]]
+) -> None:
+    """Makes and writes the videos of all batches, under one bar.
+
+    Args:
+      pipeline: on the batches' model.
+      todo: from `batches.batches`.
+      preview_every: steps from one contact sheet of what is under way to the next; 0: none.
+      weights: see `plan`.
+    """
+    if not todo:
+        return
+    works = works_of(todo, pipeline.model)
+    with Progress(works) as progress:
+        for batch, work in zip(todo, works):
+            progress.begin(work)
+            stems = [video.stem for video in batch.videos]
+            pictures = [media.load_picture(video.job.picture) for video in batch.videos]
+            watch = Watch(progress.on_stage, progress.on_step)
+            if preview_every:
+                show = partial(underway.show, pipeline, pictures, stems, batch.settings)
+                watch = watch._replace(on_latents=show, latents_every=preview_every)
+            try:
+                made = frames_of(pipeline, batch, pictures, watch)
+                progress.on_stage("writing", False)
+                for video, frames in zip(batch.videos, made):
+                    stem = batches.write(video, frames, weights())
+                    progress.say(f"{stem}{'  '.join(batches.SUFFIXES)}")
+            finally:
+                underway.remove(stems if preview_every else [])
+            progress.end()
+
+
+def frames_of(
+    pipeline: Pipeline, batch: batches.Batch, pictures: Sequence[media.Picture], watch: Watch
+) -> list[media.Frames]:
+    """Returns the frames of a batch's videos, in the colours that their configs ask for."""
+    of_batch = [video.job for video in batch.videos]
+    latents = pipeline.latents(
+        pictures,
+        [job.prompt for job in of_batch],
+        [job.seed for job in of_batch],
+        [job.negative_prompt for job in of_batch],
+        batch.settings,
+        watch=watch,
+        batch_size=batch.size,
+        **jobs.second_prompts(of_batch),
+    )
+    videos = zip(batch.videos, pipeline.decode(latents, batch.settings, watch))
+    return [media.match_colours(frames) if video.config.match_colours else frames for video, frames in videos]
+
+
+def works_of(todo: Sequence[batches.Batch], model: Model) -> list[Work]:
+    """Returns what each batch takes, for the bar."""
+    count, first, works = sum(len(batch.videos) for batch in todo), 1, []
+    for batch in todo:
+        last = first + len(batch.videos) - 1
+        title = f"video {first}-{last} of {count}" if last > first else f"video {first} of {count}"
+        sampler, settings = batch.settings.check(model), batch.settings
+        pixels = batch.size * settings.frames * settings.height * settings.width
+        works.append(Work(title, sampler.num_steps - sampler.start_index(settings.t0), pixels))
+        first = last + 1
+    return works

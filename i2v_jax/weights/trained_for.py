@@ -1,0 +1,181 @@
+"""What files tell of the noise schedule that a model was trained with: what its UNet predicts, down to which noise.
+
+Told by diffusers' scheduler_config.json, by marker tensors (ComfyUI's), by metadata (modelspec, kohya-ss's `ss_*`, our
+own), by the original code's YAML beside a file.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from i2v_jax.errors import InputError
+from i2v_jax.hub import fetch, local
+from i2v_jax.weights.storage.files import ORBAX_METADATA, read_json
+from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, open_tensors
+from i2v_jax.weights.tensors import Tensors
+
+OWN_KEY = "i2v_jax.noise_schedule"
+"""In the metadata of what we export: JSON of `prediction_type` and `zero_terminal_snr`."""
+SCHEDULER = "scheduler/scheduler_config.json"
+SPELLINGS = {
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "v_prediction"),
+    **dict.fromkeys(("sample", "x0"), "sample"),
+}
+MODELSPEC = ("modelspec.prediction_type", "modelspec.predict_key")
+_EDM = "is trained for the noise levels of EDM (Karras et al. 2022), which no schedule here has"
+
+
+class TrainedFor(NamedTuple):
+    """What files tell; None where they tell nothing.
+
+    Attributes:
+      prediction_type: "epsilon", "v_prediction" or "sample".
+      zero_terminal_snr: whether the last timestep was pure noise.
+      where: which file or key says so, for messages.
+      refused: why no noise schedule here fits the model, "" where one does.
+    """
+
+    prediction_type: str | None = None
+    zero_terminal_snr: bool | None = None
+    where: str = ""
+    refused: str = ""
+
+    def sentence(self) -> str:
+        """Returns it in words, "" where nothing is told."""
+        parts = [f"predicts {self.prediction_type}"] if self.prediction_type else []
+        parts += ["zero terminal SNR"] if self.zero_terminal_snr else []
+        parts += [self.refused] if self.refused else []
+        return f"{', '.join(parts)} (says {self.where})" if parts else ""
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what a file of ours keeps of it in its metadata."""
+        told = {"prediction_type": self.prediction_type, "zero_terminal_snr": self.zero_terminal_snr}
+        told = {key: value for key, value in told.items() if value is not None}
+        return {OWN_KEY: json.dumps(told)} if told else {}
+
+
+def told_by_source(source: str | Path, tensors: Tensors | None = None, fetched: bool = False) -> TrainedFor:
+    """Returns what a model tells.
+
+    Args:
+      source: of a UNet, or a whole model: folder, file or hub id.
+      tensors: of it, where they are open already.
+      fetched: fetch what tells it, of a hub id; otherwise nothing is told of one.
+
+    Raises:
+      InputError: a scheduler's config is no JSON object; weights cannot be opened.
+    """
+    path = local(source)
+    if path is None and fetched:
+        path = fetch(source, ["." if Path(source).suffix in WEIGHT_SUFFIXES else SCHEDULER])
+    if path is None or not path.exists():
+        return TrainedFor() if tensors is None else told_by_tensors(tensors)
+    if path.is_dir():
+        for folder in (path, *([path.parent] if (path.parent / "model_index.json").is_file() else [])):
+            if (folder / SCHEDULER).is_file():
+                return _told_by_scheduler(folder / SCHEDULER)
+        if tensors is None and not (path / ORBAX_METADATA).is_file():
+            return TrainedFor()
+    told = told_by_tensors(open_tensors(source) if tensors is None else tensors)
+    return told if told.where else _told_by_yaml(path)
+
+
+def told_by_tensors(tensors: Tensors) -> TrainedFor:
+    """Returns what a file's markers and metadata tell; markers count before metadata, which merges copy along."""
+    names = {name.removeprefix("noise_schedule/").replace("/", ".") for name in tensors if len(name) < 64}
+    where = f"{tensors.source}: its tensor "
+    if found := names & {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}:
+        return TrainedFor(where=where + repr(min(found)), refused=_EDM)
+    if "v_pred" in names:
+        return TrainedFor("v_prediction", "ztsnr" in names or None, where + "'v_pred'")
+    told = _told_by_metadata(tensors.metadata, tensors.source)
+    return (
+        told if "ztsnr" not in names else told._replace(zero_terminal_snr=True, where=told.where or where + "'ztsnr'")
+    )
+
+
+def refuse_other_schedule(told: TrainedFor, source: str | Path, schedule: Any) -> None:
+    """Raises InputError where a run's noise schedule is not the one that a model was trained with.
+
+    Args:
+      told: what the model tells.
+      source: the model, for the message.
+      schedule: the run's, with `prediction_type` and `zero_terminal_snr`.
+    """
+    if told.refused:
+        raise InputError(f"{source} {told.refused}, says {told.where}. Give another model.")
+    theirs = told.prediction_type
+    if theirs and theirs != schedule.prediction_type:
+        raise InputError(
+            f"noise_schedule.prediction_type={schedule.prediction_type!r}, but the model was trained for {theirs!r}, "
+            f"says {told.where}. Set --config.noise_schedule.prediction_type={theirs}."
+        )
+    # epsilon of pure noise tells nothing of the picture: only other predictions can be trained so
+    if told.zero_terminal_snr and not schedule.zero_terminal_snr and schedule.prediction_type != "epsilon":
+        raise InputError(
+            "noise_schedule.zero_terminal_snr=False, but the model was trained down to pure noise (zero terminal SNR), "
+            f"says {told.where}. Set --config.noise_schedule.zero_terminal_snr=True."
+        )
+
+
+def first_told(found: Iterable[TrainedFor]) -> TrainedFor:
+    """Returns the first that tells anything."""
+    return next((told for told in found if told.sentence()), TrainedFor())
+
+
+def _told_by_scheduler(file: Path) -> TrainedFor:
+    settings = read_json(file)
+    name = str(settings.get("_class_name", ""))
+    if name.startswith("EDM"):
+        return TrainedFor(where=str(file), refused=_EDM)
+    if name.startswith("FlowMatch"):
+        return TrainedFor(where=str(file), refused="is trained by flow matching, which no schedule here has")
+    theirs = str(settings.get("prediction_type", "epsilon"))  # diffusers' default
+    return TrainedFor(SPELLINGS.get(theirs, theirs), bool(settings.get("rescale_betas_zero_snr", False)), str(file))
+
+
+def _told_by_yaml(path: Path) -> TrainedFor:
+    """The original code's config beside a file, under its name: `v2-1_768-ema-pruned.yaml`."""
+    for file in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
+        if path.is_file() and file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if match := re.search(r"^\s*parameterization\s*:\s*[\"']?(\w+)", text, re.MULTILINE):
+                return TrainedFor(SPELLINGS.get(match[1]), None, str(file))
+    return TrainedFor()
+
+
+def _told_by_metadata(metadata: Mapping[str, str], source: str) -> TrainedFor:
+    where = f"{source}: its metadata "
+    if OWN_KEY in metadata:
+        return _told_by_us(metadata[OWN_KEY], source)
+    kohya = _told_by_kohya(metadata, where)
+    for key in MODELSPEC:
+        if theirs := SPELLINGS.get(metadata.get(key, "").lower()):
+            return TrainedFor(theirs, kohya.zero_terminal_snr, f"{where}{key}")
+    return kohya
+
+
+def _told_by_kohya(metadata: Mapping[str, str], where: str) -> TrainedFor:
+    flags = {key: metadata[key].lower() in ("true", "1") for key in metadata if key.startswith("ss_")}
+    version = metadata.get("ss_base_model_version", "")
+    predicted, key = None, ""
+    for key in ("ss_v_parameterization", "ss_v_pred"):
+        if key in flags:
+            predicted = "v_prediction" if flags[key] else "epsilon"
+            break
+    if predicted is None and re.fullmatch(r"sd_v[12](_\w+)?_v|sdxl_\S*_v", version):
+        predicted, key = "v_prediction", "ss_base_model_version"
+    snr = flags.get("ss_zero_terminal_snr")
+    key = key if predicted else "ss_zero_terminal_snr"
+    return TrainedFor(predicted, snr, where + key) if predicted or snr is not None else TrainedFor()
+
+
+def _told_by_us(text: str, source: str) -> TrainedFor:
+    try:
+        told = json.loads(text)
+        return TrainedFor(told.get("prediction_type"), told.get("zero_terminal_snr"), f"{source}: its metadata")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{source}: {OWN_KEY!r} in its metadata is no JSON object ({error}).") from error
