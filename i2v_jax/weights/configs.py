@@ -126,9 +126,11 @@ def without_later_layers(imported: Imported, layers: int) -> Imported:
 
     A config of one layer fewer than the file has is how "clip skip" is said in a folder. Warns that they are left out.
     """
+    if type(layers) is not int or layers < 1:  # refused where the network is made
+        return imported
     numbers = {path: int(match[1]) for path in imported.parameters if (match := re.match(r"layers_(\d+)/", path))}
     later = {path for path, number in numbers.items() if number >= layers}
-    if not later or not layers:
+    if not later:
         return imported
     warnings.warn(
         f"{imported.parameters.source}: its config has num_hidden_layers={layers}, and its file "
