@@ -38,6 +38,7 @@ from i2v_jax.models.networks import Shapes, parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
+from i2v_jax.sampling import trained_at
 from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights import formats
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
@@ -51,6 +52,7 @@ BUNDLED = ROOT / "assets" / "small_world"
 _CONFIG = runpy.run_path(str(ROOT / "configs" / "train" / "small_world.py"))
 RUNS, STAGES = _CONFIG["RUNS"], _CONFIG["STAGES"]
 SIZE = 48  # of pictures and of the clips that stages train on
+FRAMES = 8
 PICTURES = (0, 2, 13, 16)  # held-out clips to animate: moves left, moves up, the camera pans right, the camera zooms in
 WIDTH = 96  # of encoders and of the UNet's middle level
 MOTION = motion.V3
@@ -115,6 +117,11 @@ SCHEDULER = dict(
     steps_offset=1,
     clip_sample=False,
     set_alpha_to_one=True,
+)
+TRAINED_AT = dict(
+    sides=[SIZE, SIZE],
+    frames=[FRAMES, FRAMES],
+    knows=f"18 motions of one or two plain shapes, at {SIZE}x{SIZE} pixels and {FRAMES} frames (docs/small_world.md)",
 )
 ZERO = ("motion/proj_out/kernel", "conv2/kernel")  # what starts by adding nothing
 
@@ -218,6 +225,10 @@ def save(folder: Path, components: dict[str, dict[str, Array]], tokenizer: ClipT
         metadata = {"format": "pt"} | exported_metadata(configs)
         save_tensors(path, export_tensors(weights, table, buffers or Tensors.of({})), metadata)
 
+    def settings_file(path, settings):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+
     def tensors(weights):
         return Tensors.of({path: np.asarray(leaf).astype(dtype) for path, leaf in weights.items()})
 
@@ -233,10 +244,10 @@ def save(folder: Path, components: dict[str, dict[str, Array]], tokenizer: ClipT
     ]:
         file = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
         write(folder / name / f"{file}.safetensors", weights, table)
-        (folder / name / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        settings_file(folder / name / "config.json", settings)
     tokenizer.save(folder / "tokenizer")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
+    settings_file(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    settings_file(folder / trained_at.FILE, TRAINED_AT)
 
     positions = position_tables(parts["motion"], MOTION.max_positions)
     write(folder / "motion.safetensors", parts["motion"], formats.PUBLISHED_UNET, positions, unet=unet_config())

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
 from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh
@@ -15,6 +14,7 @@ from i2v_jax.models.attention import IMPLEMENTATIONS, attention
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.models.layers import FeedForward, row_blocks
+from i2v_jax.planning.plan import slice_of
 from tests.helpers import relative_error
 
 # (batch, groups, queries, keys, heads, head size), keys shared by the groups or not
@@ -84,8 +84,7 @@ FOR_TPU = {
 def test_tpu_kernel_compiles_for_a_tpu(name):
     """Mosaic accepts our sizes, in bfloat16, forward and backward: compiled for v5e chips without any."""
     shape, mesh = FOR_TPU[name]
-    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
-    mesh = make_mesh(mesh, devices[: 4 if mesh else 1])
+    mesh = make_mesh(mesh, slice_of("v5e:2x2")[1][: 4 if mesh else 1])
     sharding = batch_sharding(mesh) if mesh.size > 1 else replicated(mesh)
     given = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=sharding) for x in qkv(*shape)]
 
