@@ -84,7 +84,7 @@ def _our_unet(c: UNetConfig, variables: dict, given: dict[str, np.ndarray]) -> O
 
 
 def _our_controlnet(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    down, middle = jax.jit(module_of(c).apply)(variables, **_our_call(given))
+    down, middle, _ = jax.jit(module_of(c).apply)(variables, **_our_call(given))
     return {"residuals": [_pictures(np.asarray(residual)) for residual in (*down, middle)]}
 
 

@@ -15,6 +15,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Dense, shard
+from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.unet import SD15, SDXL, TINY, UNetConfig, conv, down_and_middle, time_embedding
 
 
@@ -108,7 +109,7 @@ class ControlNet(nn.Module):
         conditions: Conditions,
         picture: Float[Array, "b f H W 3"],
         conditioning_scale: float | Float[Array, ""] = 1.0,
-    ) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
+    ) -> Residuals:
         """Runs the network.
 
         Args:
@@ -120,8 +121,7 @@ class ControlNet(nn.Module):
           conditioning_scale: strength; 0 leaves the UNet as it is.
 
         Returns:
-          Residuals of every output of the UNet's down blocks, `conv_in`'s first, and of its middle block: what
-          `UNet` takes as `residuals`.
+          What is added to every output of the UNet's down blocks and to its middle block's.
 
         Raises:
           InputError: a picture of another size.
@@ -147,4 +147,4 @@ class ControlNet(nn.Module):
             return jnp.mean(x, (2, 3), keepdims=True) if c.pooled_residuals else x
 
         down = [residual(output, f"controlnet_down_blocks_{i}") for i, output in enumerate(outputs)]
-        return down, residual(middle, "controlnet_mid_block")
+        return Residuals(down, residual(middle, "controlnet_mid_block"))

@@ -6,7 +6,7 @@ AnimateDiff's UNet3DConditionModel, I2V-Adapter's merged UNet.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from i2v_jax.models.adapters import Shared
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
 from i2v_jax.models.motion import MotionConfig, MotionModule
+from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.resnet import ResnetBlock, nearest_resize
 from i2v_jax.models.transformer import SpatialTransformer
 
@@ -270,14 +271,20 @@ class DownBlock(nn.Module):
     level: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w i"], shared: Shared) -> list[Float[Array, "b f _h _w o"]]:
+    def __call__(
+        self, x: Float[Array, "b f h w i"], shared: Shared, residual: Float[Array, "b f _h _w o"] | None = None
+    ) -> list[Float[Array, "b f _h _w o"]]:
         c, outputs = self.config, []
+        attention = c.down_attention[self.level]
         for i in range(c.layers_per_block):
-            layer = remat(Layer, c)(c, self.level, c.down_attention[self.level], name=f"layers_{i}")
-            x = layer(x, shared)
+            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, shared)
             outputs.append(x)
+        if attention and residual is not None:
+            x = outputs[-1] = x + residual
         if self.level < len(c.block_out_channels) - 1:
             outputs.append(conv(c, c.block_out_channels[self.level], "downsample", stride=2)(x))
+        if not attention and residual is not None:
+            outputs[-1] = outputs[-1] + residual
         return outputs
 
 
@@ -317,7 +324,7 @@ class UNet(nn.Module):
         timesteps: Float[Array, " b"],
         conditions: Conditions,
         strengths: Mapping[str, Any] | None = None,
-        residuals: tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]] | None = None,
+        residuals: Residuals | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Runs the network.
 
@@ -326,7 +333,7 @@ class UNet(nn.Module):
           timesteps: in [0, 1000), one per video, or a scalar for all.
           conditions: see `Conditions`; those that the network does not look at may be there or not.
           strengths: of adapters, by name (scalars, may be traced); 1 where absent.
-          residuals: what a ControlNet returned, added to every output of the down blocks and to the middle's.
+          residuals: what a ControlNet or its kin returned.
         """
         c = self.config
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
@@ -334,10 +341,12 @@ class UNet(nn.Module):
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
         shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {})
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
-        skips, x = down_and_middle(c, x, shared)
-        if residuals is not None:
-            skips = [skip + residual for skip, residual in zip(skips, residuals[0], strict=True)]
-            x += residuals[1]
+        residuals = residuals or Residuals()
+        skips, x = down_and_middle(c, x, shared, residuals.levels)
+        if residuals.skips is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=True)]
+        if residuals.middle is not None:
+            x += residuals.middle
         for i, level in enumerate(reversed(range(len(c.block_out_channels)))):
             x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, shared)
         x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
@@ -363,13 +372,22 @@ def time_embedding(c: UNetConfig, timesteps: Float[Array, " b"], conditions: Con
 
 
 def down_and_middle(
-    c: UNetConfig, x: Float[Array, "b f h w c"], shared: Shared
+    c: UNetConfig,
+    x: Float[Array, "b f h w c"],
+    shared: Shared,
+    residuals: Sequence[Float[Array, "b f _h _w _c"]] | None = None,
 ) -> tuple[list[Float[Array, "b f _h _w _c"]], Float[Array, "b f _h _w _c"]]:
-    """Runs the down blocks and the middle block; returns every output of the former, `x` first, and the middle's."""
+    """Runs the down blocks and the middle block; returns every output of the former, `x` first, and the middle's.
+
+    `residuals` are those of `Residuals.levels`.
+    """
+    levels, residuals = len(c.block_out_channels), list(residuals or [])
+    residuals += [None] * (levels + 1 - len(residuals))
     skips = [x]
-    for level in range(len(c.block_out_channels)):
-        skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], shared)
-    return skips, remat(MidBlock, c)(c, name="mid_block")(skips[-1], shared)
+    for level in range(levels):
+        skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], shared, residuals[level])
+    middle = remat(MidBlock, c)(c, name="mid_block")(skips[-1], shared)
+    return skips, middle if residuals[levels] is None else middle + residuals[levels]
 
 
 # How a config builds each kind of part.
