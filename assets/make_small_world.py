@@ -40,7 +40,7 @@ from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.sampling import trained_at
 from i2v_jax.tree import flatten, unflatten
-from i2v_jax.weights import formats
+from i2v_jax.weights import folders, formats
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
 from i2v_jax.weights.save import exported_metadata
 from i2v_jax.weights.storage.safetensors import save_tensors
@@ -107,17 +107,7 @@ VISION = dict(
 RESAMPLER = ResamplerConfig(
     embed_dim=WIDTH, num_tokens=8, width=WIDTH, depth=1, num_heads=4, mlp_width=2 * WIDTH, cross_attention_dim=WIDTH
 )
-SCHEDULER = dict(
-    _class_name="DDIMScheduler",
-    beta_schedule="linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-    num_train_timesteps=1000,
-    prediction_type="v_prediction",
-    steps_offset=1,
-    clip_sample=False,
-    set_alpha_to_one=True,
-)
+SCHEDULER = folders.SCHEDULER | dict(beta_schedule="linear", prediction_type="v_prediction", set_alpha_to_one=True)
 TRAINED_AT = dict(
     sides=[SIZE, SIZE],
     frames=[FRAMES, FRAMES],

@@ -49,6 +49,18 @@ CLASSES = (
 )
 """Where a part of a pipeline says its class: file, key, library."""
 
+SCHEDULER = dict(
+    _class_name="DDIMScheduler",
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    num_train_timesteps=1000,
+    steps_offset=1,
+    clip_sample=False,
+    set_alpha_to_one=False,
+)
+"""Stable Diffusion's `scheduler_config.json`, but for what the model predicts."""
+
 REST = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
 """Folders of a pipeline that hold no weights."""
 
@@ -140,15 +152,7 @@ def write_scheduler(folder: str | Path, prediction_type: str, zero_terminal_snr:
     Raises:
         InputError: it cannot be written.
     """
-    settings = dict(
-        _class_name="DDIMScheduler",
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        num_train_timesteps=1000,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
+    settings = SCHEDULER | dict(
         prediction_type=prediction_type,
         rescale_betas_zero_snr=zero_terminal_snr,
         timestep_spacing="trailing" if zero_terminal_snr else "leading",
