@@ -3,12 +3,15 @@
 import dataclasses
 import warnings
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main as convert
+from i2v_jax import commands
 from i2v_jax.errors import InputError
+from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.few_steps import sampler_warning
 from i2v_jax.families.identify import (
     Part,
@@ -19,6 +22,8 @@ from i2v_jax.families.identify import (
     open_part,
     prompts_of,
 )
+from i2v_jax.families.model import assemble
+from i2v_jax.families.weights import Weights
 from i2v_jax.models import clip, controlnet, image_projection, vae
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from tests import sdxl_models
@@ -325,3 +330,18 @@ def test_convert_says_which_source_is_of_which_family(tmp_path):
     with pytest.raises(InputError, match="no/such/file"):
         convert(["import", base, "no/such/file.safetensors", str(tmp_path / "out.safetensors")])
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_motion_modules_whose_frames_no_file_tells_get_them_from_the_weights_of_a_run(tmp_path):
+    given = commands.load_config(commands.ROOT / "configs" / "sample" / "default.py").weights
+    of_tables = load_file(given.motion)
+    given.motion = str(tmp_path / "motion.safetensors")
+    save_file({name: leaf for name, leaf in of_tables.items() if not name.endswith(".pe")}, given.motion)
+    arithmetic = Arithmetic.on(jax.devices()[0], "float32")
+    with pytest.raises(InputError, match="no position tables.*--config.weights.motion_frames=N"):
+        assemble(Weights.of_config(given), arithmetic)
+    given.motion_frames = 20
+    assert assemble(Weights.of_config(given), arithmetic)["unet"].config.motion.max_positions == 20
+    given.motion_frames = 0
+    with pytest.raises(InputError, match="weights.motion_frames=0: wanted 1 or more"):
+        Weights.of_config(given).check()

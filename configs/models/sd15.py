@@ -31,6 +31,7 @@ def weights() -> ConfigDict:
                 image_encoder=placeholder(str),
                 image_proj=placeholder(str),
             ),
+            motion_frames=placeholder(int),  # how many frames the motion modules know, where their file does not tell
             skip_unknown=False,  # leave out tensors that nothing knows, with a warning, rather than refuse their file
         )
     )

@@ -170,6 +170,8 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
     options = arithmetic.of_unet | common | weights.config_of("unet")
     if adapters:
         options |= dict(self_attention_branches=at_site(adapters, "attn1"))
+    if weights.motion_frames:
+        options |= dict(motion_config=dict(max_positions=weights.motion_frames))
     found = dict(
         unet=assemble_unet(
             weights.of("unet"),

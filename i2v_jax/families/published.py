@@ -36,6 +36,12 @@ PUBLISHED = {
 HALF_PRECISION_VAES = ("madebyollin/sdxl-vae-fp16-fix",)
 """SDXL's autoencoders that need no float32."""
 
+UNREAD = (
+    *("adapter", "tokenizer", "tokenizer_2", "trained"),
+    *("adapter_modules", "configs", "motion_frames", "skip_unknown"),
+)
+"""Fields of `Weights` that name no network of their own."""
+
 
 def networks_of_config(config: ConfigDict, device: jax.Device, **changes: Any) -> dict[str, Any]:
     """As `networks`, of a training's config on a device; `changes` are of the arithmetic."""
@@ -52,8 +58,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     Raises:
       InputError: weights that are neither here nor known.
     """
-    unread = ("adapter", "tokenizer", "tokenizer_2", "trained", "adapter_modules", "configs", "skip_unknown")
-    sources = {name: source for name, source in vars(weights).items() if source and name not in unread}
+    sources = {name: source for name, source in vars(weights).items() if source and name not in UNREAD}
     if all(map(local, sources.values())):
         return {component: part.config for component, part in assemble(weights, arithmetic, adapters=adapters).items()}
     for name, source in sources.items():

@@ -52,6 +52,7 @@ class Weights:
       adapter_modules: Python modules that register adapters, see `models.adapters`.
       configs: component (`unet`, `vae`, `text_encoder`, ...) -> its diffusers or transformers config.json, in place of
         what a file tells or lies beside it, as `--config` of `python -m convert`.
+      motion_frames: how many frames the motion modules know, where their file does not tell.
       skip_unknown: leave out tensors that nothing knows, with a warning, rather than refuse their file.
     """
 
@@ -69,13 +70,17 @@ class Weights:
     trained: tuple[str | Path, ...] = ()
     adapter_modules: tuple[str, ...] = ()
     configs: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
+    motion_frames: int | None = None
     skip_unknown: bool = False
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Weights":
         """Returns the sources that `config.weights` names."""
-        made = {"trained": tuple, "adapter_modules": tuple, "configs": _given, "skip_unknown": bool}
-        return cls(**{key: made.get(key, _or_none)(value) for key, value in config.items()})
+        made = {"trained": tuple, "adapter_modules": tuple, "configs": _given}
+        unchanged = ("motion_frames", "skip_unknown")
+        return cls(
+            **{key: value if key in unchanged else made.get(key, _or_none)(value) for key, value in config.items()}
+        )
 
     def check(self) -> None:
         """Raises InputError for what can be told before anything is fetched or loaded: gaps, files nothing can read."""
@@ -85,6 +90,8 @@ class Weights:
                 f"Nothing gives the {', '.join(lacking)}: set --config.weights.base to the folder or hub id of a "
                 f"model, or each of {', '.join(f'weights.{part}' for part in OF_BASE)}."
             )
+        if self.motion_frames is not None and self.motion_frames < 1:
+            raise InputError(f"weights.motion_frames={self.motion_frames}: wanted 1 or more, or unset.")
         for source, folder in self.opened():
             check_reader(source, folder)
 

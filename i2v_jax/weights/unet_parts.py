@@ -149,16 +149,16 @@ def _untold_positions(imported: Imported, layout: MotionConfig) -> int:
     if layout.mid_block and not isinstance(imported.table, OwnTable):
         warnings.warn(
             f"{source} has no position tables; with a module in the middle block it is taken for AnimateLCM, which "
-            f"knows {ANIMATE_LCM_POSITIONS} frames. Another number: python -m convert import {source} "
-            "motion.safetensors --motion-frames N, and give that file.",
+            f"knows {ANIMATE_LCM_POSITIONS} frames. Another number: --config.weights.motion_frames=N, of `python -m "
+            "convert` --motion-frames N.",
             stacklevel=2,
         )
         return ANIMATE_LCM_POSITIONS
     raise InputError(
         f"{source} has no position tables and no config that tells how many frames its motion modules know. Give the "
-        f"file that they were trained from as a source before it; or say it, by python -m convert import {source} "
-        "motion.safetensors --motion-frames N, and give that file; in Python, motion_config=dict(max_positions=N). N: "
-        "24 for AnimateDiff v1, 32 for later ones."
+        "file that they were trained from as a source before it; or say it, by --config.weights.motion_frames=N, of "
+        "`python -m convert` --motion-frames N, in Python motion_config=dict(max_positions=N). N: 24 for AnimateDiff "
+        "v1, 32 for later ones."
     )
 
 
