@@ -4,19 +4,23 @@
 
 Runs 20 steps of each stage, from the bundled model on, and multiplies the time of the last 10 by the stage's steps.
 With RUNS, where `make small-world` has left its runs (runs/small_world), minutes are what they took, by their curves:
-what a stopped run did again counts once. Loading and compiling do not count.
+what a stopped run did again counts once. Loading and compiling do not count. First, what it takes to draw a clip.
 """
 
 import math
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 
 from assets.make_small_world import STAGES
 from i2v_jax import commands
+from i2v_jax.data.small_world.drawing import render
+from i2v_jax.data.small_world.scene import KINDS, draw
 from i2v_jax.errors import InputError
 from tests import train_runs
 from tests.processes import ROOT
@@ -55,7 +59,19 @@ def report(runs: Path, measured: bool) -> None:
     print(f"{minutes['adapter'] / sum(minutes.values()):.1%} of {sum(minutes.values()):.0f} minutes of training")
 
 
+def report_rendering(frames: int = 16, size: int = 64) -> None:
+    """Prints what it takes to draw a clip, of one processor: the best of three, as others may be at work on it."""
+    scenes, times, seconds = [draw(index) for index in range(len(KINDS))], np.linspace(0, 1, frames), []
+    for _ in range(3):
+        start = time.process_time()
+        for scene in scenes:
+            render(scene, times, size)
+        seconds.append((time.process_time() - start) / len(scenes))
+    print(f"drawing a clip of {frames}x{size}x{size}: {1000 * min(seconds):.0f} ms")
+
+
 def main() -> None:
+    report_rendering()
     if sys.argv[1:]:
         runs = Path(sys.argv[1])
         missing = [stage for stage in STAGES if not (runs / stage / "trained.safetensors").exists()]

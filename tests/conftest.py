@@ -23,6 +23,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests s
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compiling's; commands do without
 
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second
@@ -52,6 +53,14 @@ def pytest_runtest_logfinish():
             gc.collect()
             return_freed_memory()
         _size_before = memory()
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs are compiled as users' are: where they run for longer than they compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

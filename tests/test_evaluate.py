@@ -21,13 +21,6 @@ make_mesh = make_mesh
 FILES = (".md", ".json", ".png", ".mp4", ".gif")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(evaluate, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])

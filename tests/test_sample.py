@@ -66,13 +66,6 @@ def shared_model(config, mesh):
 shared_pipeline = functools.cache(Pipeline)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Returns `run(*flags, devices=1)`: runs the command in this process and gives (exit code, stdout, stderr).

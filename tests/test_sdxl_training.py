@@ -10,7 +10,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 
 from i2v_jax import commands, tree
@@ -186,11 +185,3 @@ def run(command) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Only in this process: what is compared is compiled alike."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

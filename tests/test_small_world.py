@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 
 import numpy as np
 import pytest
@@ -412,14 +411,3 @@ def test_written_clips_are_a_source(tmp_path, monkeypatch, capsys, measured):
     with pytest.raises(InputError, match="is there already"):
         sheet.main()
     assert load_picture(tmp_path / "contact_sheet.png").shape[2] == 3
-
-
-def test_cost(measured):
-    """Of one processor; the best of three, as others may be at work on it."""
-    scenes, times, seconds = [draw(index) for index in range(len(KINDS))], np.linspace(0, 1, 16), []
-    for _ in range(3):
-        start = time.process_time()
-        for drawn in scenes:
-            render(drawn, times, 64)
-        seconds.append((time.process_time() - start) / len(scenes))
-    measured("small world, seconds to render a clip of 16x64x64", min(seconds), 0.03)

@@ -30,6 +30,8 @@ from i2v_jax.tree import flatten, unflatten
 from i2v_jax.weights.assemble import load_text_encoder
 from i2v_jax.weights.save import save_own
 
+pytestmark = pytest.mark.usefixtures("optimised")  # long runs of a real model
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "small_world"
 TRAINED = dict(

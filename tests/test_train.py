@@ -515,16 +515,8 @@ def matching(patterns, paths):
     return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)}
 
 
-@pytest.fixture
-def quick_to_compile():
-    """Programs run once; optimizing them would take longest."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("patterns", [(".*",), ("text_encoder/.*", r"unet/.*/motion/.*")])
-def test_what_patterns_name_is_trained_and_nothing_else(patterns, quick_to_compile):
+def test_what_patterns_name_is_trained_and_nothing_else(patterns):
     """One step on videos, of the smallest networks."""
     weights = random_weights()
     before = tree.flatten(weights)
