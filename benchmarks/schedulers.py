@@ -39,29 +39,35 @@ SAMPLERS = {
         {"use_karras_sigmas": True},
     ),
     "lcm": ("lcm", {}, diffusers.LCMScheduler, {"clip_sample": False}),
+    "tcd": ("tcd", {"eta": 0.0}, diffusers.TCDScheduler, {}),
+    "tcd, eta 0.3": ("tcd", {"eta": 0.3}, diffusers.TCDScheduler, {}),
+    "tcd, eta 1": ("tcd", {"eta": 1.0}, diffusers.TCDScheduler, {}),
 }
+OWN_TIMESTEPS = ("dpmpp_2m, Karras", "lcm", "tcd", "tcd, eta 0.3", "tcd, eta 1")
 
 
 def cases(schedule: NoiseSchedule):
     """Every (column, spacing, schedule with a prediction type) that is meaningful, and in diffusers too."""
     for column, spacing, prediction_type in itertools.product(SAMPLERS, samplers.SPACINGS, PREDICTION_TYPES):
-        if column in ("lcm", "dpmpp_2m, Karras") and spacing != "leading":
-            continue  # their timesteps are their own
+        if column in OWN_TIMESTEPS and spacing != "leading":
+            continue
         if column == "euler_ancestral" and prediction_type == "sample":
             continue  # not implemented in diffusers
-        at_pure_noise = schedule.zero_terminal_snr and (column == "lcm" or spacing != "leading")
+        from_the_last = column[:3] in ("lcm", "tcd") or spacing != "leading"
+        at_pure_noise = schedule.zero_terminal_snr and from_the_last
         if at_pure_noise and prediction_type == "epsilon":
             continue  # epsilon says nothing of x_0 there: we refuse it, diffusers gives NaN
         yield column, spacing, dataclasses.replace(schedule, prediction_type=prediction_type)
 
 
-def run_pair(column, spacing, schedule: NoiseSchedule, num_steps, t0=1.0, dtype=torch.float32):
+def run_pair(column, spacing, schedule: NoiseSchedule, num_steps, t0=1.0, dtype=torch.float32, timesteps=()):
     """Runs one case on both sides; returns ours and theirs, each the latents after every step, [steps, *SHAPE].
 
-    Theirs computes in `dtype`, from the same float32 tables: float64 shows our rounding alone.
+    Theirs computes in `dtype`, from the same float32 tables: float64 shows our rounding alone. `timesteps` are given by
+    hand, to samplers that take them.
     """
     name, options, scheduler_class, scheduler_options = SAMPLERS[column]
-    sampler = samplers.make(name, schedule, num_steps, spacing=spacing, **options)
+    sampler = samplers.make(name, schedule, num_steps, spacing=spacing, timesteps=timesteps, **options)
     kind = {ours: theirs for theirs, ours in DIFFUSERS_KINDS.items()}[schedule.kind]
     scheduler = scheduler_class(
         beta_schedule=kind,
@@ -78,7 +84,8 @@ def run_pair(column, spacing, schedule: NoiseSchedule, num_steps, t0=1.0, dtype=
     clean, noise, *step_noise = rng.standard_normal((2 + num_steps, *SHAPE), np.float32)
     start = sampler.start_index(t0)
     ours = run_ours(sampler, clean, noise, step_noise, start)
-    theirs = run_diffusers(scheduler, num_steps, clean, noise, step_noise, start, options.get("eta"), dtype)
+    scheduler.set_timesteps(**({"timesteps": list(timesteps)} if timesteps else {"num_inference_steps": num_steps}))
+    theirs = run_diffusers(scheduler, clean, noise, step_noise, start, options.get("eta"), dtype)
     return ours, theirs
 
 
@@ -102,8 +109,7 @@ def run_ours(sampler, clean, noise, step_noise, start):
     return np.stack(trajectory)
 
 
-def run_diffusers(scheduler, num_steps, clean, noise, step_noise, start, eta, dtype):
-    scheduler.set_timesteps(num_steps)
+def run_diffusers(scheduler, clean, noise, step_noise, start, eta, dtype):
     timesteps = scheduler.timesteps[start:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)

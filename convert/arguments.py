@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.hub import local
 from i2v_jax.weights.storage.files import read_json
-from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -27,15 +25,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def lora(text: str) -> tuple[str, float]:
     """Reads `FILE` or `FILE=SCALE`, the scale finite. A file may have `=` in its name: one that is there is a file."""
-    source, equals, scale = text.rpartition("=")
-    if not equals or local(text):
-        return text, 1.0
-    with contextlib.suppress(ValueError):
-        if math.isfinite(float(scale)):
-            return source, float(scale)
-    if text.endswith(WEIGHT_SUFFIXES):
-        return text, 1.0
-    raise argparse.ArgumentTypeError(f"{text!r}: wanted FILE or FILE=SCALE, such as style.safetensors=0.8")
+    from i2v_jax.weights.styles import style
+
+    try:
+        return style(text)
+    except InputError as error:  # argparse would replace a ValueError's message by its own
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from error
 
 
 def frames(text: str) -> int:

@@ -8,16 +8,34 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert import embeddings
 from convert.converting import opened, output, selected, summary, writing
 from convert.formats import FORMATS
 from convert.parts import part_of
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import local
 from i2v_jax.models.adapters import ADAPTER_PATH
+from i2v_jax.models.motion import PICTURE_INPUT
 from i2v_jax.weights.checkpoint import Checkpoint
 from i2v_jax.weights.configs import shapes_tell
-from i2v_jax.weights.folders import copy_rest, write_component, write_model_index, write_scheduler
-from i2v_jax.weights.formats import TABLES, clip, controlnet, diffusers, ip_adapter, lora, original
+from i2v_jax.weights.folders import (
+    PIPELINE_FOLDERS,
+    copy_rest,
+    write_component,
+    write_model_index,
+    write_scheduler,
+)
+from i2v_jax.weights.formats import (
+    TABLES,
+    clip,
+    controlnet,
+    diffusers,
+    ip_adapter,
+    lora,
+    original,
+    sparse_control,
+    t2i_adapter,
+)
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.low_rank import PEFT_METADATA, export_lora
@@ -32,7 +50,8 @@ from i2v_jax.weights.trained_for import MODELSPEC, OWN_KEY
 from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
-CONFIGURED = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
+CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
+CONFIGURED = ("unet", *CONTROLS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
 
 
@@ -55,7 +74,7 @@ class FileLayout:
 
 LAYOUTS = {
     "diffusers": FileLayout(
-        dict.fromkeys(("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder"), ()),
+        dict.fromkeys(("unet", *CONTROLS, "vae", "text_encoder", "text_encoder_2", "image_encoder"), ()),
         only=WITHOUT_ADAPTERS,
         folder=True,
     ),
@@ -80,9 +99,13 @@ LAYOUTS = {
         only=r"(?!.*/lora/).*",
     ),
     "animatediff": FileLayout(
-        {"unet": (PUBLISHED_UNET, PUBLISHED_UNET_LINEAR)},
-        only=r"unet/(?!.*/lora/).*/motion/.*",
+        {
+            "unet": (PUBLISHED_UNET, PUBLISHED_UNET_LINEAR),
+            "sparse_controlnet": (sparse_control.ORIGINAL_SPARSE, sparse_control.ORIGINAL_SPARSE_LINEAR),
+        },
+        only=r"(unet/(?!.*/lora/).*/motion/.*|sparse_controlnet/.*)",
     ),
+    "t2i-adapter": FileLayout({"t2i_adapter": (t2i_adapter.ORIGINAL_T2I,)}),
     "ip-adapter": FileLayout(
         {"unet": (ip_adapter.IP_ADAPTER,), "image_proj": (ip_adapter.IMAGE_PROJECTION,)},
         only=ip_adapter.PATHS,
@@ -112,8 +135,10 @@ LAYOUTS = {
 
 FOLDERS = {
     "diffusers": {
-        "unet": (diffusers.DIFFUSERS_UNET, diffusers.DIFFUSERS_UNET_LINEAR),
+        "unet": (diffusers.DIFFUSERS_UNET, diffusers.DIFFUSERS_UNET_LINEAR, diffusers.DIFFUSERS_PIA),
         "controlnet": (controlnet.DIFFUSERS_CONTROLNET, controlnet.DIFFUSERS_CONTROLNET_LINEAR),
+        "sparse_controlnet": (sparse_control.DIFFUSERS_SPARSE, sparse_control.DIFFUSERS_SPARSE_LINEAR),
+        "t2i_adapter": (t2i_adapter.DIFFUSERS_T2I,),
         "vae": (diffusers.DIFFUSERS_VAE,),
         "text_encoder": (clip.CLIP_TEXT,),
         "text_encoder_2": (clip.CLIP_TEXT,),
@@ -129,6 +154,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.to is not None and arguments.to not in FORMATS:
         known = ", ".join(FORMATS)
         raise InputError(f"--to {arguments.to}: no such format.{nearest(arguments.to, FORMATS)} Known: {known}.")
+    if embeddings.are_meant(arguments.sources, arguments.to):
+        return embeddings.export(arguments)
     suffix = Path(arguments.output).suffix
     if arguments.to == "diffusers" and suffix:
         raise InputError(
@@ -265,7 +292,7 @@ def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
 def _without_tables(checkpoint: Checkpoint, component: str) -> bool:
     """Whether motion modules came without position tables in the format that always has them, as AnimateLCM's do."""
     buffers, came_in = checkpoint.components[component].buffers, checkpoint.formats.get(component, [])
-    return came_in in ([PUBLISHED_UNET.name], [PUBLISHED_UNET_LINEAR.name]) and not buffers
+    return came_in in ([PUBLISHED_UNET.name], [PUBLISHED_UNET_LINEAR.name], [diffusers.PIA.name]) and not buffers
 
 
 def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
@@ -282,6 +309,8 @@ def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
     candidates = LAYOUTS[to].tables.get(component, ())
     if not candidates:
         raise InputError(f"{to} has no place for a {component}. Leave it out by --only.")
+    if to == "animatediff" and f"{PICTURE_INPUT}/motion/kernel" in checkpoint.components[component].parameters:
+        return diffusers.PIA
     for candidate in candidates:
         if [candidate.name] == came_in:
             return candidate
@@ -307,7 +336,7 @@ def _write_folder(
     alone = len(checkpoint.components) == 1
     for name, component in checkpoint.components.items():
         write_component(
-            path if alone else path / name,
+            path if alone else path / PIPELINE_FOLDERS.get(name, name),
             name,
             component.parameters,
             component.buffers,

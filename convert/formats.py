@@ -5,10 +5,14 @@ FORMATS = {
     "flax": "Flax checkpoints of diffusers 0.39 and transformers 4.57 and before, a folder or one .msgpack",
     "sd": "a single file of the original Stable Diffusion layout",
     "i2v-adapter": "the published I2V-Adapter: the merged UNet, or what --only chooses of it",
-    "animatediff": "motion modules in AnimateDiff's layout",
+    "animatediff": "motion modules or a SparseCtrl in AnimateDiff's layout",
+    "t2i-adapter": "a T2I-Adapter in TencentARC's layout",
     "ip-adapter": "an IP-Adapter: image projection and numbered attention weights",
     "kohya": "LoRA as kohya-ss's scripts write it",
     "peft": "LoRA as diffusers and PEFT write it",
     "motion-lora": "motion LoRA in AnimateDiff's layout",
+    "embedding-a1111": "a textual inversion as AUTOMATIC1111 writes it (.pt)",
+    "embedding-kohya": "a textual inversion as kohya-ss writes it; the only one with both text encoders of SDXL",
+    "embedding-diffusers": "textual inversions as diffusers writes them (learned_embeds)",
 }
 """Name -> what it is."""

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from convert.converting import opened, output, summary, writing
+from convert.embeddings import refuse_import
 from i2v_jax.errors import InputError
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
@@ -11,6 +12,7 @@ from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes OUTPUT and prints what it holds."""
+    refuse_import(arguments.sources)
     suffix = Path(arguments.output).suffix
     if suffix == ".safetensors":
         save = save_own

@@ -1,18 +1,25 @@
 """`inspect`: what a file is. Only headers are read, and a damaged or partial file is described as far as it goes."""
 
 import argparse
+import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+from convert import embeddings
 from convert.parts import adapter_part, part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError
-from i2v_jax.families.few_steps import FEW_STEPS, telling_name
+from i2v_jax.families.few_steps import sort_of
 from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
 from i2v_jax.models.adapters import ADAPTERS
+from i2v_jax.models.motion import PICTURE_INPUT
+from i2v_jax.weights.changes import WITH_PRODUCT, methods_of, rank_of
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
+from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.kinds.find import unread_kind
+from i2v_jax.weights.low_rank import LORA, kernel_shapes
 from i2v_jax.weights.save import EXPORTED_CONFIGS
+from i2v_jax.weights.styles import BUNDLED, ENCODERS
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.trained_for import first_told, told_by_source
 from i2v_jax.weights.translate import Imported, OwnTable
@@ -36,6 +43,8 @@ INPUTS = {
 TOOLS = {"ss_": "kohya-ss", "ot_": "OneTrainer", "lora_adapter_metadata": "diffusers with PEFT"}
 """Start of a key in the metadata -> the tool that writes it."""
 
+PLUS_V2 = "v2 where its name says so, or the image projection's config: shortcut"
+
 FORMATS_OF_TOOLS = {
     "kohya-ss": "kohya-ss (or a tool that writes its names: LyCORIS, OneTrainer)",
     "diffusers LoRA": "diffusers and PEFT",
@@ -47,13 +56,15 @@ FORMATS_OF_TOOLS = {
 def run(arguments: argparse.Namespace) -> int:
     """Prints a description of every source."""
     for source in arguments.sources:
+        if embeddings.inspect(source):
+            continue
         opened = open_files(source, arguments.variant)
         tensors = [tensors for tensors, _ in opened]
         unread = next((kind for held in tensors if (kind := unread_kind(held))), None)
         found = _recognised(opened, unread is not None)
         told = first_told([told_by_source(source, held) for held in tensors])
-        about = [f"{unread[0].title}, which is not read here"] if unread else describe(found)
-        about += [*_distilled(source, unread is not None), *filter(None, [told.sentence()])]
+        about = [f"{unread[0].title}, which {unread[0].why}"] if unread else describe(found)
+        about += [*_bundled(tensors), *_distilled(source, unread is not None), *filter(None, [told.sentence()])]
         print(f"{source}: {'; '.join(about)}")
         if unread:
             print(unread[0].instead)
@@ -85,7 +96,7 @@ def _totals(opened: list[Tensors]) -> tuple:
 
 def _distilled(source: str, is_unread: bool) -> Iterator[str]:
     """What only names tell: models that were distilled to sample in a few steps."""
-    sort = next((sort for sort in FEW_STEPS if sort.names.search(telling_name(source))), None)
+    sort = sort_of(source)
     if sort and not is_unread:
         yield f"by its name a {sort.title}: {sort.advice}"
 
@@ -100,9 +111,11 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
     formats = {component: imported.table.name for component, imported in found}
     metadata = {key: value for _, imported in found for key, value in imported.parameters.metadata.items()}
     return [
-        *_family(paths),
+        *_family(paths | _kernels(found)),
         *_input(paths),
         *(["ControlNet"] if any(path.startswith("controlnet/") for path in paths) else []),
+        *_sparse(paths),
+        *_t2i(paths),
         *_motion(paths),
         *_adapters(paths),
         *_image_tokens(paths),
@@ -111,9 +124,18 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
     ] or [f"{' and '.join(component for component, _ in found)} alone, of any family"]
 
 
+def _kernels(found: list[tuple[str, Imported]]) -> dict[str, tuple[int, ...]]:
+    """The kernels that LoRA weights change, with their shapes, where these tell them."""
+    return {
+        f"{component}/{path}": shape
+        for component, imported in found
+        for path, shape in kernel_shapes(imported.parameters.select(LORA.pattern)).items()
+    }
+
+
 def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for path, shape in paths.items():
-        if re.fullmatch(r"(unet|controlnet)/.*/attn2/(\w+/)?to_k/(kernel|lora/down)", path):
+        if re.fullmatch(r"(unet|controlnet|sparse_controlnet)/.*/attn2/(\w+/)?to_k/(kernel|lora/down)", path):
             if "/motion/" not in path:
                 yield FAMILIES.get(shape[0], f"prompt tokens {shape[0]} wide, no published family")
                 return
@@ -129,7 +151,7 @@ def _levels(paths: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    modules = [path for path in paths if "/motion/" in path and "/lora/" not in path]
+    modules = [path for path in paths if re.match(r"unet/(?!.*/lora/).*/motion/", path)]
     if not modules:
         return
     positions = {shape[1] for path, shape in paths.items() if path.endswith("/positions") and len(shape) == 3}
@@ -138,7 +160,32 @@ def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     version = "v2" if mid else "SDXL-beta" if _levels(paths) == 3 else "v1" if positions == {24} else "v3"
     if not positions and not mid and version == "v3":
         version = "v1 or v3"
+    if version == "SDXL-beta" and positions == {24}:
+        version = "of Hotshot-XL"
+    if f"unet/{PICTURE_INPUT}/motion/kernel" in paths:
+        version = "of PIA, with a first layer for a mask and the picture's latents,"
     yield f"motion modules {version} ({frames})"
+
+
+def _sparse(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    if "sparse_controlnet/controlnet_cond_embedding/kernel" in paths:
+        yield "SparseCtrl, control by pictures of a few frames (RGB), read as latents"
+    elif any(path.startswith("sparse_controlnet/") for path in paths):
+        yield "SparseCtrl, control by drawings of a few frames (scribble)"
+
+
+def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    shapes = {path.partition("/")[2]: shape for path, shape in paths.items() if path.startswith("t2i_adapter/")}
+    if not shapes:
+        return
+    with contextlib.suppress(InputError):  # what does not fit is said below
+        config = infer_config("t2i_adapter", shapes)
+        is_xl = config.kind == "full_adapter_xl"
+        yield f"for Stable Diffusion {'XL' if is_xl else '1.x'}"
+        light = ", light" if config.is_light else ""
+        yield f"T2I-Adapter{light}, of pictures of {config.in_channels} channel{'s' * (config.in_channels > 1)}"
+        return
+    yield "T2I-Adapter"
 
 
 def _adapters(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -157,6 +204,10 @@ def _image_tokens(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
             yield f"InstantID's IP-Adapter, of a face model's states, {latents[0]} image tokens"
         else:
             yield f"IP-Adapter plus, {latents[0]} image tokens (or plus-face, which only names tell)"
+    elif "image_proj/face/proj_in/kernel" in paths:
+        yield f"IP-Adapter FaceID plus, of a face embedding and a picture of the face ({PLUS_V2})"
+    elif "image_proj/proj_in/kernel" in paths and "image_proj/norm/scale" in paths:
+        yield "IP-Adapter FaceID, of a face embedding"
     elif "image_proj/proj_in/kernel" in paths:
         yield "IP-Adapter full-face, an image token for each state"
     elif "image_proj/norm/scale" in paths and "image_proj/proj/kernel" in paths:
@@ -189,20 +240,43 @@ def _encoders(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 def _lora(
     paths: Mapping[str, tuple[int, ...]], formats: Mapping[str, str], metadata: Mapping[str, str]
 ) -> Iterator[str]:
-    downs = {path: shape for path, shape in paths.items() if path.endswith("/lora/down")}
-    if not downs:
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in paths.items():
+        if match := LORA.fullmatch(path):
+            layers.setdefault(match["layer"], {})[match["leaf"]] = shape
+    if not layers:
         return
-    kind = "motion LoRA" if all("/motion/" in path for path in downs) else "LoRA"
-    if any("/lora/mid" in path or len(shape) == 4 for path, shape in downs.items()):
-        kind += " (with convolutions: LoCon)"
-    ranks = ", ".join(map(str, sorted({shape[-1] for shape in downs.values()})))
-    yield f"{kind} of rank {ranks} on {len(downs)} layers"
+    has_windows = any("mid" in leaves or len(leaves.get("down", ())) == 4 for leaves in layers.values())
+    by_kind: dict[str, list[int]] = {}
+    for layer, leaves in layers.items():
+        for kind, rank in _kinds(leaves):
+            by_kind.setdefault(f"motion {kind}" if "/motion/" in layer else kind, []).append(rank)
+    for kind, found in by_kind.items():
+        ranks = ", ".join(map(str, sorted({rank for rank in found if rank})))
+        window = " (with convolutions: LoCon)" if kind.endswith("LoRA") and has_windows else ""
+        yield f"{kind}{window}{f' of rank {ranks}' if ranks else ''} on {len(found)} layers"
     tools = [tool for key, tool in TOOLS.items() if any(name.startswith(key) for name in metadata)]
     tools += [
         tool for start, tool in FORMATS_OF_TOOLS.items() if any(name.startswith(start) for name in formats.values())
     ]
     if tools:
         yield f"as {tools[0]} writes it"
+
+
+def _kinds(leaves: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int]]:
+    """What a layer's LoRA weights are, with its rank; 0 where it has none."""
+    for method in methods_of(leaves):
+        has_rank = method in WITH_PRODUCT
+        title = f"DoRA ({method.title})" if has_rank and "dora_scale" in leaves else method.title
+        yield title, (rank_of(leaves) or 0) if has_rank else 0
+
+
+def _bundled(opened: list[Tensors]) -> Iterator[str]:
+    """Embeddings that lie beside a LoRA, by their tokens."""
+    names = [name.removeprefix(BUNDLED) for tensors in opened for name in tensors if name.startswith(BUNDLED)]
+    if names:
+        tokens = sorted({re.sub(rf"\.({'|'.join(map(re.escape, ENCODERS))}|\w+)$", "", name) for name in names})
+        yield f"with embeddings of {', '.join(map(repr, tokens))} (textual inversions, OneTrainer's bundle)"
 
 
 def _rows(found: list[tuple[str, Imported]]) -> Iterator[tuple]:

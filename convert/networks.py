@@ -13,11 +13,19 @@ import numpy as np
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNetConfig
-from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, StateProjectionConfig
+from i2v_jax.models.image_projection import (
+    FaceProjectionConfig,
+    FaceResamplerConfig,
+    ImageProjectionConfig,
+    ResamplerConfig,
+    StateProjectionConfig,
+)
 from i2v_jax.models.networks import module_of
+from i2v_jax.models.sparse_control import SparseControlNetConfig
+from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import VAEConfig
-from i2v_jax.weights.formats import clip, controlnet, ip_adapter
+from i2v_jax.weights.formats import clip, controlnet, ip_adapter, sparse_control, t2i_adapter
 from i2v_jax.weights.formats import diffusers as names
 from i2v_jax.weights.names import Table
 
@@ -72,6 +80,18 @@ def _controlnet_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray
     return given | dict(picture=rng.random((VIDEOS, FRAMES, side, side, 3), np.float32))
 
 
+def _sparse_inputs(c: SparseControlNetConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    given = _unet_inputs(c, rng)
+    side = c.picture_scale * given["sample"].shape[2]
+    known = np.arange(FRAMES)[None] == rng.integers(0, FRAMES, (VIDEOS, 1))
+    return given | dict(picture=rng.random((VIDEOS, FRAMES, side, side, c.picture_channels), np.float32), known=known)
+
+
+def _t2i_inputs(c: T2IAdapterConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    side = 2 ** (len(c.block_out_channels) - 1) * c.unshuffle
+    return dict(picture=rng.random((VIDEOS, FRAMES, side, side, c.in_channels), np.float32))
+
+
 def _our_call(given: dict[str, np.ndarray]) -> dict[str, Any]:
     names = ("text", "image_tokens", "text_embeds", "time_ids")
     call = {name: array for name, array in given.items() if name not in names}
@@ -86,6 +106,11 @@ def _our_unet(c: UNetConfig, variables: dict, given: dict[str, np.ndarray]) -> O
 def _our_controlnet(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
     down, middle, _ = jax.jit(module_of(c).apply)(variables, **_our_call(given))
     return {"residuals": [_pictures(np.asarray(residual)) for residual in (*down, middle)]}
+
+
+def _our_t2i(c: T2IAdapterConfig, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
+    levels = jax.jit(module_of(c).apply)(variables, **given)
+    return {"features": [_pictures(np.asarray(level)) for level in levels]}
 
 
 def _pictures(video: np.ndarray) -> np.ndarray:
@@ -127,6 +152,24 @@ def _their_controlnet(model: Any, given: dict[str, np.ndarray]) -> dict[str, lis
         return_dict=False,
     )
     return {"residuals": [*down, middle]}
+
+
+def _their_sparse(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:
+    where = given["known"][..., None, None, None].astype(np.float32)
+    picture = given["picture"] * where
+    down, middle = model(
+        _tensor(np.moveaxis(given["sample"], -1, 1)),
+        _tensor(given["timesteps"]),
+        _per_frame(given["text"]),
+        controlnet_cond=_tensor(np.moveaxis(picture, -1, 1)),
+        conditioning_mask=_tensor(np.moveaxis(np.broadcast_to(where, (*picture.shape[:-1], 1)), -1, 1)),
+        return_dict=False,
+    )
+    return {"residuals": [*down, middle]}
+
+
+def _their_t2i(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:
+    return {"features": model(_tensor(_pictures(given["picture"])))}
 
 
 def _vae_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -180,27 +223,40 @@ def _their_vision(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:
 
 
 def _projection_inputs(c: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    states = () if c.reads == "image_embeds" else (TOKENS,)
-    return dict(states=_normal(rng, 2, *states, c.embed_dim))
+    given = {"faces": _normal(rng, 2, c.face_dim)} if c.face_dim else {}
+    if c.reads:
+        states = () if c.reads == "image_embeds" else (TOKENS,)
+        given["states"] = _normal(rng, 2, *states, c.embed_dim)
+    return given
 
 
 def _our_projection(c: Any, variables: dict, given: dict[str, np.ndarray]) -> Outputs:
-    return {"image tokens": [jax.jit(module_of(c).apply)(variables, given["states"])]}
+    return {"image tokens": [jax.jit(module_of(c).apply)(variables, *given.values())]}
 
 
 def _their_projection(model: Any, given: dict[str, np.ndarray]) -> dict[str, list]:
-    return {"image tokens": [model(_tensor(given["states"]))]}
+    if len(given) > 1:  # diffusers lays the states of FaceID plus on the model
+        model.clip_embeds = _tensor(given["states"])[None]
+    return {"image tokens": [model(_tensor(next(iter(given.values()))))]}
 
 
 def _unet_names(c: UNetConfig) -> Table:
     return names.DIFFUSERS_IP_UNET_LINEAR if c.linear_projection else names.DIFFUSERS_IP_UNET
 
 
+def _pia(c: UNetConfig) -> str:
+    return "diffusers joins PIA's first layer and the base's" if c.motion and c.motion.conv_in_channels else ""
+
+
 def _controlnet_names(c: ControlNetConfig) -> Table:
     return controlnet.DIFFUSERS_CONTROLNET_LINEAR if c.linear_projection else controlnet.DIFFUSERS_CONTROLNET
 
 
-def _other_resampler(c: ResamplerConfig) -> str:
+def _sparse_names(c: SparseControlNetConfig) -> Table:
+    return sparse_control.DIFFUSERS_SPARSE_LINEAR if c.linear_projection else sparse_control.DIFFUSERS_SPARSE
+
+
+def _other_resampler(c: ResamplerConfig | FaceResamplerConfig) -> str:
     is_theirs = (c.depth, c.head_dim, c.mlp_width) == (4, 64, 4 * c.width)
     theirs = "diffusers loads resamplers of 4 layers, with heads of 64 channels, four times as wide inside"
     return "" if is_theirs else theirs
@@ -212,12 +268,16 @@ def _other_projection(c: ImageProjectionConfig) -> str:
 
 _PROJECTION = Network(_projection_inputs, _our_projection, _their_projection, lambda c: ip_adapter.IMAGE_PROJECTION)
 NETWORKS: Mapping[type, Network] = {
-    UNetConfig: Network(_unet_inputs, _our_unet, _their_unet, _unet_names),
+    UNetConfig: Network(_unet_inputs, _our_unet, _their_unet, _unet_names, _pia),
     ControlNetConfig: Network(_controlnet_inputs, _our_controlnet, _their_controlnet, _controlnet_names),
+    SparseControlNetConfig: Network(_sparse_inputs, _our_controlnet, _their_sparse, _sparse_names),
+    T2IAdapterConfig: Network(_t2i_inputs, _our_t2i, _their_t2i, lambda c: t2i_adapter.DIFFUSERS_T2I),
     VAEConfig: Network(_vae_inputs, _our_vae, _their_vae, lambda c: names.DIFFUSERS_VAE),
     CLIPTextConfig: Network(_text_inputs, _our_text, _their_text, lambda c: clip.CLIP_TEXT),
     CLIPVisionConfig: Network(_vision_inputs, _our_vision, _their_vision, lambda c: clip.CLIP_VISION),
     ImageProjectionConfig: _PROJECTION._replace(lacking=_other_projection),
     ResamplerConfig: _PROJECTION._replace(lacking=_other_resampler),
     StateProjectionConfig: _PROJECTION,
+    FaceProjectionConfig: _PROJECTION,
+    FaceResamplerConfig: _PROJECTION._replace(lacking=_other_resampler),
 }

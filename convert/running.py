@@ -14,10 +14,12 @@ from convert.parts import adapter_part, part_of
 from convert.tables import table
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTERS, at_site
+from i2v_jax.models.sparse_control import SparseControlNetConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.assemble import ASSEMBLE, Assembled
+from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.checkpoint import Checkpoint, recognise_in
+from i2v_jax.weights.components import ASSEMBLE
 from i2v_jax.weights.tensors import Tensors
 
 BAR = 1e-5
@@ -141,8 +143,10 @@ def _relative_error(out: np.ndarray, ref: np.ndarray) -> float:
 
 
 def _runnable(config: Any, component: str, parts: set[str]) -> Any:
-    """The config in float32; of a UNet, with these parts and with the norms that diffusers has."""
+    """The config in float32; of a UNet, with these parts; motion modules with the norms that diffusers has."""
     changes: dict[str, Any] = dict(dtype=jnp.float32, param_dtype=jnp.float32)
+    if isinstance(config, SparseControlNetConfig):
+        changes["motion"] = dataclasses.replace(config.motion, pooled_norm=True)
     if type(config) is UNetConfig:
         motion = config.motion if f"{component}: motion modules" in parts else None
         adapters = [name for name in ADAPTERS if adapter_part(component, name) in parts]

@@ -18,7 +18,7 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from convert.parts import part_of
 from i2v_jax.errors import InputError
 from i2v_jax.weights.assemble import Assembled
-from i2v_jax.weights.formats import clip, controlnet, ip_adapter
+from i2v_jax.weights.formats import clip, controlnet, ip_adapter, sparse_control, t2i_adapter
 from i2v_jax.weights.formats import diffusers as names
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -39,6 +39,9 @@ OWN_NAMES = {
         names.OLD_VAE,
         controlnet.DIFFUSERS_CONTROLNET,
         controlnet.DIFFUSERS_CONTROLNET_LINEAR,
+        sparse_control.DIFFUSERS_SPARSE,
+        sparse_control.DIFFUSERS_SPARSE_LINEAR,
+        t2i_adapter.DIFFUSERS_T2I,
         clip.CLIP_TEXT,
         clip.CLIP_TEXT_FLAT,
         clip.CLIP_VISION,
@@ -48,7 +51,12 @@ OWN_NAMES = {
     )
 }
 INNER_MODEL = re.compile(r"^(text|vision)_model\.")
-PUBLISHED = {names.PUBLISHED_UNET.name, names.PUBLISHED_UNET_LINEAR.name}
+PUBLISHED = {
+    names.PUBLISHED_UNET.name,
+    names.PUBLISHED_UNET_LINEAR.name,
+    sparse_control.ORIGINAL_SPARSE.name,
+    sparse_control.ORIGINAL_SPARSE_LINEAR.name,
+}
 OUR_TABLES = "this program's tables"
 
 
@@ -83,10 +91,13 @@ def torch_model(
     settings = _settings(config, assembled.settings or {}) if has_model else {}
     model = _empty(settings) if has_model else None
     read = _read_by_libraries(component, model, settings, pieces, parts)
-    if read and (filled := _filled(model, read[0])):
-        return filled, read[1]
-    if filled := _filled(model, _exported(component, table, assembled, parts)):
-        return filled, OUR_TABLES
+    filled, by = (_filled(model, read[0]), read[1]) if read else (None, "")
+    if not filled:
+        filled, by = _filled(model, _exported(component, table, assembled, parts)), OUR_TABLES
+    if filled:
+        if hasattr(filled, "shortcut"):  # of FaceID plus, which no weight tells
+            filled.shortcut = config.shortcut
+        return filled, by
     raise InputError(f"PyTorch's model of the {component} has other weights")
 
 

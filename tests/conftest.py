@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,6 +37,17 @@ def memory() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After a file's last test, forgets what the file's own `functools.cache`s keep: models, programs."""
+    if nextitem is None or nextitem.module is not item.module:
+        for value in list(vars(item.module).values()):
+            if hasattr(value, "cache_clear"):
+                home = sys.modules.get(value.__module__)
+                if home is item.module or getattr(home, value.__name__, None) is not value:  # not an imported one
+                    value.cache_clear()
 
 
 @pytest.hookimpl(trylast=True)

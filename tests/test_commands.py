@@ -159,6 +159,32 @@ def test_a_bad_flag_is_named_with_what_was_meant(default, flag, message):
         read(default, flag)
 
 
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("a.mp4", ("a.mp4",)),
+        ("/here/my poses, new.mp4", ("/here/my poses, new.mp4",)),
+        ("canny:low=50,high=150", ("canny:low=50,high=150",)),
+        ("('a', 'b c')", ("a", "b c")),
+        ("1,2", (1, 2)),
+        ("0.5", (0.5,)),
+        ("()", ()),
+    ],
+)
+def test_one_text_without_quotes_is_a_tuple_of_it(default, given, wanted):
+    assert read(default, f"--config.size={given}").size == wanted
+
+
+def test_a_key_has_the_short_name_that_a_command_gives_it(default, capsys):
+    short = ("steps", "start=prior.t0", "prior.keep")
+    config = read_config(default, ["run.py", "--start=0.25", "--steps=3", "--keep=0.5"], short=short)
+    assert (config.prior.t0, config.steps, config.prior.keep) == (0.25, 3, 0.5)
+    with pytest.raises(SystemExit):
+        read_config(default, ["run.py", "--help"], short=short)
+    printed = capsys.readouterr().out
+    assert "--start (prior.t0)" in printed and "--keep (prior.keep)" in printed and "--steps " in printed
+
+
 @pytest.mark.parametrize("name", ["sample/sd15", "evaluate/default", "train/sd15_stage1"])
 def test_help_explains_every_key_in_one_row(name, capsys):
     """By the comment in the config file, under a heading, with the value."""

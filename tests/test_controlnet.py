@@ -14,7 +14,8 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.controlnet import TINY_CONTROLNET, ControlNet, ControlNetConfig
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
-from i2v_jax.weights.assemble import load_controlnet, load_unet
+from i2v_jax.weights.assemble import load_unet
+from i2v_jax.weights.controls import load_controlnet
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise

@@ -34,6 +34,9 @@ from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
+from tests import test_pia as pia
+from tests import test_sparse_control as sparse_control
+from tests import test_t2i_adapter as t2i_adapter
 from tests import test_weights as library
 from tests.helpers import relative_error
 from tests.oracles import FOLDER as ORACLES
@@ -889,17 +892,37 @@ def one_of(name, files, folder):
         "MotionAdapter": library.motion_adapter,
         "CLIP vision": lambda: transformers.CLIPVisionModelWithProjection(library.vision()),
         "ControlNetModel": original.make_controlnet,
+        "SparseControlNetModel": lambda: sparse_control.model("RGB"),
+        "T2IAdapter": lambda: t2i_adapter.model("light_adapter"),
+        "PIA": pia.motion_adapter,
+    }
+    published = {
+        "SparseCtrl": lambda: sparse_control.original(sparse_control.model("scribble"), "controlnet."),
+        "T2I-Adapter": lambda: t2i_adapter.original(library.state_of(t2i_adapter.model("full_adapter_xl"))),
     }
     if name in models:
         randomise(models[name]()).save_pretrained(out)
+    elif name in published:
+        state = {key: torch.tensor(array) for key, array in published[name]().items()}
+        torch.save(state, out := folder / "source.ckpt")
     elif name == "Flax folder":
         assert convert("export", files / "text_encoder", out, "--to", "flax") == 0
     elif (kind := name.removesuffix(" projection")) in ip_adapter.PROJECTIONS and kind != name:
         random = torch.Generator().manual_seed(3)
         weights = ip_adapter.PROJECTIONS[kind](lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5)
         out = ip_adapter.saved({"image_proj": weights}, folder / "projection.safetensors")
-    elif name == "AnimateLCM":
-        out = motion_modules(folder, False, mid_block=True)
+    elif name in ("AnimateLCM", "AnimateDiff-Lightning"):
+        out = motion_modules(folder, name != "AnimateLCM", mid_block=True)
+    elif name == "Hotshot-XL":
+        names = {"motion_modules": "temporal_attentions", ".temporal_transformer": "", ".pe": ".positional_encoding"}
+        state = load_file(motion_modules(folder, True))
+        for theirs, its in names.items():
+            state = {key.replace(theirs, its): tensor for key, tensor in state.items()}
+        save_file(state, out := folder / "hotshot.safetensors")
+    elif name == "LoHa":
+        layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+        state = {f"{layer}.hada_w{i}_{end}": torch.ones(*shape) for i in (1, 2) for end, shape in LOHA.items()}
+        save_torch(state | {f"{layer}.alpha": torch.ones(())}, out := folder / "loha.safetensors")
     elif "LoRA" in name:
         layer, down, up = {
             "dotted LoRA": ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "lora_down", "lora_up"),
@@ -913,22 +936,31 @@ def one_of(name, files, folder):
     return out
 
 
+LOHA = {"a": (32, 2), "b": (2, 32)}
 TEMPORAL = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
 DOCUMENTED = {
     "diffusers and transformers folders": (
-        ("base", "vae", "text_encoder", "UNetMotionModel", "MotionAdapter", "CLIP vision", "ControlNetModel")
+        *("base", "vae", "text_encoder", "UNetMotionModel", "MotionAdapter", "CLIP vision"),
+        *("ControlNetModel", "SparseControlNetModel", "T2IAdapter"),
     ),
     "Flax": ("Flax", "Flax folder"),
     "single-file Stable Diffusion": ("Stable Diffusion 1.5", "Stable Diffusion XL"),
     "original ControlNet": ("ControlNet",),
     "AnimateDiff motion modules": ("motion.ckpt",),
+    "SparseCtrl": ("SparseCtrl",),
+    "T2I-Adapter": ("T2I-Adapter",),
     "AnimateLCM": ("AnimateLCM",),
+    "AnimateDiff-Lightning": ("AnimateDiff-Lightning",),
+    "PIA": ("PIA",),
+    "Hotshot-XL": ("Hotshot-XL",),
     "I2V-Adapter": ("published I2V-Adapter", "adapter.safetensors"),
     "IP-Adapter": ("ip_sd15.bin", "base projection", "plus projection", "full face projection"),
     "LoRA of kohya-ss": ("kohya.safetensors",),
     "LoRA with dots": ("dotted LoRA",),
     "LoRA of diffusers": ("peft.safetensors",),
+    "LoRA's kin": ("LoHa",),
     "motion LoRA": ("motion LoRA", "MotionDirector's LoRA"),
+    "textual inversions": (),  # no network: see test_embeddings.py
     "ours": ("joined.safetensors",),
 }
 """What docs/formats.md lists, by how its rows begin."""

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main as convert
 from i2v_jax import commands
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.families.arithmetic import Arithmetic
-from i2v_jax.families.few_steps import sampler_warning
+from i2v_jax.families.few_steps import Chosen, sampler_warning
 from i2v_jax.families.identify import (
     Part,
     check_family,
@@ -269,6 +270,9 @@ def test_files_are_opened_and_told_apart_unread(tmp_path):
 XL_SCHEDULER = dict(_class_name="EulerDiscreteScheduler", timestep_spacing="leading", prediction_type="epsilon")
 
 
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
 @pytest.mark.parametrize(
     "source, sort, good, bad",
     [
@@ -276,27 +280,115 @@ XL_SCHEDULER = dict(_class_name="EulerDiscreteScheduler", timestep_spacing="lead
         ("/models/dreamshaperXL_v21TurboDPMSDE.safetensors", "Turbo", "euler", "dpmpp_2m"),
         ("~/sd_xl_turbo_1.0_fp16.safetensors", "Turbo", "euler_ancestral", "lcm"),
         ("ByteDance/SDXL-Lightning/sdxl_lightning_4step.safetensors", "Lightning", "euler", "ddim"),
+        (
+            "ByteDance/AnimateDiff-Lightning/animatediff_lightning_4step_comfyui.safetensors",
+            "Lightning",
+            "euler",
+            "lcm",
+        ),
         ("latent-consistency/lcm-lora-sdxl", "LCM", "lcm", "ddim"),
         ("./LCM_Dreamshaper_v7.safetensors", "LCM", "lcm", "euler"),
+        ("h1t/TCD-SD15-LoRA", "TCD", "tcd", "ddim"),
+        ("wangfuyun/AnimateLCM/AnimateLCM_sd15_t2v_lora.safetensors", "AnimateLCM", "lcm", "ddim"),
         ("ByteDance/Hyper-SD/Hyper-SDXL-8steps-lora.safetensors", "Hyper-SD", "ddim", "dpmpp_2m"),
+        ("ByteDance/Hyper-SD/Hyper-SDXL-1step-Unet.safetensors", "Hyper-SD", "lcm", "ddim"),
+        ("ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors", "Hyper-SD", "tcd", "ddim"),
     ],
 )
 def test_names_of_few_step_models_are_known(source, sort, good, bad):
-    base = "stabilityai/stable-diffusion-xl-base-1.0"
-    warning = sampler_warning((base, source), {}, XL_SCHEDULER, bad)
+    own_timesteps = good in ("lcm", "tcd")
+    warning = sampler_warning((BASE, source), {}, XL_SCHEDULER, Chosen(bad))
     assert source in warning and sort in warning and f"sampler={bad}" in warning and f"sampler={good}"[:12] in warning
-    assert sampler_warning((base, source), {}, XL_SCHEDULER, good) is None
-    if sort != "LCM":
-        assert "trailing" in sampler_warning((base, source), {}, XL_SCHEDULER, good, spacing="leading")
-        assert sampler_warning((base, source), {}, XL_SCHEDULER, good, spacing="trailing") is None
+    assert sampler_warning((BASE, source), {}, XL_SCHEDULER, Chosen(good)) is None
+    leading, trailing = (sampler_warning((BASE, source), {}, None, Chosen(good, it)) for it in ("leading", "trailing"))
+    assert trailing is None and (leading is None if own_timesteps else "spacing=leading" in leading)
+
+
+XL_LIGHTNING = "ByteDance/SDXL-Lightning/sdxl_lightning_{}.safetensors"
+VIDEO_LIGHTNING = "ByteDance/AnimateDiff-Lightning/animatediff_lightning_{}step_diffusers.safetensors"
+HYPER = "ByteDance/Hyper-SD/Hyper-SD{}.safetensors"
+EULER = Chosen("euler", "trailing", 4, 1.0, NoiseSchedule())
+DDIM = EULER._replace(sampler="ddim")
+ANIMATE_LCM = "wangfuyun/AnimateLCM/AnimateLCM_sd15_t2v"
+
+
+@pytest.mark.parametrize(
+    "sources, good, departures",
+    [
+        (
+            [VIDEO_LIGHTNING.format(4)],
+            EULER,
+            {
+                "steps=8": EULER._replace(steps=8),
+                "guidance_scale=7.5": EULER._replace(guidance_scale=7.5),
+                "noise_schedule.kind=scaled_linear": EULER._replace(schedule=NoiseSchedule("scaled_linear")),
+            },
+        ),
+        ([VIDEO_LIGHTNING.format(2)], EULER._replace(steps=3), {"steps=4": EULER, "steps=1": EULER._replace(steps=1)}),
+        ([XL_LIGHTNING.format("8step_lora")], EULER._replace(steps=8), {"steps=4": EULER}),
+        (
+            [XL_LIGHTNING.format("1step_unet_x0")],
+            EULER._replace(steps=1, schedule=NoiseSchedule(prediction_type="sample")),
+            {"noise_schedule.prediction_type=epsilon": EULER._replace(steps=1)},
+        ),
+        (
+            [HYPER.format("XL-1step-Unet")],
+            Chosen("lcm", "leading", 1, 1.0, NoiseSchedule(), (800,)),
+            {"sampler_options.timesteps=()": Chosen("lcm", "leading", 1, 1.0, NoiseSchedule(), ())},
+        ),
+        (
+            [HYPER.format("15-1step-lora")],
+            Chosen("tcd", "leading", 4, 1.0),
+            {"steps=25": Chosen("tcd", "leading", 25, 1.0)},
+        ),
+        (
+            [HYPER.format("15-8steps-CFG-lora")],
+            DDIM._replace(steps=8, guidance_scale=6.0),
+            {"guidance_scale=1": DDIM._replace(steps=8), "steps=4": DDIM._replace(guidance_scale=6.0)},
+        ),
+        ([HYPER.format("15-4steps-lora")], DDIM, {"guidance_scale=5": DDIM._replace(guidance_scale=5.0)}),
+        (["stabilityai/sdxl-turbo"], EULER, {"steps=25": EULER._replace(steps=25)}),
+        (
+            [ANIMATE_LCM + ".ckpt", ANIMATE_LCM + "_lora.safetensors"],
+            Chosen("lcm", "leading", 6, 2.0, NoiseSchedule()),
+            {
+                "guidance_scale=7.5": Chosen("lcm", "leading", 6, 7.5, NoiseSchedule()),
+                "steps=25": Chosen("lcm", "leading", 25, 2.0, NoiseSchedule()),
+            },
+        ),
+        (["latent-consistency/lcm-lora-sdv1-5"], Chosen("lcm", steps=4), {"steps=50": Chosen("lcm", steps=50)}),
+    ],
+)
+def test_a_run_is_judged_by_all_that_its_makers_say(sources, good, departures):
+    """And by nothing else: each warning names the one thing that is otherwise."""
+    assert sampler_warning([BASE, *sources], None, None, good) is None
+    for departure, chosen in departures.items():
+        assert f"this run has {departure}. Its makers' settings: " in sampler_warning(sources, None, None, chosen)
+
+
+def test_a_file_is_known_by_its_metadata(tmp_path):
+    """Tools write down the name that a LoRA had where it was made, whatever its file is called since."""
+    for key in ("modelspec.title", "ss_output_name"):
+        file = tmp_path / f"fast.{key}.safetensors"
+        save_file({"x": np.zeros(1, "f")}, file, {key: "Hyper-SD15-4steps-lora", "format": "pt"})
+        assert "Hyper-SD model" in sampler_warning([str(file)], None, None, EULER._replace(sampler="dpmpp_2m"))
+        assert sampler_warning([str(file)], None, None, DDIM) is None
+    save_file({"x": np.zeros(1, "f")}, tmp_path / "plain.safetensors")
+    assert sampler_warning([str(tmp_path / "plain.safetensors")], None, None, DDIM) is None
+
+
+def test_animate_lcm_wants_its_lora():
+    chosen = Chosen("lcm", "leading", 6, 2.0, NoiseSchedule())
+    warning = sampler_warning([BASE, ANIMATE_LCM + ".ckpt"], None, None, chosen)
+    assert "no such LoRA" in warning and "AnimateLCM_sd15_t2v_lora.safetensors" in warning
 
 
 @pytest.mark.parametrize(
     "source", ["stabilityai/stable-diffusion-xl-base-1.0", "/turbo/hyperrealism_xl.safetensors", "~/calcmodel", ""]
 )
 def test_other_names_say_nothing(source):
-    assert sampler_warning((source,), None, None, "ddim") is None
-    assert sampler_warning((source,), {"time_cond_proj_dim": None}, XL_SCHEDULER, "ddim") is None
+    assert sampler_warning((source,), None, None, Chosen("ddim", "leading", 25, 7.5)) is None
+    assert sampler_warning((source,), {"time_cond_proj_dim": None}, XL_SCHEDULER, Chosen("ddim")) is None
 
 
 def test_settings_of_few_step_models_are_known():
@@ -304,14 +396,15 @@ def test_settings_of_few_step_models_are_known():
     for unet, scheduler, sort, good in (
         ({"time_cond_proj_dim": 256}, XL_SCHEDULER, "LCM", "lcm"),
         ({}, dict(_class_name="LCMScheduler"), "LCM", "lcm"),
+        ({}, dict(_class_name="TCDScheduler"), "TCD", "tcd"),
         ({}, trailing, "Turbo", "euler"),
         ({"_name_or_path": "stabilityai/sdxl-turbo"}, None, "Turbo", "euler_ancestral"),
     ):
-        assert sort in sampler_warning(("model",), unet, scheduler, "ddim")
-        assert sampler_warning(("model",), unet, scheduler, good) is None
+        assert sort in sampler_warning(("model",), unet, scheduler, Chosen("ddim"))
+        assert sampler_warning(("model",), unet, scheduler, Chosen(good)) is None
     # velocity models sampled down to pure noise are spread so too
-    assert sampler_warning(("model",), {}, trailing | dict(prediction_type="v_prediction"), "ddim") is None
-    assert sampler_warning(("model",), {}, trailing | dict(rescale_betas_zero_snr=True), "ddim") is None
+    assert sampler_warning(("model",), {}, trailing | dict(prediction_type="v_prediction"), Chosen("ddim")) is None
+    assert sampler_warning(("model",), {}, trailing | dict(rescale_betas_zero_snr=True), Chosen("ddim")) is None
 
 
 def test_convert_says_which_source_is_of_which_family(tmp_path):

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from i2v_jax import tree
 from i2v_jax.errors import InputError
-from i2v_jax.weights.assemble import load_controlnet, load_image_encoder, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.assemble import load_image_encoder, load_text_encoder, load_unet, load_vae
+from i2v_jax.weights.controls import load_controlnet
 from i2v_jax.weights.storage import msgpack
 from i2v_jax.weights.storage.msgpack import open_msgpack, save_msgpack
 from i2v_jax.weights.storage.open import open_tensors

@@ -9,13 +9,24 @@ import pytest
 import torch
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.models.embeddings import ImageProjection as DiffusersImageProjection
-from diffusers.models.embeddings import IPAdapterFullImageProjection, IPAdapterPlusImageProjection
+from diffusers.models.embeddings import (
+    IPAdapterFaceIDImageProjection,
+    IPAdapterFaceIDPlusImageProjection,
+    IPAdapterFullImageProjection,
+    IPAdapterPlusImageProjection,
+)
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.image_projection import (
+    IP_ADAPTER_FACEID_PLUS_SD15,
+    IP_ADAPTER_FACEID_SD15,
     IP_ADAPTER_FULL_FACE_SD15,
     IP_ADAPTER_PLUS_SD15,
     IP_ADAPTER_SD15,
+    FaceProjection,
+    FaceProjectionConfig,
+    FaceResampler,
+    FaceResamplerConfig,
     ImageProjection,
     ImageProjectionConfig,
     Resampler,
@@ -37,20 +48,26 @@ SMALL = ResamplerConfig(
 )
 SMALL_LINEAR = ImageProjectionConfig(embed_dim=20, cross_attention_dim=24)
 SMALL_STATE = StateProjectionConfig(embed_dim=20, cross_attention_dim=24)
+SMALL_FACE = FaceProjectionConfig(face_dim=16, face_width=32, cross_attention_dim=24)
+SMALL_FACE_PLUS = FaceResamplerConfig(
+    face_dim=16, face_width=32, embed_dim=20, width=64, num_heads=1, mlp_width=256, cross_attention_dim=64
+)
 
 
 def shapes(parameters):
     return {path: leaf.shape for path, leaf in flatten(parameters).items()}
 
 
-def new_shapes(model, *input_shape):
-    return shapes(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape))["params"])
+def new_shapes(model, *input_shape, states=None):
+    more = () if states is None else (jnp.zeros(states),)
+    return shapes(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape), *more)["params"])
 
 
-def random_parameters(model, *input_shape):
+def random_parameters(model, *input_shape, states=None):
     """Draws every parameter, norms and biases included."""
     generator = np.random.default_rng(0)
-    parameters = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape))["params"]
+    more = () if states is None else (jnp.zeros(states),)
+    parameters = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape), *more)["params"]
 
     def draw(path, leaf):
         if leaf.ndim == 1:
@@ -60,8 +77,8 @@ def random_parameters(model, *input_shape):
     return jax.tree_util.tree_map_with_path(draw, parameters)
 
 
-def run(model, parameters, x):
-    return jax.jit(lambda p, x: model.apply({"params": p}, x))(parameters, x)
+def run(model, parameters, *x):
+    return jax.jit(lambda p, *x: model.apply({"params": p}, *x))(parameters, *x)
 
 
 def in_diffusers(parameters):
@@ -115,9 +132,36 @@ def test_state_projection_equals_diffusers(measured):
     measured("diffusers IPAdapterFullImageProjection", error, 1e-5)
 
 
+def test_face_projection_equals_diffusers(measured):
+    x = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    model = FaceProjection(SMALL_FACE)
+    parameters = random_parameters(model, *x.shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, IPAdapterFaceIDImageProjection)
+    with torch.no_grad():
+        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
+    measured("diffusers IPAdapterFaceIDImageProjection", error, 1e-5)
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_face_resampler_equals_diffusers(shortcut, measured):
+    """With the shortcut it is version 2 of FaceID plus."""
+    rng = np.random.default_rng(1)
+    faces, states = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 16), (2, 9, 20)])
+    model = FaceResampler(dataclasses.replace(SMALL_FACE_PLUS, shortcut=shortcut))
+    parameters = random_parameters(model, *faces.shape, states=states.shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, IPAdapterFaceIDPlusImageProjection)
+    theirs.shortcut, theirs.clip_embeds = shortcut, torch.from_numpy(states)[None]
+    with torch.no_grad():
+        error = relative_error(run(model, parameters, faces, states), theirs(torch.from_numpy(faces)))
+    measured(f"diffusers IPAdapterFaceIDPlusImageProjection, shortcut={shortcut}", error, 1e-5)
+
+
 @pytest.mark.parametrize(
     "cls, config, shape",
     [
+        (FaceProjection, SMALL_FACE, (2, 16)),
         (Resampler, SMALL, (2, 9, 20)),
         (ImageProjection, SMALL_LINEAR, (2, 20)),
         (StateProjection, SMALL_STATE, (2, 9, 20)),
@@ -136,6 +180,11 @@ def test_config_is_read_off_the_parameters():
         assert config_from_shapes(new_shapes(Resampler(config), 1, 2, config.embed_dim)) == config
     for config in (SMALL_STATE, IP_ADAPTER_FULL_FACE_SD15):
         assert config_from_shapes(new_shapes(StateProjection(config), 1, 2, config.embed_dim)) == config
+    for config in (SMALL_FACE, IP_ADAPTER_FACEID_SD15):
+        assert config_from_shapes(new_shapes(FaceProjection(config), 1, config.face_dim)) == config
+    for config in (SMALL_FACE_PLUS, IP_ADAPTER_FACEID_PLUS_SD15):
+        found = new_shapes(FaceResampler(config), 1, config.face_dim, states=(1, 2, config.embed_dim))
+        assert config_from_shapes(found) == config
     for config in (SMALL_LINEAR, IP_ADAPTER_SD15):
         assert config_from_shapes(new_shapes(ImageProjection(config), 1, config.embed_dim)) == config
 

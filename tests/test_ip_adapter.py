@@ -21,6 +21,7 @@ from tests.helpers import relative_error, with_conditions
 from tests.torch_models import randomise
 
 TOKEN = 24  # width
+RANK = 2  # of FaceID's LoRA
 PICTURE = 12  # width of what a projection reads
 STRUCTURES = {
     "SD1.5": dict(
@@ -78,19 +79,49 @@ def state_projection(normal):
     return weights | norm("proj.3", TOKEN, normal)
 
 
-PROJECTIONS = {"base": linear_projection, "plus": resampler, "full face": state_projection}
+FACE = 16  # width of a face embedding
+
+
+def face_projection(normal):
+    weights = {"proj.0.weight": normal(2 * FACE, FACE), "proj.0.bias": normal(2 * FACE)}
+    weights |= {"proj.2.weight": normal(4 * TOKEN, 2 * FACE), "proj.2.bias": normal(4 * TOKEN)}
+    return weights | norm("norm", TOKEN, normal)
+
+
+def face_resampler(normal):
+    inner = {name: tensor for name, tensor in resampler(normal, width=TOKEN).items() if name != "latents"}
+    return face_projection(normal) | {f"perceiver_resampler.{name}": tensor for name, tensor in inner.items()}
+
+
+PROJECTIONS = {
+    "base": linear_projection,
+    "plus": resampler,
+    "full face": state_projection,
+    "FaceID": face_projection,
+    "FaceID plus": face_resampler,
+}
 
 
 def adapter(unet, kind, seed=0):
     """An IP-Adapter file of a UNet: {"image_proj": ..., "ip_adapter": ...}, as tensors of PyTorch."""
     random = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5  # noqa: E731
-    attention, number = {}, 1
+    attention, number = {}, 0
     for name in unet.attn_processors:
-        if name.endswith("attn2.processor") and "motion_modules" not in name:
-            width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        if "motion_modules" in name or name.startswith("encoder_hid_proj"):  # of one that was loaded before
+            continue
+        layers = unet.get_submodule(name.removesuffix(".processor"))
+        width = layers.to_q.out_features
+        if kind.startswith("FaceID"):
+            for layer in ("to_q", "to_k", "to_v", "to_out"):
+                width_in = (layers.to_out[0] if layer == "to_out" else getattr(layers, layer)).in_features
+                attention[f"{number}.{layer}_lora.down.weight"] = normal(RANK, width_in)
+                attention[f"{number}.{layer}_lora.up.weight"] = (
+                    normal(width, RANK) / 8
+                )  # else softmax is all or nothing
+        if name.endswith("attn2.processor"):
             attention |= {f"{number}.to_{it}_ip.weight": normal(width, TOKEN) for it in "kv"}
-            number += 2
+        number += 1
     return {"image_proj": PROJECTIONS[kind](normal), "ip_adapter": attention}
 
 
@@ -125,7 +156,7 @@ def exported(found):
 def test_published_file_lands_where_diffusers_puts_it_and_comes_back(structure, kind, suffix, tmp_path):
     unet = full_depth(structure)
     nested = adapter(unet, kind)
-    assert len(nested["ip_adapter"]) == 2 * COUNTS[structure]
+    assert len(nested["ip_adapter"]) == (18 if kind.startswith("FaceID") else 2) * COUNTS[structure]
     file = saved(nested, tmp_path / f"ip{suffix}")
     found, tokens, projection = parts(file)
     assert library.bytes_of(exported(found)) == library.bytes_of(flat(nested))

@@ -748,11 +748,6 @@ def test_what_does_not_fit_is_named(case):
 
 
 REFUSED = {
-    "lora_unet_conv_in.dora_scale": "DoRA",
-    "unet.conv_in.lora_magnitude_vector": "DoRA",
-    "lora_unet_conv_in.hada_w1_a": "LoHa",
-    "lora_unet_conv_in.lokr_w1": "LoKr",
-    "lora_unet_conv_in.on_input": "IA",
     "lora_unet_conv_in.a1.weight": "GLoRA",
     "lora_unet_conv_in.oft_blocks": "OFT",
     "unet.conv_in.lora_B.bias": "biases",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from i2v_jax.devices.mesh import make_mesh, placer, use_mesh
 from i2v_jax.diffusion import guidance
@@ -31,17 +32,19 @@ SETTINGS = Settings(height=64, width=64, frames=8, steps=3)
 PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
 
 
+WEIGHTS = Weights(
+    str(SMALL),
+    motion=str(SMALL / "motion.safetensors"),
+    adapter=str(SMALL / "i2v_adapter.safetensors"),
+    image_adapter=str(SMALL / "ip_adapter.safetensors"),
+    image_encoder=str(SMALL / "image_encoder"),
+)
+
+
 @functools.cache
 def pipeline(devices=1, **shape):
     mesh = make_mesh(shape, jax.devices()[:devices])
-    weights = Weights(
-        str(SMALL),
-        motion=str(SMALL / "motion.safetensors"),
-        adapter=str(SMALL / "i2v_adapter.safetensors"),
-        image_adapter=str(SMALL / "ip_adapter.safetensors"),
-        image_encoder=str(SMALL / "image_encoder"),
-    )
-    return Pipeline(Model.load(weights, mesh=mesh), mesh)
+    return Pipeline(Model.load(WEIGHTS, mesh=mesh), mesh)
 
 
 @functools.cache
@@ -71,6 +74,51 @@ def test_many_devices_make_the_same_videos(shape, measured):
 def test_a_video_does_not_depend_on_its_batch(measured):
     alone = pipeline().latents(pictures()[2:3], PROMPTS[2:3], [3], settings=SETTINGS)
     measured("a row alone against in a batch", relative_error(alone, one_device_latents()[2:3]), 1e-5)
+
+
+def test_weighted_prompts_of_any_length_do_not_depend_on_each_other(monkeypatch):
+    """What a video is conditioned on is its own prompts' alone, whatever the lengths of the others'."""
+    mesh = make_mesh({}, jax.devices()[:1])
+    run = Pipeline(Model.load(str(SMALL), mesh=mesh), mesh)
+    lengths = []
+
+    def seen(state, start, conditions, first_frame, seeds, settings, watch, count):
+        lengths.append(conditions.text.shape[2])
+        return jnp.stack(jnp.split(conditions.text[:, 0].mean(1), 2), 1)  # of each video, both sides
+
+    monkeypatch.setattr(run, "_run", seen)
+    settings = dataclasses.replace(SETTINGS, frames=1, prompt_syntax="weighted", clip_skip=1)
+    prompts, negative = ["a (cat:1.3)", "a cat BREAK waves", "[waves]"], ["", "", "a BREAK b BREAK c"]
+    assert run.count_chunks(prompts, negative, settings=settings) == [1, 2, 3]
+
+    def latents(rows, **changes):
+        given = [[texts[row] for row in rows] for texts in (pictures(), prompts)]
+        changed = dataclasses.replace(settings, **changes)
+        return np.asarray(run.latents(*given, rows, [negative[row] for row in rows], changed))
+
+    for rows in ([0, 1, 2], [2, 0, 1]):
+        together = latents(rows)
+        for place, row in enumerate(rows):
+            assert relative_error(latents([row])[0], together[place]) < 1e-6
+    assert set(lengths) == {77, 154, 231}
+    for changes in (dict(prompt_syntax="plain"), dict(clip_skip=0), dict(prompt_weighting="comfyui")):
+        assert relative_error(latents([0], **changes)[0, 1], together[1, 1]) > 1e-4
+
+
+def test_prompts_have_embeddings_by_their_tokens(tmp_path):
+    """What the states of both sides are, with nothing of a UNet compiled."""
+    width = 32
+    save_file({"emb_params": np.ones((2, width), np.float32)}, tmp_path / "tok.safetensors")
+    given = Weights(str(SMALL), embeddings=(str(tmp_path / "tok.safetensors"),))
+    mesh = make_mesh({}, jax.devices()[:1])
+    with_token, without = (Pipeline(Model.load(weights, mesh=mesh), mesh) for weights in (given, Weights(str(SMALL))))
+    conditions, plain = (run.encode(["a tok", "a cat"], ["tok", ""]) for run in (with_token, without))
+    errors = [relative_error(ours, other) for ours, other in zip(conditions.text, plain.text)]
+    assert min(errors[0], errors[2]) > 1e-2 and max(errors[1], errors[3]) < 1e-5  # negative ones first
+    assert with_token.model.configs["text_encoder"].added_tokens == 2
+    save_file({"emb_params": np.ones((2, width + 8), np.float32)}, tmp_path / "tok.safetensors")
+    with pytest.raises(InputError, match="'tok' has vectors 40 wide, which no text encoder of Stable Diffusion 1.5"):
+        Model.load(given)
 
 
 def test_a_smaller_batch_is_filled_up_and_compiles_nothing():

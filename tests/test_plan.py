@@ -79,6 +79,20 @@ def test_a_sampling_step_is_traced(slice_):
     assert {"frozen", "latents", "conditions"} == found.kinds.keys()
 
 
+def test_a_sampling_step_with_control_networks_is_traced(slice_):
+    """Published ones need not be here; the training step has none."""
+    config = commands.load_config(commands.ROOT / "configs" / "train" / "sd15_stage1.py")
+    config.weights.controls = ("lllyasviel/control_v11p_sd15_openpose",) * 2
+    plain = networks_of_config(config, slice_[1][0])
+    assert {"control_0", "control_1"} < plain.keys() and plain["control_0"].dtype == plain["unet"].dtype
+    found = plan.sampling_program(config, slice_[1])
+    with use_mesh(found.mesh):
+        state, _ = jax.eval_shape(found.function, *found.arguments)
+    assert state.latents.shape[1:] == (config.data.frames, config.data.height // 8, config.data.width // 8, 4)
+    kinds = plan.training_program(config, slice_[1]).kinds
+    assert not any("control" in path for path in tree.flatten(kinds["frozen"]))
+
+
 def test_every_round_of_a_loop_counts(slice_):
     """Products and sends in a loop; XLA's own analysis sees one round."""
 

@@ -13,7 +13,8 @@ from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 
 SHAPE = (2, 3, 4, 5, 4)
-EVERY = [("ddim", {}), ("ddim", {"eta": 0.7})] + [(name, {}) for name in samplers.SAMPLERS if name != "ddim"]
+EVERY = [("ddim", {}), ("ddim", {"eta": 0.7}), ("tcd", {"eta": 0.3})]
+EVERY += [(name, {}) for name in samplers.SAMPLERS if name != "ddim"]
 LINEAR = NoiseSchedule()
 
 
@@ -41,6 +42,39 @@ def test_scaled_linear_and_another_number_of_steps(column, spacing, schedule):
     assert worst_step_error(*run_pair(column, spacing, schedule, num_steps=7)) <= 1e-5
 
 
+FEW = [("euler", "trailing"), ("euler_ancestral", "trailing"), ("ddim", "trailing"), ("ddim, stops at 0", "trailing")]
+FEW += [("lcm", "leading"), ("tcd", "leading"), ("tcd, eta 0.3", "leading"), ("tcd, eta 1", "leading")]
+
+
+@pytest.mark.parametrize("column, spacing", FEW)
+def test_runs_of_few_steps_equal_diffusers(column, spacing, measured):
+    """As distilled models are sampled; on both noise schedules, whatever the network predicts."""
+    worst = 0.0
+    for steps in (1, 2, 4, 8):
+        for kind, predicted in (("linear", "epsilon"), ("scaled_linear", "epsilon"), ("linear", "v_prediction")):
+            schedule = NoiseSchedule(kind=kind, prediction_type=predicted)
+            worst = max(worst, worst_step_error(*run_pair(column, spacing, schedule, steps)))
+    measured(f"{column}, {spacing}: 1, 2, 4 and 8 steps against diffusers, every step", worst, 1e-5)
+
+
+@pytest.mark.parametrize("column", ["lcm", "tcd, eta 0.3"])
+@pytest.mark.parametrize("timesteps", [(800,), (999, 749, 499, 249), (399, 0)])
+def test_timesteps_of_ones_own_equal_diffusers(column, timesteps):
+    """Hyper-SD's UNet of one step starts at 800."""
+    ours, theirs = run_pair(column, "leading", LINEAR, len(timesteps), timesteps=timesteps)
+    assert len(ours) == len(timesteps) and worst_step_error(ours, theirs) <= 1e-5
+    made = samplers.make(column[:3], LINEAR, len(timesteps), timesteps=timesteps)
+    np.testing.assert_array_equal(made.timesteps, timesteps)
+
+
+def test_a_network_that_predicts_the_picture_is_done_after_one_step():
+    """SDXL-Lightning's UNet of one step; Euler's sampler ends at what the network says."""
+    sampler = samplers.make("euler", NoiseSchedule(prediction_type="sample"), 1, spacing="trailing")
+    _, clean, noise = draw()
+    state = sampler.step(sampler.init(sampler.add_noise(clean, noise, 0)), 0, clean)
+    np.testing.assert_array_equal(state.latents, clean)
+
+
 # With a noise level of 4,096 (zero terminal SNR) or 20,291 (cosine), float32 diffusers is 1e-4 from its own float64.
 @pytest.mark.usefixtures("ieee_sqrt")
 @pytest.mark.parametrize("column, spacing, schedule", cases(NoiseSchedule(zero_terminal_snr=True)), ids=name_of)
@@ -53,7 +87,7 @@ def test_cosine_equals_diffusers_in_float64(column, spacing, schedule):
     assert worst_step_error(*run_pair(column, spacing, schedule, num_steps=2, dtype=torch.float64)) <= 1e-5
 
 
-@pytest.mark.parametrize("column", ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m, Karras", "lcm"])
+@pytest.mark.parametrize("column", ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m, Karras", "lcm", "tcd"])
 def test_a_run_that_starts_late_equals_diffusers(column):
     ours, theirs = run_pair(column, "leading", LINEAR, num_steps=10, t0=0.6)
     assert 1 < len(ours) < 10
@@ -115,8 +149,12 @@ def test_the_true_epsilon_leads_back_to_the_clean_latents(name, options):
     state = sampler.init(sampler.add_noise(clean, noise, 0))
     for i in range(sampler.num_steps):
         alpha, sigma = sampler.alpha[i], sampler.sigma[i]
-        state = sampler.step(state, i, (sampler.scale_input(state.latents, i) - alpha * clean) / sigma, noise)
+        epsilon = (sampler.scale_input(state.latents, i) - alpha * clean) / sigma
+        state = sampler.step(state, i, epsilon, noise)
         np.testing.assert_allclose(state.x0, clean, atol=2e-4)
+    if name == "tcd":  # its run ends at timestep 0, as diffusers has it
+        cumprod = LINEAR.alphas_cumprod[0]
+        clean = np.sqrt(cumprod) * clean + np.sqrt(1 - cumprod) * epsilon
     # LCM's c_skip keeps some of the noise of its last step, 0.25 / (10 t)^2 of it
     np.testing.assert_allclose(state.latents, clean, atol=2e-4)
 
@@ -172,6 +210,13 @@ def test_start_index_is_the_first_step_at_or_below_t0():
         ("ddim", {"num_steps": 1000}, "1 .. 1000; wanted 0 .. 999"),
         ("dpmpp_2m", {"num_steps": 1000}, "fewer than 1000"),
         ("lcm", {"num_steps": 51}, "steps <= original_steps"),
+        ("tcd", {"num_steps": 51}, "steps <= original_steps"),
+        ("tcd", {"eta": -0.1}, r"eta = -0.1 given; wanted a number in \[0, 1\]"),
+        ("ddim", {"timesteps": (800,)}, "'ddim' has no timesteps"),
+        ("lcm", {"timesteps": (800,)}, r"timesteps = \(800,\) given, and 10 steps; wanted as many"),
+        ("lcm", {"timesteps": (400, 800), "num_steps": 2}, "each smaller than the one before"),
+        ("lcm", {"timesteps": (1000,), "num_steps": 1}, "whole numbers, 999 .. 0"),
+        ("tcd", {"timesteps": (800.5,), "num_steps": 1}, "whole numbers"),
     ],
 )
 def test_bad_input_says_what_to_mend(name, options, message):

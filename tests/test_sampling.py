@@ -13,10 +13,12 @@ from PIL import Image
 from i2v_jax import commands, media
 from i2v_jax.cli import sample
 from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, flags_in_messages, in_python_words, python_words
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
-from i2v_jax.sampling import batches, command_line, inputs, jobs, record, trained_at
+from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.sampling import batches, command_line, inputs, jobs, record, run, trained_at
 from i2v_jax.sampling.presets import preset
 from i2v_jax.sampling.progress import COMPILING, Progress, TimeLeft, Work
 from i2v_jax.sampling.settings import Settings
@@ -177,6 +179,18 @@ def test_a_batch_goes_on_with_what_is_not_there_yet(tmp_path):
     made(out, "one-seed43", configs[1])
     assert places() == [("one-seed42", True), ("one-seed43", True), ("one-seed44", False)]
     assert places(goes_on=False)[0] == ("one-seed42-2", False)
+    # keys that there were not when a record was written have their defaults
+    earlier = json.loads((out / "one-seed43.json").read_text())
+    for key in ("prompt_syntax", "prompt_weighting", "clip_skip"):
+        del earlier["config"][key]
+    for key in ("embeddings", "loras"):
+        del earlier["config"]["weights"][key]
+    (out / "one-seed43.json").write_text(json.dumps(earlier))
+    assert places()[1] == ("one-seed43", True)
+    skipping = [own.copy_and_resolve_references() for own in configs]
+    for own in skipping:
+        own.clip_skip = 1
+    assert places(skipping)[1] == ("one-seed43-2", False)
     # the machine, and how it goes about it, may be others
     elsewhere = [own.copy_and_resolve_references() for own in configs]
     for own in elsewhere:
@@ -210,6 +224,38 @@ def test_batches_are_of_one_size_and_of_one_kind():
     assert shapes([video(i, done=i < 5) for i in range(6)], 4) == [([5], 4)]
     assert shapes([video(0)], 4) == [([0], 1)]
     assert shapes([video(0), video(1, 3), video(2)], 4) == [([0, 2], 2), ([1], 1)]
+    apart = batches.batches([video(i) for i in range(3)], 4, alike=lambda video: video.number == 1)
+    assert [[video.number for video in batch.videos] for batch in apart] == [[0, 2], [1]]
+
+
+def test_prompts_are_read_as_each_row_says(tmp_path):
+    """All of them before anything costly begins; tokens of embeddings that stand in none are warned of."""
+    picture(tmp_path / "cat.png")
+    table = tmp_path / "rows.csv"
+    rows = ["picture,prompt,prompt_syntax,prompt_weighting,clip_skip", "cat.png,(plain,,,", "cat.png,a (tok:1.2),{},,1"]
+    tokenizer = ClipTokenizer.bundled().with_added({"tok": [-1], "other": [-2]})
+
+    def checked(syntax, prompt="a (tok:1.2)", *flags):
+        table.write_text("\n".join(rows).format(syntax).replace("a (tok:1.2)", prompt))
+        whole = config(f"--config.csv={table}", *flags)
+        made = jobs.of_config(whole, set())
+        run.check(whole, made, NoiseSchedule())
+        run.check_prompts(whole, made, tokenizer)
+        return Settings.of_config(made[1].config(whole))
+
+    with pytest.warns(UserWarning, match="no prompt has 'other', so nothing changes by it"):
+        assert (read := checked("weighted")).prompt_syntax == "weighted" and read.clip_skip == 1
+    with warnings.catch_warnings(action="error"):
+        checked("weighted", "tok other " + "many " * 80)
+    with pytest.raises(InputError, match="character 3 .*is not closed"):
+        checked("weighted", "a (tok")
+    with pytest.raises(InputError, match="longer than 77 tokens"):
+        checked("plain", "tok other " + "many " * 80)
+    with pytest.raises(InputError, match="prompt_syntax='weigted'.*Did you mean 'weighted'"):
+        checked("weigted")
+    for flag, words in (("clip_skip=-1", "clip_skip=-1: wanted 0"), ("prompt_weighting=mean", "known: a1111, comfyui")):
+        with pytest.raises(InputError, match=words):
+            checked("plain", "tok other", f"--config.{flag}")
 
 
 def recorded(tmp_path, **changes):
@@ -392,7 +438,10 @@ class Painter:
     def __init__(self, model, mesh):
         self.model, self.mesh = model, mesh
 
-    def latents(self, pictures, prompts, seeds, negative_prompts, settings, *, watch, batch_size, **second_prompts):
+    def count_chunks(self, prompts, *others, **given):
+        return [1] * len(prompts)
+
+    def latents(self, pictures, prompts, seeds, negative_prompts, settings, *, watch, batch_size, **others):
         self.calls.append((len(pictures), batch_size))
         colours = [[seed % 256, len(prompt), settings.steps] for seed, prompt in zip(seeds, prompts)]
         latents = np.array(colours, np.float32)[:, None, None, None].repeat(settings.frames, 1)
@@ -582,7 +631,7 @@ def test_presets_are_found_from_any_folder(tmp_path, monkeypatch):
     assert small.settings.height == 48 and small.schedule.prediction_type == "v_prediction"
     assert preset("sdxl").weights.base == "stabilityai/stable-diffusion-xl-base-1.0"
     assert preset(recorded(tmp_path)).weights == small.weights
-    with pytest.raises(InputError, match="neither one of default, sd15, sdxl nor a file.*Did you mean 'sdxl'"):
+    with pytest.raises(InputError, match="neither one of .*default,.* sd15, sdxl,.* nor a file.*Did you mean 'sdxl'"):
         preset("sdlx")
 
 

@@ -12,7 +12,7 @@ BELOW = {  # room -> rooms that it may import
     "data": set(),
     "families": {"devices", "diffusion", "models", "weights", "encoders"},
     "training": {"devices", "diffusion", "models", "weights", "encoders", "data", "families"},
-    "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families"},
+    "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data"},
     "evaluation": {"data", "models", "sampling"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},
     "cli": {"devices", "diffusion", "models", "weights", "encoders", "data", "families", "training", "sampling"}

@@ -20,7 +20,10 @@ def weights() -> ConfigDict:
             text_encoder_2=placeholder(str),  # SDXL has two
             tokenizer=placeholder(str),
             tokenizer_2=placeholder(str),
+            controls=(),  # ControlNet, SparseCtrl, T2I-Adapter: they look at the pictures of `controls`
             trained=(),  # files that train.py wrote: their weights replace those of the same paths, in every network
+            loras=(),  # LoRA and its kin, "FILE=SCALE" each, merged in this order: ("style.safetensors=0.8",)
+            embeddings=(),  # textual inversions, "TOKEN=FILE" or "FILE": prompts have them by their tokens
             adapter_modules=(),  # Python modules that register adapters of your own
             # config.json of a part, for models that are no published ones and have none beside them:
             configs=dict(
@@ -30,6 +33,9 @@ def weights() -> ConfigDict:
                 text_encoder_2=placeholder(str),
                 image_encoder=placeholder(str),
                 image_proj=placeholder(str),
+                controlnet=placeholder(str),  # of the ControlNets among `controls`
+                sparse_controlnet=placeholder(str),  # of the SparseCtrl among them
+                t2i_adapter=placeholder(str),  # of the T2I-Adapters among them
             ),
             motion_frames=placeholder(int),  # how many frames the motion modules know, where their file does not tell
             skip_unknown=False,  # leave out tensors that nothing knows, with a warning, rather than refuse their file

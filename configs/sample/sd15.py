@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.strict = False  # begun from a record: refuse, rather than warn, where versions, weights or picture differ
 
     add_sampling(config)
+    add_controls(config)
     config.weights = sd15.weights()
     config.noise_schedule = sd15.noise_schedule()
     add_arithmetic(config)
@@ -49,21 +50,41 @@ def add_sampling(config: ConfigDict) -> None:
     config.steps = 25  # of the sampler; more take longer
     config.guidance_scale = 7.5  # how closely the prompt is followed; 1: no classifier-free guidance
     config.guidance_rescale = 0.0  # [0, 1], against colours that guidance makes too strong
-    config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm
+    config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm, tcd
     config.sampler_options = ConfigDict(
         dict(
             spacing="leading",  # leading, trailing, linspace
             steps_offset=1,  # added to the timesteps where spacing is leading
-            eta=0.0,  # of ddim: share of new noise in each step, 0: none, 1: as in DDPM
+            eta=0.0,  # of ddim and tcd: share of new noise in each step, 0: none, 1: as in DDPM, and all of it
             set_alpha_to_one=True,  # of ddim: the last step ends without any noise
             karras_sigmas=False,  # of dpmpp_2m: Karras's noise levels
-            original_steps=50,  # of lcm: steps that it was distilled from
+            original_steps=50,  # of lcm and tcd: steps that it was distilled from
+            timesteps=(),  # of lcm and tcd: as many as steps, in place of some of those; such as (800,)
         )
     )
     config.t0 = 1.0  # Frame Similarity Prior: start of the run, (0, 1]
     config.p = 0.5  # Frame Similarity Prior: share of unblurred elements, [0, 1]
+    config.free_init = ConfigDict(  # FreeInit: runs that begin again from the low frequencies of what they made
+        dict(
+            iterations=0,  # how many times the run is made, each takes as long; 0 or 1: once, as without FreeInit
+            filter="butterworth",  # butterworth, gaussian, ideal, box
+            order=4,  # of butterworth
+            spatial=0.25,  # frequencies of height and width that are kept, as a share of the highest
+            temporal=0.25,  # frequencies over the frames that are kept, as a share of the highest
+        )
+    )
+    config.deep_cache_every = 1  # DeepCache: steps from one of the whole UNet to the next, 2 or 3 are faster; 1: all
     config.adapter_scale = 1.0  # strength of the I2V-Adapter, 0: none
     config.image_token_scale = 1.0  # strength of the image tokens (IP-Adapter), 0: none
+    config.motion_scale = 0  # of PIA: 0 to 2, more and more motion; 3 to 5, in a loop; 6 to 8, in another style
+    config.image_prompts = ConfigDict(  # what the image tokens are of: by default the animated picture
+        dict(
+            pictures=(),  # further files, their tokens beside its
+            weights=(),  # of each picture, the animated one first; (): 1 each
+            own_picture=True,  # False: only the further pictures
+            face_embedding="",  # for FaceID: file of one ArcFace vector or several (.npy, .npz, .safetensors, .pt)
+        )
+    )
     config.sizes = ConfigDict(  # what SDXL is told of size and crop, in pixels; (): the video's own size, and (0, 0)
         dict(
             original_size=(),  # (height, width)
@@ -75,6 +96,26 @@ def add_sampling(config: ConfigDict) -> None:
         )
     )
     config.truncate_prompts = False  # cut prompts over 77 tokens with a warning, in place of an error
+    config.prompt_syntax = "plain"  # plain; weighted: (word:1.3), [word], BREAK, and prompts of any length
+    config.prompt_weighting = "a1111"  # of weighted prompts: a1111, comfyui
+    config.clip_skip = 0  # last layers of the text encoders to leave out; 0: as trained, 1: "clip skip 2" of web UIs
+
+
+def add_controls(config: ConfigDict) -> None:
+    """Pictures for the control networks of `weights.controls`: tuples, by network; a single value is for all."""
+    config.controls = ConfigDict(
+        dict(
+            pictures=(),  # a video, a folder, a picture for all frames, or a text file of one path a line
+            process=("none",),  # what makes control pictures of them; none: they are ready-made
+            take=("",),  # of more pictures than frames: first, even; "": a video's first, of others as many as frames
+            scales=(1.0,),  # strength, 0: none
+            starts=(0.0,),  # share of the run, [0, 1], from which a network works
+            ends=(1.0,),  # and up to which
+            frame_scales=(),  # strength of each frame, which multiplies `scales`; (): 1 on all
+            frames=(),  # frames that the pictures stand on, counted from 0; (): all
+            first_frame=(True,),  # whether frame 1 is controlled too
+        )
+    )
 
 
 def add_arithmetic(config: ConfigDict) -> None:

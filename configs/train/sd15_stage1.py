@@ -28,6 +28,14 @@ def get_config() -> ConfigDict:
     config.weights.adapter = ""  # a published adapter to go on from; without one the branch starts as the paper says
     config.branches = ("first_frame",)  # adapters to add where no file holds them
 
+    # A ControlNet, the component `controlnet`: it follows pictures that are made of each clip's own frames.
+    config.control = ConfigDict(
+        dict(
+            process="",  # what makes them: canny, soft_edge, scribble, ... (docs/controls.md); "": no ControlNet
+            source=placeholder(str),  # a ControlNet to go on from; unset: a new one, which begins as a copy of the UNet
+        )
+    )
+
     add_loss(config)
     config.noise_schedule = sd15.noise_schedule()
     add_optimizer(config)

@@ -49,6 +49,10 @@ def main() -> None:
     check(config, runs)
     estimate = flow.estimator(config.flow)
     weights = Weights.of_config(config.weights)
+    if weights.controls:
+        raise InputError(
+            f"weights.controls={weights.controls}: clips of the small world have no control pictures. Leave it out."
+        )
     weights.check()
     check_schedule(weights, config.noise_schedule)
     mesh = make_mesh(config.mesh)

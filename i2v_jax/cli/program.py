@@ -15,6 +15,7 @@ SUMMARIES = {
     "evaluate": "measures a model on clips whose motion is known",
     "convert": "moves weights between PyTorch and JAX: import, export, inspect, verify, diff",
     "plan": "says what of a run fits a TPU slice, and how long it takes",
+    "controls": "shows what a control network will see of a video, pictures or poses",
     "store": "runs the frozen encoders over clips once, for training",
 }
 
@@ -44,5 +45,7 @@ def run_command() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as `python -m convert`
         sys.path.insert(0, str(commands.ROOT))
         sys.exit(importlib.import_module("convert.__main__").main())
+    elif name == "controls":
+        importlib.import_module(f"{MODULES[name]}.__main__").main()
     else:
         importlib.import_module(MODULES[name]).main()

@@ -4,6 +4,7 @@ Without --config, with the small model that comes with the code. Writes an mp4, 
 reproduces the run: `python sample.py --config run.json`. A batch that is begun again goes on where it was.
 """
 
+import functools
 import sys
 
 from i2v_jax import commands
@@ -14,7 +15,7 @@ from i2v_jax.families import few_steps
 from i2v_jax.families.arithmetic import choose_dtype
 from i2v_jax.families.checks import check_schedule
 from i2v_jax.families.family import SD15
-from i2v_jax.families.model import Model
+from i2v_jax.families.model import Model, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.sampling import batches, command_line, jobs, record, run, trained_at
 from i2v_jax.sampling.pipeline import Pipeline
@@ -24,6 +25,7 @@ BUNDLED = DEFAULT.with_name("default.py")  # the small model
 SHORT = (
     *("image", "csv", "prompt", "negative_prompt", "seed", "variations"),
     *("height", "width", "frames", "steps", "output"),
+    "control=controls.pictures",
 )
 
 
@@ -37,17 +39,18 @@ def main() -> None:
     recorded = record.read(source)
     if recorded and config.image:
         config.image = record.find_picture(recorded, source, config.image)
+        config.controls.pictures = record.find_control_pictures(recorded, source, config.controls.pictures)
     todo = jobs.of_config(config, command_line.given_keys(argv))
     schedule = NoiseSchedule(**config.noise_schedule)
     run.check(config, todo, schedule)
     weights = Weights.of_config(config.weights)
     weights.check()
     check_schedule(weights, schedule)
-    few_steps.warn(weights, config.sampler, config.sampler_options.spacing)
+    few_steps.warn(weights, [few_steps.Chosen.of_config(job.config(config), schedule) for job in todo])
     mesh = make_mesh(config.mesh)
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
-    prompts = [prompt for job in todo for prompt in (job.prompt, job.negative_prompt)]
-    weights.tokenizer_of(SD15.text.encoders[0]).encode(prompts, config.truncate_prompts)  # the first is alike in all
+    tokenizers = load_tokenizers(weights, SD15)  # the first is alike in all families
+    run.check_prompts(config, todo, *tokenizers.values())
     if knows := trained_at.of_folder(weights).knows:
         print(f"this model knows {knows}; for pictures of all kinds: --config={DEFAULT}")
 
@@ -59,4 +62,5 @@ def main() -> None:
         record.compare(recorded, source, config, hashing.result())
     pipeline = Pipeline(model, mesh)
     size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
-    run.animate(pipeline, batches.batches(videos, size), config.preview_every, hashing.result)
+    alike = functools.partial(run.chunks_of, pipeline)
+    run.animate(pipeline, batches.batches(videos, size, alike), config.preview_every, hashing.result)

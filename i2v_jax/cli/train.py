@@ -32,6 +32,7 @@ from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
 from i2v_jax.sampling import preview
+from i2v_jax.sampling.controls import preprocess
 from i2v_jax.training import held_out, placement, setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
@@ -45,6 +46,7 @@ from i2v_jax.training.step import State
 from i2v_jax.training.summary import describe_clips, describe_curves, duration, held_out_share, write_config
 from i2v_jax.tree import count, unflatten
 from i2v_jax.weights.save import save_own
+from i2v_jax.weights.trained_for import TrainedFor
 
 DEFAULT = commands.ROOT / "configs" / "train" / "sd15_stage1.py"
 SHORT = ("data.source", "folder", "steps", "batch", "optimizer.learning_rate", "seed")
@@ -141,7 +143,7 @@ def main() -> None:
     if stopped:
         say(f"stopped by a signal after step {int(state.step)}; the same command goes on from there")
         sys.exit(preemption.exit_code)
-    write_weights(state, folder, configs, mesh)
+    write_weights(state, config, configs, mesh)
     say(f"{config.steps:,} steps in {duration(monitor.seconds())}, compiling, checkpoints and samples included")
 
 
@@ -172,6 +174,7 @@ def open_clips(
         hosts=jax.process_count(),
         tokenize=tokenize,
         image_size=configs["image_encoder"].image_size if with_image_tokens else None,
+        control=preprocess.find(config.control.process) if config.control.process else None,
         wanted=family.stored_names(with_image_tokens),
     )
     batch = config.batch // jax.process_count()
@@ -261,13 +264,16 @@ def save_checkpoint(run: Run, number: int, state: State) -> None:
     run.monitor.resume()
 
 
-def write_weights(state: State, folder: Path, configs: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
-    """Writes the trained weights, and their average where one is kept."""
+def write_weights(state: State, config: ConfigDict, configs: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
+    """Writes the trained weights, and their average where one is kept; their metadata tell the noise schedule."""
+    folder, schedule = on_disk(config.folder), config.noise_schedule
+    told = TrainedFor(schedule.prediction_type, schedule.zero_terminal_snr)
+    metadata = told.metadata() if config.loss == "denoising" else {}
     for name, weights in (("trained", state.trained), ("average", state.average)):
         if weights is not None:
             whole = on_this_host(weights, mesh)
             if jax.process_index() == 0:
-                save_own(folder / f"{name}.safetensors", unflatten(jax.device_get(whole)), configs)
+                save_own(folder / f"{name}.safetensors", unflatten(jax.device_get(whole)), configs, metadata)
                 print(folder / f"{name}.safetensors")
 
 
@@ -284,8 +290,29 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         parts = f"{shares} devices" + (f" x accumulate={config.accumulate}" if config.accumulate > 1 else "")
         near = max(1, round(config.batch / shares / config.accumulate)) * shares * config.accumulate
         raise InputError(f"batch={config.batch} cannot be shared out to {parts}; wanted a multiple, such as {near}.")
+    check_control(config)
     preview.check(config.samples)
     held_out.check(config.held_out)
+
+
+def check_control(config: ConfigDict) -> None:
+    """Raises InputError where a ControlNet is to be trained, and there is nothing to train it on, or the reverse."""
+    control = config.control
+    if not control.process:
+        if control.source:
+            raise InputError(
+                f"control.source={control.source!r} without control.process: wanted what makes the control pictures of "
+                "clips, such as --config.control.process=canny."
+            )
+        return
+    preprocess.find(control.process)
+    if config.loss != "denoising":
+        raise InputError(f"control.process={control.process!r} with loss={config.loss!r}: wanted loss='denoising'.")
+    if stored.is_stored(config.data.source):
+        raise InputError(
+            f"control.process={control.process!r} makes control pictures of videos, and {config.data.source} holds "
+            "stored latents. Train on the clips themselves."
+        )
 
 
 def wait_for_all(name: str) -> None:

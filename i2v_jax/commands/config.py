@@ -1,5 +1,6 @@
 """Strict `ml_collections` config files and flags: read, checked against the keys that a command has, overridden."""
 
+import ast
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from i2v_jax.commands.help import help_text, short_name
+from i2v_jax.commands.help import help_text, short_names
 from i2v_jax.commands.wording import PACKAGE, as_called, program
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import read_text
@@ -40,7 +41,7 @@ def read_config(
         default: the config file when the command line names none; also says which keys there are, of which types.
         argv: the command line, the program first; `sys.argv` when None.
         usage: what the command does, for `--help`.
-        short: keys that are common: `data.source` can be set by `--source`, too.
+        short: keys that are common: `data.source` can be set by `--source`, too; and `FLAG=KEY`.
         own_flags: flags that the command has read itself -> what they mean, for `--help` and for hints.
 
     Returns:
@@ -58,7 +59,7 @@ def read_config(
         about = (_leaves(config), Path(default), source, ROOT, short, own_flags)
         print(help_text(as_called(usage), program(argv[0]), *about))
         sys.exit(0)
-    return _override(config, argv, [short_name(key) for key in short] + [f"--{flag}" for flag in own_flags or ()])
+    return _override(config, argv, [*short_names(short).values()] + [f"--{flag}" for flag in own_flags or ()])
 
 
 def config_source(default: str | Path, argv: Sequence[str] | None = None) -> tuple[str, list[str]]:
@@ -78,7 +79,7 @@ def config_source(default: str | Path, argv: Sequence[str] | None = None) -> tup
 
 def in_full(argv: list[str], short: Sequence[str]) -> list[str]:
     """Returns a command line with the short names of keys written out: `--config.data.source` for `--source`."""
-    keys = {short_name(key): key for key in short}
+    keys = {flag: key for key, flag in short_names(short).items()}
     written = []
     for word in argv:
         name, equals, value = word.partition("=")
@@ -219,6 +220,7 @@ def _override(config: ConfigDict, argv: list[str], others: Sequence[str] = ()) -
                 raise InputError(
                     f"Unknown config key --config.{key}.{_nearest_key(key, leaves, '--config.')} --help lists them."
                 )
+    argv = [argv[0], *(_with_quotes(argument, config, leaves) for argument in argv[1:])]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -235,6 +237,19 @@ def _override(config: ConfigDict, argv: list[str], others: Sequence[str] = ()) -
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} belongs to no flag. Write --config.KEY=VALUE, and quote values with spaces.")
     return values.config
+
+
+def _with_quotes(argument: str, config: ConfigDict, leaves: Iterable[str]) -> str:
+    """A flag whose value is a tuple of one text without quotes, such as a path with spaces, with them."""
+    name, equals, value = argument.partition("=")
+    key = re.sub(r"^--?config\.", "", name)
+    if not equals or key not in leaves or _kind(config, key) is not tuple or set(value) & set("()[]'\""):
+        return argument
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return f"{name}={value!r}" if value else argument
+    return argument
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def help_text(
       default: the config file whose comments explain the keys.
       source: the config that the values are of.
       root: the folder that holds `configs`.
-      short: keys that are set by their last part alone, too.
+      short: see `short_names`.
       flags: the command's own flags, beside those of the config -> what they mean.
     """
     lines = [usage.strip(), "", f"usage: {program} [--config=FILE] [--KEY=VALUE ...]", ""]
@@ -47,9 +47,13 @@ def help_text(
     return "\n".join([*lines, *_section("Others", left, {}, short)])
 
 
-def short_name(key: str) -> str:
-    """Returns how a key of a group is called without the group: of `data.source`, `--source`."""
-    return f"--{key.split('.')[-1].replace('_', '-')}"
+def short_names(short: Sequence[str]) -> dict[str, str]:
+    """Returns key -> its short flag: of `data.source`, `--source`; of `control=controls.pictures`, `--control`."""
+    found = {}
+    for entry in short:
+        flag, _, key = entry.rpartition("=")
+        found[key] = f"--{(flag or key.split('.')[-1]).replace('_', '-')}"
+    return found
 
 
 def shown(value: Any) -> str:
@@ -73,9 +77,8 @@ def _section(title: str, values: Mapping[str, Any], meanings: Mapping[str, str],
 
 
 def _name(key: str, short: Sequence[str]) -> str:
-    if key not in short:
-        return key
-    return f"{short_name(key)} ({key})" if "." in key else short_name(key)
+    flag = short_names(short).get(key)
+    return key if flag is None else f"{flag} ({key})" if "." in key else flag
 
 
 def _row(name: str, text: str, column: int = 24) -> list[str]:

@@ -10,6 +10,7 @@ MODULES = {  # name of the command: its module
     "evaluate": "i2v_jax.cli.evaluate",
     "convert": "convert",
     "plan": "i2v_jax.planning.plan",
+    "controls": "i2v_jax.sampling.controls",
     "store": "i2v_jax.training.store",
 }
 PROGRAM = "i2v "  # what `sys.argv[0]` begins with where `i2v` runs

@@ -6,7 +6,7 @@ PyAV (FFmpeg) decodes, crops and resizes; `data.showing` and `data.colours` say 
 import dataclasses
 import io
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,9 +109,6 @@ def choose_frames(count: int, cut: Cut, rng: np.random.Generator) -> range:
 def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames:
     """Decodes a clip.
 
-    The file's packets are read without decoding, which gives every frame's time; then the packets from the key frame
-    before the clip to its last frame are decoded, without those pictures in between that no other picture needs.
-
     Args:
       video: a file, or a file's bytes.
       cut: what a clip is.
@@ -120,12 +117,40 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
     Raises:
       BadClip: says why the clip cannot be used.
     """
+    frames, showing = _chosen(video, lambda count: choose_frames(count, cut, rng))
+    pictures = resize(frames, cut, showing)
+    if cut.frames > 1 and (pictures == pictures[0]).all():
+        raise BadClip("frozen", f"{cut.frames} equal frames")
+    return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut))
+
+
+def read_frames(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> UInt8[np.ndarray, "f h w 3"]:
+    """Decodes frames of a video at the size at which they are shown; they may all be equal.
+
+    Args:
+      video: a file, or a file's bytes.
+      choose: from the count of a video's frames to the numbers of those that are wanted, rising.
+
+    Raises:
+      BadClip: says why the frames cannot be had.
+    """
+    frames, showing = _chosen(video, choose)
+    height, width = _shown_size(frames[0], showing)
+    return resize(frames, Cut(len(frames), 1, height, width), showing)
+
+
+def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> tuple[list[av.VideoFrame], Showing]:
+    """Frames as they are coded, and how they are to be shown.
+
+    The file's packets are read without decoding, which gives every frame's time; then the packets from the key frame
+    before the first frame to the last one are decoded, without those pictures in between that no other picture needs.
+    """
     content = read_bytes(video)
     with _open(content) as container:
         stream = _video_stream(container)
         packets = _packets(container, stream)
         times = _times(stream, packets)
-        wanted = [times[number] for number in choose_frames(len(times), cut, rng)]
+        wanted = [times[number] for number in choose(len(times))]
         starts = [i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= wanted[0]]
         first = max(starts, default=0)
         try:
@@ -135,13 +160,9 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
                 if not first:
                     raise
                 frames = _decode(stream, packets, wanted)  # a key frame that wants what came before it
-            showing = of_stream(stream, content)
-            pictures = resize(frames, cut, showing)
         except av.FFmpegError as error:
             raise BadClip("damaged", str(error)) from None
-    if cut.frames > 1 and (pictures == pictures[0]).all():
-        raise BadClip("frozen", f"{cut.frames} equal frames")
-    return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut))
+        return frames, of_stream(stream, content)
 
 
 def read_bytes(video: Path | bytes) -> bytes:
@@ -242,19 +263,22 @@ def resize(frames: Sequence[av.VideoFrame], cut: Cut, showing: Showing = WHOLE) 
     Each new pixel is a bicubic mean over all old ones that it covers.
 
     Raises:
-      BadClip: they are to be shown in a way that is not known here.
+      BadClip: they are to be shown in a way that is not known here, or are damaged.
     """
     graphs, pictures = {}, []
     for frame in frames:
         orientation = _orientation(frame)
         colour = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
         kind = frame.width, frame.height, frame.format.name, colour, orientation.transposes
-        if kind not in graphs:
-            if unknown := colours.unknown_colours(frame):
-                raise BadClip("unknown colours", unknown)
-            graphs[kind] = _crop_and_scale(frame, showing, *orientation.sides(cut.height, cut.width))
-        graphs[kind].push(frame)
-        picture = graphs[kind].pull().to_ndarray()
+        try:
+            if kind not in graphs:
+                if unknown := colours.unknown_colours(frame):
+                    raise BadClip("unknown colours", unknown)
+                graphs[kind] = _crop_and_scale(frame, showing, *orientation.sides(cut.height, cut.width))
+            graphs[kind].push(frame)
+            picture = graphs[kind].pull().to_ndarray()
+        except av.FFmpegError as error:
+            raise BadClip("damaged", str(error)) from None
         if not colours.are_plain(frame):
             picture = colours.to_sdr(picture, frame)
         pictures.append(orientation.apply(picture))

@@ -23,7 +23,7 @@ import av
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from i2v_jax.data.clip import Clip, Source, check_caption
 from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
@@ -39,6 +39,9 @@ JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or amo
 Tokenize = Callable[[list[str]], Mapping[str, Int32[np.ndarray, "b t"]]]
 """Captions to what a batch holds of them: `tokens`, and whatever other tokenizers make of them, by name."""
 
+Control = Callable[[UInt8[np.ndarray, "f h w 3"]], UInt8[np.ndarray, "f h w 3"]]
+"""A clip's frames to the pictures that a control network is to follow."""
+
 
 def make(
     config: Mapping[str, Any],
@@ -49,6 +52,7 @@ def make(
     hosts: int = 1,
     tokenize: Tokenize | None = None,
     image_size: int | None = None,
+    control: Control | None = None,
     wanted: Sequence[str] = ("text",),
     choose: Callable[[Source], Source] = lambda source: source,
 ) -> "Loader":
@@ -61,6 +65,7 @@ def make(
       host, hosts: which one of how many this is.
       tokenize: captions to ids; stored clips need none.
       image_size: of the pictures for the image encoder; None where there is none, and for stored clips.
+      control: makes control pictures of a clip's frames; None where there are none, and for stored clips.
       wanted: of stored clips, the names of the arrays beside the latents that batches are to hold.
       choose: makes of the source the one that is read, such as some of its clips.
 
@@ -72,7 +77,7 @@ def make(
     check_files(source, config["max_bad"])
     return Loader(
         choose(source),
-        source.reader(cut, wanted) if isinstance(source, Stored) else Reader(cut, image_size),
+        source.reader(cut, wanted) if isinstance(source, Stored) else Reader(cut, image_size, control),
         batch_size,
         seed=seed,
         host=host,
@@ -88,11 +93,11 @@ def make(
 class Reader:
     """Makes of a source's clip what a batch holds of it."""
 
-    def __init__(self, cut: Cut, image_size: int | None):
-        self.cut, self.image_size = cut, image_size
+    def __init__(self, cut: Cut, image_size: int | None, control: Control | None = None):
+        self.cut, self.image_size, self.control = cut, image_size, control
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns `caption`, `video`, its `sizes` (see `data.decoding.Frames`) and, where wanted, `pixels`.
+        """Returns `caption`, `video`, its `sizes` (see `data.decoding.Frames`) and, where wanted, `pixels`, `control`.
 
         Raises:
           BadClip: says why the clip cannot be used.
@@ -102,6 +107,8 @@ class Reader:
         item = {"caption": clip.caption, "video": frames.video, "sizes": frames.sizes}
         if self.image_size:
             item["pixels"] = clip_pixels(frames.video[0], self.image_size)
+        if self.control:
+            item["control"] = self.control(frames.video)
         return item
 
 

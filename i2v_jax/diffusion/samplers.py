@@ -204,8 +204,7 @@ def ddim(
     schedule: NoiseSchedule, num_steps: int, *, spacing: str, steps_offset: int, eta: float, set_alpha_to_one: bool
 ) -> Sampler:
     """DDIM's tables. As in diffusers, "next" lies T // num_steps below a timestep, whatever the spacing."""
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta} given; wanted a number in [0, 1], 0 for deterministic DDIM")
+    _check_eta(eta)
     timesteps = _timesteps(schedule, num_steps, spacing, steps_offset).round().astype(int)
     alpha, sigma = _trained_scales(schedule, timesteps)
     below = timesteps - schedule.num_train_timesteps // num_steps
@@ -279,16 +278,9 @@ def dpmpp_2m(
     )
 
 
-def lcm(schedule: NoiseSchedule, num_steps: int, *, original_steps: int) -> Sampler:
+def lcm(schedule: NoiseSchedule, num_steps: int, *, original_steps: int, timesteps: tuple[int, ...]) -> Sampler:
     """LCM's tables: its timesteps are some of those it was distilled on, which end at the last training timestep."""
-    train_steps = schedule.num_train_timesteps
-    if not 1 <= num_steps <= original_steps <= train_steps:
-        raise InputError(
-            f"{num_steps} steps of {original_steps} original_steps given; "
-            f"wanted 1 <= steps <= original_steps <= {train_steps}"
-        )
-    distilled = np.arange(original_steps, 0, -1) * (train_steps // original_steps) - 1
-    timesteps = distilled[np.linspace(0, original_steps, num_steps, endpoint=False).astype(int)]
+    timesteps = _distilled_timesteps(schedule, num_steps, original_steps, timesteps)
     alpha, sigma = _trained_scales(schedule, timesteps)
     sigma_data, scaled = 0.5, 10.0 * timesteps  # Luo et al. 2023, appendix; the timestep scaling is diffusers' default
     return _sampler(
@@ -307,12 +299,38 @@ def lcm(schedule: NoiseSchedule, num_steps: int, *, original_steps: int) -> Samp
     )
 
 
+def tcd(
+    schedule: NoiseSchedule, num_steps: int, *, original_steps: int, timesteps: tuple[int, ...], eta: float
+) -> Sampler:
+    """TCD's tables (Zheng et al. 2024, algorithm 4): to timestep s = (1 - eta) next, then noised up to the next.
+
+    DDIM's update rule does both: alpha_next x_0 + (alpha_next / alpha_s) sigma_s epsilon + the rest of new noise. As in
+    diffusers, timesteps are LCM's, and the run ends at timestep 0.
+    """
+    _check_eta(eta)
+    timesteps = _distilled_timesteps(schedule, num_steps, original_steps, timesteps)
+    after = np.append(timesteps[1:], 0)
+    # float32, as diffusers has it: a product just below a whole number is the timestep below
+    alpha_s, sigma_s = _trained_scales(schedule, np.floor(np.float32(1 - eta) * after.astype(np.float32)).astype(int))
+    alpha_next, _ = _trained_scales(schedule, after)
+    ratio = alpha_next / alpha_s
+    return _sampler(
+        schedule,
+        timesteps,
+        *_trained_scales(schedule, timesteps),
+        ddim_update,
+        {"alpha_next": alpha_next, "direction": ratio * sigma_s, "std": np.sqrt(np.maximum(1 - ratio**2, 0))},
+        stochastic=eta > 0,
+    )
+
+
 SAMPLERS = {
     "ddim": ddim,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "dpmpp_2m": dpmpp_2m,
     "lcm": lcm,
+    "tcd": tcd,
 }
 # What `make` can be given, and what it takes otherwise. A sampler gets the options its builder names.
 OPTIONS = {
@@ -322,6 +340,7 @@ OPTIONS = {
     "set_alpha_to_one": True,
     "karras_sigmas": False,
     "original_steps": 50,
+    "timesteps": (),
 }
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -334,13 +353,15 @@ def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampl
         schedule: the noise schedule and prediction type of the network.
         num_steps: number of steps, 1 .. `schedule.num_train_timesteps`.
         **options: any of `OPTIONS`:
-            spacing: how timesteps are spread (Lin et al. 2023, table 2): `leading`, `trailing` or `linspace`; lcm has
-                its own.
+            spacing: how timesteps are spread (Lin et al. 2023, table 2): `leading`, `trailing` or `linspace`; lcm and
+                tcd have their own.
             steps_offset: added to `leading` timesteps; 1 for Stable Diffusion.
-            eta: ddim, in [0, 1]: 0 is deterministic, 1 as noisy as DDPM.
+            eta: in [0, 1]; ddim: 0 is deterministic, 1 as noisy as DDPM; tcd: its gamma, 0 is deterministic, 1 takes
+                all noise anew at each step, as lcm does.
             set_alpha_to_one: ddim, whether the last step ends in clean latents or in those of timestep 0.
             karras_sigmas: dpmpp_2m, the noise levels of Karras et al. 2022, eq. 5, whatever the spacing.
-            original_steps: lcm, the number of steps it was distilled on, of which `num_steps` are taken.
+            original_steps: lcm and tcd, the number of steps it was distilled on, of which `num_steps` are taken.
+            timesteps: lcm and tcd, timesteps of one's own in place of those, descending, as many as `num_steps`.
 
     Raises:
         InputError: unknown sampler, spacing or option, an option this sampler does not have, a number out of range,
@@ -399,6 +420,34 @@ def _timesteps(
             f"{timesteps[0]:.0f}; wanted 0 .. {last - 1}: take fewer steps or a smaller offset"
         )
     return timesteps
+
+
+def _distilled_timesteps(
+    schedule: NoiseSchedule, num_steps: int, original_steps: int, given: tuple[int, ...]
+) -> Int[np.ndarray, "n"]:
+    """Of the `original_steps` timesteps that a model was distilled on, `num_steps` ones; or those given by hand."""
+    train_steps = schedule.num_train_timesteps
+    if given:
+        timesteps = np.asarray(given)
+        falling = timesteps.dtype.kind == "i" and (np.diff(timesteps) < 0).all()
+        if not falling or len(timesteps) != num_steps or not 0 <= timesteps[-1] <= timesteps[0] < train_steps:
+            raise InputError(
+                f"timesteps = {given} given, and {num_steps} steps; wanted as many whole numbers, {train_steps - 1} .. "
+                "0, each smaller than the one before"
+            )
+        return timesteps
+    if not 1 <= num_steps <= original_steps <= train_steps:
+        raise InputError(
+            f"{num_steps} steps of {original_steps} original_steps given; "
+            f"wanted 1 <= steps <= original_steps <= {train_steps}"
+        )
+    distilled = np.arange(original_steps, 0, -1) * (train_steps // original_steps) - 1
+    return distilled[np.linspace(0, original_steps, num_steps, endpoint=False).astype(int)]
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta} given; wanted a number in [0, 1], 0 for a deterministic run")
 
 
 def _trained_scales(schedule: NoiseSchedule, timesteps: Int[np.ndarray, "n"]):

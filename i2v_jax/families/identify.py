@@ -6,17 +6,22 @@ levels, the widths of CLIP encoders. Parts are judged by whether they agree with
 
 import contextlib
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from i2v_jax.encoders.controls import components
 from i2v_jax.errors import InputError
+from i2v_jax.models.networks import NETWORKS
+from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.weights import assemble
+from i2v_jax.weights.controls import assemble_control, assemble_controlnet
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.low_rank import load_lora
+from i2v_jax.weights.low_rank import kernel_shapes, load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import recognise
 from i2v_jax.weights.unet_parts import FOLDERS, part_of_path
@@ -65,6 +70,8 @@ SD1 = Kind(
         "text_encoder": "openai/clip-vit-large-patch14",
         "lora": "latent-consistency/lcm-lora-sdv1-5",
         "controlnet": "lllyasviel/sd-controlnet-canny",
+        "sparse_controlnet": "guoyww/animatediff/v3_sd15_sparsectrl_scribble.ckpt",
+        "t2i_adapter": "TencentARC/t2iadapter_sketch_sd15v2",
     },
 )
 SD2 = Kind(
@@ -85,6 +92,7 @@ SDXL = Kind(
         "text_encoder_2": "stabilityai/stable-diffusion-xl-base-1.0/text_encoder_2",
         "lora": "latent-consistency/lcm-lora-sdxl",
         "controlnet": "diffusers/controlnet-canny-sdxl-1.0",
+        "t2i_adapter": "TencentARC/t2i-adapter-sketch-sdxl-1.0",
     },
 )
 REFINER = Kind(
@@ -103,6 +111,8 @@ TITLES = {
     "text_encoder_2": "second text encoder",
     "lora": "LoRA",
     "controlnet": "ControlNet",
+    "sparse_controlnet": "SparseCtrl",
+    "t2i_adapter": "T2I-Adapter",
 }
 # By width: what published CLIP encoders are, and where one is to be had.
 TEXT_ENCODERS = {
@@ -122,13 +132,17 @@ def check_family(parts: Mapping[str, Part]) -> None:
 
     Args:
       parts: slot -> what is given for it. "unet", the base, must be there; others, by their names in `TITLES`, may be:
-        "image_adapter" is an IP-Adapter's projection, "image_tokens" its attention weights.
+        "image_adapter" is an IP-Adapter's projection, "image_tokens" its attention weights. Control networks go by
+        their components' names, "control_0" ...
     """
     base = parts["unet"]
     check_base(base)
     for slot, check in CHECKS.items():
         if slot in parts:
             check(slot, parts, base)
+    for component in components(parts):
+        slot = NETWORKS[type(parts[component].config)].component
+        CHECKS[slot](slot, {slot: parts[component]}, base)
 
 
 def check_base(base: Part) -> None:
@@ -189,10 +203,22 @@ def check_controlnet(slot: str, parts: Mapping[str, Part], base: Part) -> None:
     check_levels(slot, parts, base)
 
 
+def check_t2i_adapter(slot: str, parts: Mapping[str, Part], base: Part) -> None:
+    """A T2I-Adapter's features are as wide as the levels that they are added to, and of their sizes."""
+    part, levels = parts[slot], base.config.block_out_channels
+    last = len(levels) - 1
+    # where a level has no attention, its features are added after it is halved; a fourth of three are the middle's
+    halvings = [i if attends else min(i + 1, last) for i, attends in enumerate(base.config.down_attention)] + [last]
+    given, wanted = features_of(part.config), list(zip((*levels, levels[-1]), halvings))
+    if given != wanted[: len(given)]:
+        of = SDXL.title if part.config.kind == "full_adapter_xl" else SD1.title
+        raise InputError(mismatch(slot, part, of, base, f"its levels are {listed(levels)} channels wide"))
+
+
 def check_image_encoder(slot: str, parts: Mapping[str, Part], base: Part) -> None:
     """The image encoder's output is as wide as what the image adapter reads."""
     projection = parts["image_adapter"].config if "image_adapter" in parts else None
-    if not hasattr(projection, "reads"):
+    if not getattr(projection, "reads", ""):
         return
     part, adapter = parts[slot], parts["image_adapter"]
     reads_projected = projection.reads == "image_embeds"
@@ -267,6 +293,8 @@ CHECKS: dict[str, Callable[[str, Mapping[str, Part], Part], None]] = {
     "image_encoder": check_image_encoder,
     "lora": check_prompts,
     "controlnet": check_controlnet,
+    "sparse_controlnet": check_controlnet,
+    "t2i_adapter": check_t2i_adapter,
     "text_encoder": check_text_encoders,
     "text_encoder_2": check_text_encoders,
     "vae": check_vae,
@@ -302,14 +330,18 @@ def open_part(slot: str, source: str | Path) -> Part:
     Raises:
       InputError: there is no such source, or it holds no such part.
     """
+    if components([slot]):
+        return Part(str(source), assemble_control(source).config)
     if slot in ASSEMBLE:
         return Part(str(source), ASSEMBLE[slot](source).config)
     if slot == "lora":
-        found = load_lora(source)
+        found = load_lora(source, skip_unknown=True)
     else:
         found = recognise(open_tensors(source, FOLDERS.get(slot, "unet")))
     entries = found["unet"].parameters.entries if "unet" in found else {}
     shapes = {path: entry.shape for path, entry in entries.items()}
+    if slot == "lora" and shapes:
+        shapes |= kernel_shapes(found["unet"].parameters)
     if slot in UNET_PARTS:
         shapes = {path: shape for path, shape in shapes.items() if part_of_path(path) == UNET_PARTS[slot]}
     if not shapes:
@@ -328,7 +360,7 @@ ASSEMBLE: dict[str, Callable[[Any], assemble.Assembled]] = {
     "text_encoder_2": functools.partial(assemble.assemble_text_encoder, folder="text_encoder_2"),
     "image_encoder": assemble.assemble_image_encoder,
     "image_adapter": assemble.assemble_image_projection,
-    "controlnet": assemble.assemble_controlnet,
+    "controlnet": assemble_controlnet,
 }
 
 
@@ -358,6 +390,13 @@ def prompts_of(config: Any) -> int | None:
     layer = re.compile(r".*/attn2/(?:\w+/)?to_[kv]/(?:kernel|lora/down)")
     widths = (shape[0] for path, shape in config.items() if layer.fullmatch(path))
     return next(widths, None)
+
+
+def features_of(config: T2IAdapterConfig) -> list[tuple[int, int]]:
+    """Width of each level's features, and how often its side is half of that of the latents."""
+    first = 1 if config.kind == "full_adapter_xl" else 0
+    halved = itertools.accumulate(config.halves(level) for level in range(len(config.block_out_channels)))
+    return [(width, first + times) for width, times in zip(config.block_out_channels, halved)]
 
 
 def count_cross_attentions(config: UNetConfig) -> int:

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import make_mesh, placer
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.encoders import controls
 from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.checks import check_fit, check_schedule
@@ -23,6 +25,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.hub import NotHere
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.weights import embeddings
 from i2v_jax.weights.assemble import (
     Assembled,
     assemble_image_encoder,
@@ -32,6 +35,9 @@ from i2v_jax.weights.assemble import (
     check_trained,
 )
 from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
+from i2v_jax.weights.controls import assemble_control, assemble_controlnet, new_controlnet
+from i2v_jax.weights.styles import merge_styles
+from i2v_jax.weights.tensors import Entry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +73,17 @@ class Model:
     def wants_image_tokens(self) -> bool:
         """Whether the UNet attends to image tokens."""
         return "image_tokens" in self.configs["unet"].cross_attention_branches
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """The control networks' configs, by component, in their order."""
+        return {component: self.configs[component] for component in controls.components(self.configs)}
+
+    @property
+    def takes_picture(self) -> bool:
+        """Whether the UNet's first layer takes the picture (PIA), so that frame 1 is sampled like the others."""
+        motion = self.configs["unet"].motion
+        return bool(motion and motion.conv_in_channels)
 
     @property
     def max_frames(self) -> int | None:
@@ -127,12 +144,13 @@ class Model:
 
 
 def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer]:
-    """Reads the tokenizers of a family's text encoders.
+    """Reads the tokenizers of a family's text encoders, which know the tokens of `weights.embeddings`.
 
     Raises:
-      InputError: one is not to be had.
+      InputError: one is not to be had, or an embedding cannot be read.
     """
-    return {part.component: weights.tokenizer_of(part) for part in family.text.encoders}
+    ids = embeddings.ids(weights.read_embeddings())
+    return {part.component: weights.tokenizer_of(part).with_added(ids) for part in family.text.encoders}
 
 
 def assemble(
@@ -158,6 +176,8 @@ def assemble(
     except InputError:
         check_slots(weights)
         explain(weights.slots())  # files of another family first show as tensors of wrong names and shapes
+        for source, _ in weights.styles():
+            explain({"unet": weights.of("unet"), "lora": source})
         raise
     configs = {component: part.config for component, part in found.items()}
     check_family(parts_named(weights, configs))
@@ -193,13 +213,35 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
             weights.of(component), folder=component, **common, **weights.config_of(component)
         )
     if weights.image_adapter:
-        if weights.image_encoder:
+        given = weights.config_of("image_proj")
+        projection = assemble_image_projection(weights.image_adapter, **common, **given)
+        if weights.image_encoder and projection.config.reads:  # a FaceID looks at no picture
             given = weights.config_of("image_encoder")
             found["image_encoder"] = assemble_image_encoder(weights.image_encoder, **common, **given)
-        given = weights.config_of("image_proj")
-        found["image_proj"] = assemble_image_projection(weights.image_adapter, **common, **given)
+        found["image_proj"] = projection
+    kernels = dict(dtype=arithmetic.dtype, skip_unknown=weights.skip_unknown) | arithmetic.of_unet
+    for number, source in enumerate(weights.controls):
+        found[controls.component(number)] = assemble_control(source, weights.config_of, **kernels)
     check_trained(weights.trained, found)
-    return found
+    found = merge_styles(found, weights.styles(), weights.skip_unknown)
+    return found | _with_embeddings(found, weights, family)
+
+
+def _with_embeddings(found: Mapping[str, Assembled], weights: Weights, family: Family) -> dict[str, Assembled]:
+    """The text encoders with the vectors of textual inversions beside their token tables."""
+    given = weights.read_embeddings()
+    if not given:
+        return {}
+    widths = {component: found[component].config.width for component in family.text.components}
+    changed = {}
+    for component, vectors in embeddings.vectors_for(given, widths, family.title).items():
+        old = found[component]
+        changed[component] = dataclasses.replace(
+            old,
+            config=dataclasses.replace(old.config, added_tokens=len(vectors)),
+            parameters=old.parameters.holding(old.parameters.entries | {"added_embedding": Entry.of(vectors)}),
+        )
+    return changed
 
 
 def parts_named(weights: Weights, configs: Mapping[str, Any]) -> dict[str, Part]:
@@ -214,9 +256,47 @@ def parts_named(weights: Weights, configs: Mapping[str, Any]) -> dict[str, Part]
 
 
 def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembled]:
-    """As `assemble`, of a training's config on a device."""
+    """As `assemble`, of a training's config on a device; with `control.process`, a ControlNet as "controlnet". Raises
+    InputError also for control networks to sample with, and for a FaceID, which no data are for."""
+    if config.weights.get("controls"):
+        raise InputError(
+            f"weights.controls={tuple(config.weights.controls)}: these are sampled with. Leave it out; a ControlNet to "
+            "train is control.source, or a new one, with control.process."
+        )
     arithmetic = Arithmetic.of_config(config, device)
-    return assemble(Weights.of_config(config.weights), arithmetic, adapters=config.branches)
+    found = assemble(Weights.of_config(config.weights), arithmetic, adapters=config.branches)
+    if "image_proj" in found and found["image_proj"].config.face_dim:
+        raise InputError(
+            f"weights.image_adapter={config.weights.image_adapter!r} is a FaceID: its tokens are of face embeddings, "
+            "and clips have none. Train with an IP-Adapter of pictures, such as "
+            "h94/IP-Adapter/models/ip-adapter-plus-face_sd15.safetensors; sample with any."
+        )
+    if config.get("control", {}).get("process"):
+        found["controlnet"] = controlnet_to_train(config, found, arithmetic)
+    return found
+
+
+def controlnet_to_train(config: ConfigDict, found: Mapping[str, Assembled], arithmetic: Arithmetic) -> Assembled:
+    """The ControlNet that a training's config names, or a new one for its UNet.
+
+    Raises:
+      InputError: it cannot be read, is of another family, or makes no residuals of pictures of the clips' size.
+    """
+    factor = found["vae"].config.downscale
+    if not config.control.source:
+        return new_controlnet(found["unet"], factor, np.random.default_rng(config.seed))
+    options = arithmetic.of_unet | dict(dtype=arithmetic.dtype)
+    made = assemble_controlnet(config.control.source, **options)
+    check_family(
+        {"unet": Part(str(config.weights.base), found["unet"].config)}
+        | {"controlnet": Part(str(config.control.source), made.config)}
+    )
+    if made.config.picture_scale != factor:
+        raise InputError(
+            f"control.source={config.control.source!r} reads pictures {made.config.picture_scale} times as large as "
+            f"latents; those of this VAE are {factor} times as large. Give a ControlNet for this base."
+        )
+    return made
 
 
 def assemble_vae(weights: Weights, family: Family, arithmetic: Arithmetic) -> Assembled:

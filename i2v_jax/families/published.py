@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from i2v_jax.encoders.controls import component as control
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import local
-from i2v_jax.models import clip, image_projection, motion, unet, vae
+from i2v_jax.models import clip, controlnet, image_projection, motion, sparse_control, t2i_adapter, unet, vae
 from i2v_jax.models.adapters import at_site, import_modules
 
 PUBLISHED = {
@@ -25,8 +26,30 @@ PUBLISHED = {
     "guoyww/animatediff/mm_sd_v15_v2.ckpt": dict(motion=motion.V2, pooled_norms=False),
     "guoyww/animatediff/v3_sd15_mm.ckpt": dict(motion=motion.V3, pooled_norms=False),
     "guoyww/animatediff/mm_sdxl_v10_beta.ckpt": dict(motion=motion.SDXL_BETA, pooled_norms=False),
+    "wangfuyun/AnimateLCM/AnimateLCM_sd15_t2v.ckpt": dict(motion=motion.ANIMATE_LCM, pooled_norms=False),
+    **{
+        f"ByteDance/AnimateDiff-Lightning/animatediff_lightning_{steps}step_diffusers.safetensors": dict(
+            motion=motion.V2, pooled_norms=False
+        )
+        for steps in (1, 2, 4, 8)
+    },
     "madebyollin/sdxl-vae-fp16-fix": vae.SDXL_VAE,
+    "lllyasviel/control_v11p_sd15_openpose": controlnet.SD15_CONTROLNET,
+    "xinsir/controlnet-openpose-sdxl-1.0": controlnet.SDXL_CONTROLNET,
+    "guoyww/animatediff/v3_sd15_sparsectrl_rgb.ckpt": sparse_control.RGB,
+    "guoyww/animatediff/v3_sd15_sparsectrl_scribble.ckpt": sparse_control.SCRIBBLE,
+    "guoyww/animatediff-sparsectrl-rgb": sparse_control.RGB,
+    "guoyww/animatediff-sparsectrl-scribble": sparse_control.SCRIBBLE,
+    "TencentARC/t2iadapter_depth_sd15v2": t2i_adapter.FULL,
+    "TencentARC/t2iadapter_openpose_sd14v1": t2i_adapter.FULL,
+    "TencentARC/t2iadapter_sketch_sd15v2": t2i_adapter.FULL_GREY,
+    "TencentARC/t2iadapter_canny_sd15v2": t2i_adapter.FULL_GREY,
+    "TencentARC/t2iadapter_color_sd14v1": t2i_adapter.LIGHT,
+    "TencentARC/t2i-adapter-canny-sdxl-1.0": t2i_adapter.FULL_XL,
+    "TencentARC/t2i-adapter-sketch-sdxl-1.0": t2i_adapter.FULL_XL,
     "h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors": image_projection.IP_ADAPTER_PLUS_SD15,
+    "h94/IP-Adapter/models/ip-adapter-plus-face_sd15.safetensors": image_projection.IP_ADAPTER_PLUS_SD15,
+    "h94/IP-Adapter/models/ip-adapter-full-face_sd15.safetensors": image_projection.IP_ADAPTER_FULL_FACE_SD15,
     "h94/IP-Adapter/models/ip-adapter_sd15.safetensors": image_projection.IP_ADAPTER_SD15,
     "h94/IP-Adapter/models/image_encoder": clip.VIT_H_VISION,
     "h94/IP-Adapter/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors": image_projection.IP_ADAPTER_PLUS_SDXL,
@@ -37,7 +60,7 @@ HALF_PRECISION_VAES = ("madebyollin/sdxl-vae-fp16-fix",)
 """SDXL's autoencoders that need no float32."""
 
 UNREAD = (
-    *("adapter", "tokenizer", "tokenizer_2", "trained"),
+    *("controls", "adapter", "tokenizer", "tokenizer_2", "trained"),
     *("adapter_modules", "configs", "motion_frames", "skip_unknown"),
 )
 """Fields of `Weights` that name no network of their own."""
@@ -58,7 +81,10 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     Raises:
       InputError: weights that are neither here nor known.
     """
+    weights = dataclasses.replace(weights, loras=(), embeddings=())  # which change no network
     sources = {name: source for name, source in vars(weights).items() if source and name not in UNREAD}
+    controls = {control(number): source for number, source in enumerate(weights.controls)}
+    sources |= controls
     if all(map(local, sources.values())):
         return {component: part.config for component, part in assemble(weights, arithmetic, adapters=adapters).items()}
     for name, source in sources.items():
@@ -85,7 +111,14 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     if "image_adapter" in sources:
         base["image_encoder"] = PUBLISHED[sources["image_encoder"]]
         base["image_proj"] = PUBLISHED[sources["image_adapter"]]
+    base |= {name: _computed(PUBLISHED[source], arithmetic) for name, source in controls.items()}
     found = {component: dataclasses.replace(config, **dtypes) for component, config in base.items()}
     if family.float32_vae and sources.get("vae") not in HALF_PRECISION_VAES:
         found["vae"] = dataclasses.replace(found["vae"], dtype=jnp.float32, param_dtype=jnp.float32)
     return found
+
+
+def _computed(control: Any, arithmetic: Arithmetic) -> Any:
+    """A control network's config with those settings of the arithmetic that it has: a T2I-Adapter has no attention."""
+    fields = {field.name for field in dataclasses.fields(control)}
+    return dataclasses.replace(control, **{k: value for k, value in arithmetic.of_unet.items() if k in fields})

@@ -6,6 +6,7 @@ from pathlib import Path
 from i2v_jax.errors import InputError
 from i2v_jax.families.identify import SD1, SDXL, kind_of, prompts_of
 from i2v_jax.families.weights import Weights
+from i2v_jax.weights.controls import FOLDER as CONTROL_FOLDER
 from i2v_jax.weights.kinds.find import parts_held, titled, unread_kind, why_unread, wrong_slot
 from i2v_jax.weights.kinds.table import SLOTS
 from i2v_jax.weights.storage.open import open_tensors
@@ -18,6 +19,8 @@ PLACES = {
     "image_adapter": "unet",
     "trained": "",
     "lora": "",
+    "controls": CONTROL_FOLDER,
+    "loras": "",
 }
 """Where a slot's weights lie in a pipeline's folder, when not in one of the slot's name."""
 
@@ -28,8 +31,9 @@ def check_slots(weights: Weights) -> None:
     To be asked when a model cannot be put together; what cannot be opened is left out, for its own error to stand.
     """
     for slot in SLOTS:
-        if slot == "trained":
-            for source in weights.trained:
+        if slot in ("trained", "controls", "loras"):
+            sources = getattr(weights, slot) if slot != "loras" else [source for source, _ in weights.styles()]
+            for source in sources:
                 check_slot(slot, source)
         elif source := getattr(weights, slot, None):
             if slot != "base" or not weights.unet:

@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from i2v_jax.encoders.controls import component
 from i2v_jax.encoders.text import TextPart, tokenizer_name
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.downloads import COMPONENTS, Part, telling_all
 from i2v_jax.families.family import Family
 from i2v_jax.hub import fetch, local
 from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.weights.controls import ASSEMBLE as CONTROL_KINDS
+from i2v_jax.weights.controls import FOLDER as CONTROL_FOLDER
+from i2v_jax.weights.embeddings import Embedding, by_token, files_of, token_and_file
+from i2v_jax.weights.embeddings import read as read_embeddings
+from i2v_jax.weights.lazy import check_finite
 from i2v_jax.weights.storage.files import read_json
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, check_reader, open_tensors
+from i2v_jax.weights.styles import embeddings_of, style
+from i2v_jax.weights.tensors import Tensors
 
 OF_BASE = ("unet", "vae", "text_encoder", "tokenizer")
 """What the base gives, in every family, unless something is named in its place."""
@@ -31,7 +39,7 @@ FOLDERS = (
 """What is named, and the folder that is read of it when it is the folder of a pipeline."""
 
 
-CONFIGURED = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
+CONFIGURED = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj", *CONTROL_KINDS)
 """Components whose config may be given, by `weights.configs`."""
 
 INDEX = "model_index.json"  # of a diffusers pipeline's folder
@@ -48,12 +56,16 @@ class Weights:
       image_adapter: an IP-Adapter: image projection and the UNet's image-token weights.
       image_encoder: the CLIP vision encoder that the image adapter was trained with.
       unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2: in place of the base's own.
+      controls: control networks (ControlNet and its kin), of which kind their files tell.
       trained: files that `train.py` wrote; their weights replace those of the same paths, in all networks.
+      loras: "FILE=SCALE" or "FILE": LoRA and its kin, merged into UNet, text encoders and motion modules in this order.
+      embeddings: "TOKEN=FILE" or "FILE": textual inversions, which their tokens stand for in prompts.
       adapter_modules: Python modules that register adapters, see `models.adapters`.
       configs: component (`unet`, `vae`, `text_encoder`, ...) -> its diffusers or transformers config.json, in place of
         what a file tells or lies beside it, as `--config` of `python -m convert`.
       motion_frames: how many frames the motion modules know, where their file does not tell.
-      skip_unknown: leave out tensors that nothing knows, with a warning, rather than refuse their file.
+      skip_unknown: leave out tensors that nothing knows, and layers of LoRAs that the model lacks, with a warning,
+        rather than refuse their file.
     """
 
     base: str | Path = ""
@@ -67,7 +79,10 @@ class Weights:
     text_encoder_2: str | Path | None = None
     tokenizer: str | Path | None = None
     tokenizer_2: str | Path | None = None
+    controls: tuple[str | Path, ...] = ()
     trained: tuple[str | Path, ...] = ()
+    loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
     adapter_modules: tuple[str, ...] = ()
     configs: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
     motion_frames: int | None = None
@@ -76,7 +91,8 @@ class Weights:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Weights":
         """Returns the sources that `config.weights` names."""
-        made = {"trained": tuple, "adapter_modules": tuple, "configs": _given}
+        several = ("controls", "trained", "loras", "embeddings", "adapter_modules")
+        made = dict.fromkeys(several, tuple) | {"configs": _given}
         unchanged = ("motion_frames", "skip_unknown")
         return cls(
             **{key: value if key in unchanged else made.get(key, _or_none)(value) for key, value in config.items()}
@@ -112,9 +128,36 @@ class Weights:
         return getattr(self, component) or self.base
 
     def slots(self) -> dict[str, str | Path]:
-        """Returns the base's UNet, and what is named beside it, by slot."""
+        """Returns the base's UNet, and what is named beside it, by slot; control networks as a model calls them."""
         names = ("motion", "adapter", "image_adapter", "image_encoder", "vae", "text_encoder", "text_encoder_2")
-        return {"unet": self.of("unet")} | {name: source for name in names if (source := getattr(self, name))}
+        named = {name: source for name in names if (source := getattr(self, name))}
+        return {"unet": self.of("unet")} | named | {component(i): source for i, source in enumerate(self.controls)}
+
+    def styles(self) -> list[tuple[str, float]]:
+        """Returns the LoRA files, each with its scale.
+
+        Raises:
+          InputError: a scale is no finite number.
+        """
+        try:
+            return [style(str(text)) for text in self.loras]
+        except InputError as error:
+            raise InputError(f"weights.loras: {error}") from error
+
+    def read_embeddings(self) -> dict[str, list[Embedding]]:
+        """Reads textual inversions, those that LoRA files bring too, by token.
+
+        Raises:
+          InputError: one cannot be read, or a token is defined twice.
+        """
+        found = []
+        with telling_all(self.parts):
+            for text in self.embeddings:
+                found += read_embeddings(str(text))
+            for source, _ in self.styles():
+                for token, vectors in embeddings_of(source).items():
+                    found.append(Embedding(token, dict(check_finite(Tensors.of(vectors, source))), source))
+        return by_token(found)
 
     def opened(self, of_base: Sequence[str] = OF_BASE) -> list[tuple[str | Path, str]]:
         """Whatever is read: sources, and the folder to read in each that is the folder of a pipeline.
@@ -125,7 +168,9 @@ class Weights:
         named = [(getattr(self, part) or (self.base if part in of_base else ""), folder) for part, folder in FOLDERS]
         if not self.image_adapter:  # then nothing looks at the picture's tokens
             named = [(source, folder) for source, folder in named if folder != "image_encoder"]
-        named += [(source, "") for source in self.trained]
+        named += [(source, CONTROL_FOLDER) for source in self.controls]
+        named += [(source, "") for source in (*self.trained, *(source for source, _ in self.styles()))]
+        named += [(file, "") for text in self.embeddings for file in files_of(token_and_file(text)[1])]
         return [(source, folder) for source, folder in named if source]
 
     def parts(self) -> list[Part]:
@@ -141,7 +186,10 @@ class Weights:
             parts = [Part("weights.base", self.base, name, of_base=True) for name in of_base] + parts
         elif self.base:
             parts = [Part("weights.base", self.base), *parts]
-        return parts + [Part("weights.trained", source) for source in self.trained]
+        parts += [Part("weights.controls", source, CONTROL_FOLDER) for source in dict.fromkeys(self.controls)]
+        parts += [Part("weights.trained", source) for source in self.trained]
+        parts += [Part("weights.loras", source) for source, _ in self.styles()]
+        return parts + [Part("weights.embeddings", token_and_file(text)[1]) for text in self.embeddings]
 
     def settings(self, file: str) -> dict[str, Any]:
         """Returns a JSON file of the base's folder on this machine, such as `unet/config.json`; {} where there is none.

@@ -65,11 +65,13 @@ class CLIPTextConfig(CLIPConfig):
       max_positions: rows of the position table: the most tokens in a prompt.
       eos_token_id: the id of the end token, whose state is the pooled output (the first, where it also pads). 2 in
         early configs, whatever their tokenizer; there the end token is the highest id of a row.
+      added_tokens: vectors of textual inversions beside the token table, see `CLIPTextEncoder`.
     """
 
     vocab_size: int = 49408
     max_positions: int = 77
     eos_token_id: int = 2
+    added_tokens: int = 0
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "CLIPTextConfig":
@@ -237,28 +239,44 @@ class CLIPTextEncoder(nn.Module):
     config: CLIPTextConfig
 
     @nn.compact
-    def __call__(self, token_ids: Int[Array, "b s"]) -> CLIPTextOutput:
+    def __call__(self, token_ids: Int[Array, "b s"], skip: int = 0) -> CLIPTextOutput:
         """Runs the encoder.
 
         Args:
           token_ids: int32 in [0, vocab_size), each row with an end token; at most `max_positions` a row (usually all:
-            padding is attended to like words).
+            padding is attended to like words). Below 0: row `-1 - id` of the vectors of textual inversions.
+          skip: layers that hidden states are taken before ("clip skip"); the pooled output is of all layers.
 
         Raises:
-          InputError: more tokens than positions.
+          InputError: more tokens than positions, or no layers left.
         """
         c, length = self.config, token_ids.shape[1]
         if length > c.max_positions:
             raise InputError(f"{length} tokens in a prompt; this text encoder has positions for {c.max_positions}.")
-        x = embed(c, c.vocab_size, "token_embedding")(token_ids)
+        if not 0 <= skip < c.num_layers:
+            raise InputError(f"clip_skip={skip}: this text encoder has {c.num_layers} layers; wanted fewer, 0 or more.")
+        x = self.embedded(token_ids)
         x = x + embed(c, c.max_positions, "position_embedding")(jnp.arange(length))
-        penultimate, last = run_layers(c, x, causal=True)
-        last = norm(c, "final_layer_norm")(last)
+        states = run_layers(c, x, causal=True)
+        final_norm = norm(c, "final_layer_norm")
+        last = final_norm(states[-1])
         end = token_ids if c.eos_token_id == 2 else token_ids == c.eos_token_id
         pooled = last[jnp.arange(len(last)), jnp.argmax(end, -1)]  # argmax: the first of equals
         if c.projection_dim:
             pooled = projection(c, "text_projection")(pooled)
-        return CLIPTextOutput(last, penultimate, pooled)
+        if skip:
+            last = final_norm(states[-1 - skip])
+        return CLIPTextOutput(last, states[-2 - skip], pooled)
+
+    def embedded(self, token_ids: Int[Array, "b s"]) -> Float[Array, "b s c"]:
+        """Looks tokens up in the table, and those below 0 among the vectors of textual inversions."""
+        c = self.config
+        table = embed(c, c.vocab_size, "token_embedding")
+        if not c.added_tokens:
+            return table(token_ids)
+        added = self.param("added_embedding", nn.initializers.zeros, (c.added_tokens, c.width), c.param_dtype)
+        vectors = jnp.asarray(added, c.dtype)[jnp.maximum(-1 - token_ids, 0)]
+        return jnp.where(token_ids[..., None] < 0, vectors, table(jnp.maximum(token_ids, 0)))
 
 
 class CLIPVisionEncoder(nn.Module):
@@ -287,7 +305,7 @@ class CLIPVisionEncoder(nn.Module):
         patches = PatchEmbedding(c, name="patch_embedding")(pixels).reshape(-1, grid**2, c.width)
         x = jnp.concatenate([jnp.broadcast_to(jnp.asarray(class_token, c.dtype), patches[:, :1].shape), patches], 1)
         x = x + embed(c, grid**2 + 1, "position_embedding")(jnp.arange(grid**2 + 1))
-        penultimate, last = run_layers(c, norm(c, "pre_layernorm")(x), causal=False)
+        *_, penultimate, last = run_layers(c, norm(c, "pre_layernorm")(x), causal=False)
         pooled = norm(c, "post_layernorm")(last[:, 0])
         image_embeds = projection(c, "visual_projection")(pooled) if c.projection_dim else None
         return CLIPVisionOutput(last, penultimate, pooled, image_embeds)
@@ -307,11 +325,12 @@ class PatchEmbedding(nn.Module):
         return jax.lax.conv_general_dilated(pixels, kernel, side, "VALID", dimension_numbers=layout)
 
 
-def run_layers(c: CLIPConfig, x: Float[Array, "b s c"], causal: bool) -> tuple[Array, Array]:
-    """Runs the transformer within the calling module; returns the states after the last layer but one and the last."""
+def run_layers(c: CLIPConfig, x: Float[Array, "b s c"], causal: bool) -> list[Float[Array, "b s c"]]:
+    """Runs the transformer within the calling module; returns the states before the first layer and after each."""
+    states = [x]
     for i in range(c.num_layers):
-        penultimate, x = x, Layer(c, causal, name=f"layers_{i}")(x)
-    return penultimate, x
+        states.append(Layer(c, causal, name=f"layers_{i}")(states[-1]))
+    return states
 
 
 # How a config builds each kind of part.

@@ -14,13 +14,17 @@ class Conditions(NamedTuple):
       text: prompt states.
       image_tokens: tokens of a picture, for networks with the "image_tokens" adapter.
       pooled: pooled, projected prompt states (SDXL).
+      image_latents: what a first layer takes beside the latents: a mask, and a picture's latents (PIA).
       sizes: original height and width, crop's top and left, target height and width, in pixels (SDXL).
+      controls: of each control network, what its pictures were encoded to, see `encoders.controls`.
     """
 
     text: Float[Array, "b f t e"]
     image_tokens: Float[Array, "b f n e"] | None = None
     pooled: Float[Array, "b f p"] | None = None
     sizes: Float[Array, "b f 6"] | None = None
+    image_latents: Float[Array, "b f h w m"] | None = None
+    controls: tuple[Any, ...] = ()
 
     @classmethod
     def of_videos(
@@ -34,9 +38,10 @@ class Conditions(NamedTuple):
         return jax.tree.map(lambda x: jnp.asarray(x)[:, None], cls(text, image_tokens, pooled, sizes))
 
     def in_dtype(self, dtype: Any) -> "Conditions":
-        """Returns them with the tokens in a network's dtype; pooled states and sizes stay as they are."""
+        """Returns them as a UNet's layers read them: tokens in its dtype, pooled states and sizes as they are."""
         tokens = (None if x is None else jnp.asarray(x, dtype) for x in (self.text, self.image_tokens))
-        return Conditions(*tokens, self.pooled, self.sizes)
+        text, image_tokens = tokens
+        return self._replace(text=text, image_tokens=image_tokens)
 
 
 def join(unconditional: Conditions, conditional: Conditions) -> Conditions:

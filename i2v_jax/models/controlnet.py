@@ -87,7 +87,7 @@ class PictureEmbedding(nn.Module):
     config: ControlNetConfig
 
     @nn.compact
-    def __call__(self, picture: Float[Array, "b f H W 3"]) -> Float[Array, "b f h w c"]:
+    def __call__(self, picture: Float[Array, "b f H W p"]) -> Float[Array, "b f h w c"]:
         c, widths = self.config, self.config.picture_widths
         x = nn.silu(conv(c, widths[0], "conv_in")(jnp.asarray(picture, c.dtype)))
         for i, (width, next_width) in enumerate(zip(widths, widths[1:])):
@@ -107,8 +107,9 @@ class ControlNet(nn.Module):
         sample: Float[Array, "b f h w i"],
         timesteps: Float[Array, " b"],
         conditions: Conditions,
-        picture: Float[Array, "b f H W 3"],
+        picture: Float[Array, "b f H W 3"] | None = None,
         conditioning_scale: float | Float[Array, ""] = 1.0,
+        embedding: Float[Array, "b f h w c"] | None = None,
     ) -> Residuals:
         """Runs the network.
 
@@ -119,6 +120,7 @@ class ControlNet(nn.Module):
           picture: conditioning pictures (edges, depth, poses, ...) in [0, 1], `config.picture_scale` times the latents'
             height and width; one frame serves for all.
           conditioning_scale: strength; 0 leaves the UNet as it is.
+          embedding: what `PictureEmbedding` makes of the picture, in its place: it is the same at every step.
 
         Returns:
           What is added to every output of the UNet's down blocks and to its middle block's.
@@ -127,17 +129,14 @@ class ControlNet(nn.Module):
           InputError: a picture of another size.
         """
         c = self.config
-        height, width = (c.picture_scale * side for side in sample.shape[2:4])
-        if picture.shape[2:] != (height, width, 3):
-            raise InputError(
-                f"The ControlNet was given pictures of shape {picture.shape[2:]} (height, width, channels) for latents "
-                f"of {sample.shape[2]}x{sample.shape[3]}; wanted {(height, width, 3)}. Resize them."
-            )
+        if embedding is None:
+            self._check_size(picture, sample)
+            embedding = PictureEmbedding(c, name="controlnet_cond_embedding")(picture)
         sample = shard(sample, "batch", "frames", "height", "width", None)
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
         shared = Shared(time, conditions.in_dtype(c.dtype))
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
-        x += PictureEmbedding(c, name="controlnet_cond_embedding")(picture)
+        x += embedding
         outputs, middle = down_and_middle(c, x, shared)
 
         def residual(x, name):
@@ -148,3 +147,11 @@ class ControlNet(nn.Module):
 
         down = [residual(output, f"controlnet_down_blocks_{i}") for i, output in enumerate(outputs)]
         return Residuals(down, residual(middle, "controlnet_mid_block"))
+
+    def _check_size(self, picture: Float[Array, "b f H W 3"], sample: Float[Array, "b f h w i"]) -> None:
+        height, width = (self.config.picture_scale * side for side in sample.shape[2:4])
+        if picture.shape[2:] != (height, width, 3):
+            raise InputError(
+                f"The ControlNet was given pictures of shape {picture.shape[2:]} (height, width, channels) for latents "
+                f"of {sample.shape[2]}x{sample.shape[3]}; wanted {(height, width, 3)}. Resize them."
+            )

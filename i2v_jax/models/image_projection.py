@@ -1,7 +1,9 @@
 """From CLIP's view of a picture to image tokens for a UNet's cross-attention (IP-Adapter, Ye et al. 2023).
 
-Three published kinds: a linear projection of the pooled embedding; of the penultimate states a resampler ("plus") or
-a small network ("full face"). A config's `reads` names the field of `CLIPVisionOutput` that its module takes.
+Published kinds: a linear projection of the pooled embedding; of the penultimate states a resampler ("plus") or a small
+network ("full face"); of a face recognition model's embedding a small network (FaceID), or a resampler that begins from
+it (FaceID plus). A config's `reads` names the field of `CLIPVisionOutput` that its module takes, "" for none; its
+`face_dim` is the width of the face embedding that it takes before that, 0 for none.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ class ImageProjectionConfig:
     """
 
     reads: ClassVar[str] = "image_embeds"
+    face_dim: ClassVar[int] = 0
     embed_dim: int = 1024
     num_tokens: int = 4
     cross_attention_dim: int = 768
@@ -57,6 +60,7 @@ class ResamplerConfig:
     """
 
     reads: ClassVar[str] = "penultimate"
+    face_dim: ClassVar[int] = 0
     embed_dim: int = 1280
     num_tokens: int = 16
     width: int = 768
@@ -81,18 +85,76 @@ class StateProjectionConfig:
     """
 
     reads: ClassVar[str] = "penultimate"
+    face_dim: ClassVar[int] = 0
     embed_dim: int = 1280
     cross_attention_dim: int = 768
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
 
-AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig
+@dataclasses.dataclass(frozen=True)
+class FaceProjectionConfig:
+    """FaceID's network: of a face embedding alone. Defaults: `ip-adapter-faceid_sd15`.
+
+    Attributes:
+      face_dim: width of the face embedding (ArcFace).
+      face_width: of the layer within.
+      num_tokens: image tokens made.
+      cross_attention_dim: width of a token.
+      dtype: of activations; the norm is float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    reads: ClassVar[str] = ""
+    face_dim: int = 512
+    face_width: int = 1024
+    num_tokens: int = 4
+    cross_attention_dim: int = 768
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceResamplerConfig:
+    """FaceID plus: tokens of a face embedding read a picture's states. Defaults: `ip-adapter-faceid-plus_sd15`.
+
+    Attributes:
+      face_dim: width of the face embedding (ArcFace).
+      face_width: of the layer within its projection.
+      embed_dim: width of the picture's penultimate states.
+      num_tokens: image tokens made.
+      width: channels within, and of the tokens.
+      depth, num_heads, head_dim, mlp_width: as of `ResamplerConfig`.
+      cross_attention_dim: width of a token.
+      shortcut: the face embedding's tokens are added to the resampler's (FaceID plus v2); no shape tells.
+      dtype: of activations; norms and softmax are float32 all the same.
+      param_dtype: of new parameters.
+    """
+
+    reads: ClassVar[str] = "penultimate"
+    face_dim: int = 512
+    face_width: int = 1024
+    embed_dim: int = 1280
+    num_tokens: int = 4
+    width: int = 768
+    depth: int = 4
+    num_heads: int = 12
+    head_dim: int = 64
+    mlp_width: int = 3072
+    cross_attention_dim: int = 768
+    shortcut: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig | FaceProjectionConfig | FaceResamplerConfig
 IP_ADAPTER_SD15 = ImageProjectionConfig()
 IP_ADAPTER_PLUS_SD15 = ResamplerConfig()
 IP_ADAPTER_FULL_FACE_SD15 = StateProjectionConfig()
 IP_ADAPTER_SDXL = ImageProjectionConfig(embed_dim=1280, cross_attention_dim=2048)  # of ViT-bigG
 IP_ADAPTER_PLUS_SDXL = ResamplerConfig(width=1280, num_heads=20, mlp_width=5120, cross_attention_dim=2048)  # of ViT-H
+IP_ADAPTER_FACEID_SD15 = FaceProjectionConfig()
+IP_ADAPTER_FACEID_PLUS_SD15 = FaceResamplerConfig()
 TINY_RESAMPLER = ResamplerConfig(
     embed_dim=32, width=32, depth=1, num_heads=2, head_dim=16, mlp_width=64, cross_attention_dim=32
 )
@@ -107,11 +169,18 @@ def config_from_shapes(shapes: Shapes, head_dim: int = 64, **overrides) -> AnyCo
       overrides: fields to set besides, such as `dtype`.
 
     Raises:
-      InputError: none of the three kinds, or heads of another size.
+      InputError: none of the kinds, or heads of another size.
     """
     try:
         if "latents" in shapes:
-            return ResamplerConfig(**(_resampler_fields(shapes, head_dim) | overrides))
+            num_tokens = _sizes(shapes, "latents", 2)[0]
+            return ResamplerConfig(**(_resampler_fields(shapes, head_dim) | dict(num_tokens=num_tokens) | overrides))
+        if "face/proj_in/kernel" in shapes:
+            return FaceResamplerConfig(
+                **(_resampler_fields(shapes, head_dim) | _face_fields(shapes, "face/", "width") | overrides)
+            )
+        if "proj_in/kernel" in shapes and "norm/scale" in shapes:
+            return FaceProjectionConfig(**(_face_fields(shapes, "", "cross_attention_dim") | overrides))
         if "proj_in/kernel" in shapes:
             return StateProjectionConfig(**(_state_fields(shapes) | overrides))
         return ImageProjectionConfig(**(_linear_fields(shapes) | overrides))
@@ -137,6 +206,15 @@ def _state_fields(shapes):
     )
 
 
+def _face_fields(shapes, folder, token_width):
+    face_dim, face_width = _sizes(shapes, f"{folder}proj_in/kernel", 2)
+    out = _sizes(shapes, f"{folder}proj_out/kernel", 2)[1]
+    (width,) = _sizes(shapes, f"{folder}norm/scale", 1)
+    if out % width:
+        raise InputError(f"'{folder}proj_out/kernel' makes {out} numbers, not a multiple of a token's {width}.")
+    return dict(face_dim=face_dim, face_width=face_width, num_tokens=out // width) | {token_width: width}
+
+
 def _resampler_fields(shapes, head_dim):
     embed_dim, width = _sizes(shapes, "proj_in/kernel", 2)
     inner = _sizes(shapes, "layers_0/attention/to_q/kernel", 2)[1]
@@ -144,7 +222,6 @@ def _resampler_fields(shapes, head_dim):
         raise InputError(f"The resampler's attention is {inner} wide, not a multiple of head_dim={head_dim}.")
     return dict(
         embed_dim=embed_dim,
-        num_tokens=_sizes(shapes, "latents", 2)[0],
         width=width,
         depth=sum(path.endswith("attention/to_q/kernel") for path in shapes),
         num_heads=inner // head_dim,
@@ -177,7 +254,7 @@ class ImageProjection(nn.Module):
 class PerceiverAttention(nn.Module):
     """Latents attend to the picture's states and to themselves (Flamingo, Alayrac et al. 2022, section 2.1)."""
 
-    config: ResamplerConfig
+    config: ResamplerConfig | FaceResamplerConfig
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
@@ -198,7 +275,7 @@ class PerceiverAttention(nn.Module):
 class MLP(nn.Module):
     """Norm, dense, exact GELU, dense, without biases."""
 
-    config: ResamplerConfig
+    config: ResamplerConfig | FaceResamplerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
@@ -211,7 +288,7 @@ class MLP(nn.Module):
 class ResamplerLayer(nn.Module):
     """Attention and feed-forward, each added to the latents."""
 
-    config: ResamplerConfig
+    config: ResamplerConfig | FaceResamplerConfig
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
@@ -250,3 +327,37 @@ class StateProjection(nn.Module):
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         hidden = nn.gelu(Dense(c.embed_dim, name="proj_in", **dtypes)(states), approximate=False)
         return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(hidden))
+
+
+class FaceProjection(nn.Module):
+    """Dense, exact GELU, dense to all tokens, each then normed."""
+
+    config: FaceProjectionConfig
+
+    @nn.compact
+    def __call__(self, faces: Float[Array, "b e"]) -> Float[Array, "b n d"]:
+        """Returns the image tokens of face embeddings."""
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        hidden = nn.gelu(Dense(c.face_width, name="proj_in", **dtypes)(faces), approximate=False)
+        tokens = Dense(c.num_tokens * c.cross_attention_dim, name="proj_out", **dtypes)(hidden)
+        return LayerNorm(name="norm", **dtypes)(tokens.reshape(-1, c.num_tokens, c.cross_attention_dim))
+
+
+class FaceResampler(nn.Module):
+    """Tokens of a face embedding read a picture's states, layer by layer."""
+
+    config: FaceResamplerConfig
+
+    @nn.compact
+    def __call__(self, faces: Float[Array, "b e"], states: Float[Array, "b t s"]) -> Float[Array, "b n d"]:
+        """Returns the image tokens of face embeddings and of `CLIPVisionOutput.penultimate` of the faces' pictures."""
+        c = self.config
+        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        projection = FaceProjectionConfig(c.face_dim, c.face_width, c.num_tokens, c.width, **dtypes)
+        face = latents = FaceProjection(projection, name="face")(faces)
+        states = Dense(c.width, name="proj_in", **dtypes)(states)
+        for i in range(c.depth):
+            latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
+        tokens = LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(latents))
+        return face + tokens if c.shortcut else tokens

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.attention import Attention
-from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, shard
+from i2v_jax.models.convolution import conv3x3
+from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, parameter, shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,12 @@ class MotionConfig:
       mid_block: whether the middle block has one (v2).
       num_heads: attention heads.
       num_layers: transformer blocks in each module.
+      attentions: over frames, in each transformer block: 2; SparseCtrl's modules have 1.
       norm_groups: groups of the norm before it.
       pooled_norm: that norm's statistics over all frames, as diffusers computes it; the original code, and so the
         default here, takes each frame's own.
+      conv_in_channels: of the first layer that comes with them, which takes latents, a mask and a picture's latents
+        (PIA, Zhang et al. 2024); None where none does.
     """
 
     max_positions: int = 24
@@ -34,6 +38,8 @@ class MotionConfig:
     num_layers: int = 1
     norm_groups: int = 32
     pooled_norm: bool = False
+    attentions: int = 2
+    conv_in_channels: int | None = None
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "MotionConfig":
@@ -43,7 +49,7 @@ class MotionConfig:
           InputError: modules that differ from level to level.
         """
         keys = _ADAPTER_KEYS if "motion_norm_num_groups" in config else _UNET_KEYS
-        fields = {ours: config.get(theirs, default) for ours, theirs, default in keys}
+        fields: dict[str, Any] = {ours: config.get(theirs, default) for ours, theirs, default in keys}
         for ours, theirs, _ in keys:
             if isinstance(fields[ours], list | tuple):
                 if len(set(fields[ours])) != 1:
@@ -59,6 +65,7 @@ class MotionConfig:
     def to_diffusers_adapter(self, block_out_channels: Sequence[int], layers_per_block: int) -> dict[str, Any]:
         """Returns the `config.json` of a diffusers MotionAdapter for a UNet of these levels."""
         config = {theirs: getattr(self, ours) for ours, theirs, _ in _ADAPTER_KEYS}
+        config = {key: value for key, value in config.items() if value is not None}
         return config | {
             "_class_name": "MotionAdapter",
             "block_out_channels": list(block_out_channels),
@@ -77,6 +84,7 @@ _ADAPTER_KEYS = (
     *_KEYS,
     ("num_layers", "motion_transformer_layers_per_block", 1),
     ("norm_groups", "motion_norm_num_groups", 32),
+    ("conv_in_channels", "conv_in_channels", None),
 )
 _UNET_KEYS = (
     *_KEYS,
@@ -84,9 +92,12 @@ _UNET_KEYS = (
     ("norm_groups", "norm_num_groups", 32),  # one setting for these norms and the resnets'
 )
 
+PIA_CHANNELS = 9  # latents 4, mask 1, the picture's latents 4
+PICTURE_INPUT = "picture_input"  # path of that first layer, below which it is "motion"
 V1 = MotionConfig()
 V2 = MotionConfig(max_positions=32, mid_block=True)
 V3 = MotionConfig(max_positions=32)
+ANIMATE_LCM = MotionConfig(max_positions=64, mid_block=True)
 SDXL_BETA = MotionConfig(max_positions=32)
 
 
@@ -97,8 +108,40 @@ def frame_positions(max_positions: int, dim: int) -> Float[np.ndarray, "max_posi
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(max_positions, -1)[:, :dim]
 
 
+class WideConv(nn.Module):
+    """PIA's first layer, kept as its file has it; only its last channels are looked at, the others are the base's."""
+
+    features: int
+    channels: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, picture: Float[Array, "b f h w m"]) -> Float[Array, "b f h w c"]:
+        shape = (3, 3, self.channels, self.features)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        parameter(self, "bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+        kernel = jnp.asarray(kernel, self.dtype)[:, :, -picture.shape[-1] :]
+        flat = jnp.asarray(picture, self.dtype).reshape(-1, *picture.shape[2:])
+        return conv3x3(flat, kernel).reshape(*picture.shape[:-1], self.features)
+
+
+class PictureInput(nn.Module):
+    """What a mask and a picture's latents add to the output of a UNet's first layer (PIA, Zhang et al. 2024)."""
+
+    features: int
+    channels: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, picture: Float[Array, "b f h w m"]) -> Float[Array, "b f h w c"]:
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        return WideConv(self.features, self.channels, **dtypes, name="motion")(picture)
+
+
 class TemporalBlock(nn.Module):
-    """Two self-attentions over frames, positions added to each one's input, then a feed-forward."""
+    """Self-attentions over frames, positions added to each one's input, then a feed-forward."""
 
     config: MotionConfig
     attention: str = "xla"
@@ -110,7 +153,7 @@ class TemporalBlock(nn.Module):
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         frames = min(x.shape[-2], self.config.max_positions)
         positions = jnp.asarray(frame_positions(frames, x.shape[-1]), self.dtype)
-        for i in (1, 2):
+        for i in range(1, self.config.attentions + 1):
             hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
             x = x + Attention(self.config.num_heads, implementation=self.attention, name=f"attn{i}", **dtypes)(hidden)
         return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))

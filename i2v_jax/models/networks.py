@@ -16,6 +16,10 @@ from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.image_projection import (
     AnyConfig,
+    FaceProjection,
+    FaceProjectionConfig,
+    FaceResampler,
+    FaceResamplerConfig,
     ImageProjection,
     ImageProjectionConfig,
     Resampler,
@@ -23,6 +27,8 @@ from i2v_jax.models.image_projection import (
     StateProjection,
     StateProjectionConfig,
 )
+from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
+from i2v_jax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.tree import flatten
@@ -67,12 +73,24 @@ def _unet_inputs(config: UNetConfig) -> tuple[Any, ...]:
     conditions = Conditions(text=tokens, image_tokens=tokens)
     if added:
         conditions = conditions._replace(pooled=_array((1, 1, added.pooled_dim)), sizes=_array((1, 1, 6)))
+    if config.motion and config.motion.conv_in_channels:
+        channels = config.motion.conv_in_channels - config.in_channels
+        conditions = conditions._replace(image_latents=_array((1, 1, size, size, channels)))
     return _array((1, 1, size, size, config.in_channels)), _array((1,)), conditions
 
 
 def _controlnet_inputs(config: ControlNetConfig) -> tuple[Any, ...]:
     size = config.downscale * config.picture_scale
     return *_unet_inputs(config), _array((1, 1, size, size, 3))
+
+
+def _sparse_inputs(config: SparseControlNetConfig) -> tuple[Any, ...]:
+    size = config.downscale * config.picture_scale
+    return *_unet_inputs(config), _array((1, 1, size, size, config.picture_channels))
+
+
+def _t2i_inputs(config: T2IAdapterConfig) -> tuple[Any, ...]:
+    return (_array((1, 1, config.unshuffle, config.unshuffle, config.in_channels)),)
 
 
 def _vae_inputs(config: VAEConfig) -> tuple[Any, ...]:
@@ -88,16 +106,23 @@ def _picture_inputs(config: CLIPVisionConfig) -> tuple[Any, ...]:
 
 
 def _projection_inputs(config: AnyConfig) -> tuple[Any, ...]:
-    return (_array((1, config.embed_dim) if config.reads == "image_embeds" else (1, 1, config.embed_dim)),)
+    faces = (_array((1, config.face_dim)),) if config.face_dim else ()
+    if not config.reads:
+        return faces
+    return *faces, _array((1, config.embed_dim) if config.reads == "image_embeds" else (1, 1, config.embed_dim))
 
 
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
     ControlNetConfig: Network("controlnet", ControlNet, _controlnet_inputs),
+    SparseControlNetConfig: Network("sparse_controlnet", SparseControlNet, _sparse_inputs),
+    T2IAdapterConfig: Network("t2i_adapter", T2IAdapter, _t2i_inputs),
     VAEConfig: Network("vae", AutoencoderKL, _vae_inputs),
     CLIPTextConfig: Network("text_encoder", CLIPTextEncoder, _text_inputs),
     CLIPVisionConfig: Network("image_encoder", CLIPVisionEncoder, _picture_inputs),
     ImageProjectionConfig: Network("image_proj", ImageProjection, _projection_inputs),
     ResamplerConfig: Network("image_proj", Resampler, _projection_inputs),
     StateProjectionConfig: Network("image_proj", StateProjection, _projection_inputs),
+    FaceProjectionConfig: Network("image_proj", FaceProjection, _projection_inputs),
+    FaceResamplerConfig: Network("image_proj", FaceResampler, _projection_inputs),
 }

@@ -5,13 +5,16 @@ CLIP's own merges come with the package, in `clip_merges.txt.bz2` (OpenAI, MIT l
 """
 
 import bz2
+import copy
 import functools
 import json
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -30,6 +33,18 @@ BUNDLED_MERGES = Path(__file__).with_name("clip_merges.txt.bz2")
 
 Vocabulary = dict[str, int]
 Merges = list[tuple[str, str]]
+
+
+class Unit(NamedTuple):
+    """What a prompt is made of: one token, or all those of a textual inversion, which stay together.
+
+    Attributes:
+        ids: of the tokens.
+        start: where in the prompt it begins.
+    """
+
+    ids: tuple[int, ...]
+    start: int
 
 
 class ClipTokenizer:
@@ -61,6 +76,26 @@ class ClipTokenizer:
         self._tokenizer.normalizer = _normalizer()
         self._tokenizer.pre_tokenizer = _words()
         self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in {START, END, pad_token}])
+        self.added: dict[str, tuple[int, ...]] = {}
+        self._triggers = None
+
+    def with_added(self, added: Mapping[str, Sequence[int]]) -> "ClipTokenizer":
+        """Returns a tokenizer that also reads tokens of textual inversions, whole words in capitals or not.
+
+        Args:
+            added: token -> ids that stand for it.
+
+        Raises:
+            InputError: a token of more ids than a prompt has room for.
+        """
+        for token, ids in added.items():
+            if len(ids) > self.length - 2:
+                raise InputError(f"{token!r} has {len(ids)} vectors; a prompt has room for {self.length - 2}.")
+        found = copy.copy(self)
+        longest_first = sorted(added, key=len, reverse=True)
+        found.added = {token: tuple(added[token]) for token in longest_first}
+        found._triggers = re.compile("|".join(map(_whole_word, longest_first)), re.IGNORECASE) if added else None
+        return found
 
     @classmethod
     def bundled(cls, pad_token: str = END) -> "ClipTokenizer":
@@ -138,9 +173,8 @@ class ClipTokenizer:
                 if not truncate:
                     raise InputError(f"{message}. Shorten the prompt, or allow it to be cut (truncate_prompts).")
                 warnings.warn(message, stacklevel=2)
-            words = self._tokenizer.encode(prompt, add_special_tokens=False).ids[: self.length - 2]
-            ids = [self.vocabulary[START], *words, self.vocabulary[END]]
-            row[: len(ids)] = ids
+            words = [token for unit in self.units(prompt) for token in unit.ids][: self.length - 2]
+            row[: len(words) + 2] = [self.vocabulary[START], *words, self.vocabulary[END]]
         return rows
 
     def encode_captions(self, captions: Sequence[str]) -> Int32[np.ndarray, "captions length"]:
@@ -152,13 +186,33 @@ class ClipTokenizer:
         """Returns the end of the prompt that is too much for one row, from the first word cut on; "" when all fits."""
         if not isinstance(prompt, str):
             raise InputError(f"A prompt is text, {prompt!r} was given.")
-        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
-        if len(encoding.ids) <= self.length - 2:
+        starts = [unit.start for unit in self.units(prompt) for _ in unit.ids]
+        if len(starts) <= self.length - 2:
             return ""
-        start = encoding.offsets[self.length - 2][0]
+        start = starts[self.length - 2]
         while start > 0 and not prompt[start - 1].isspace() and not prompt[start].isspace():
             start -= 1
         return prompt[start:].strip()
+
+    def units(self, text: str) -> list[Unit]:
+        """Returns a text's tokens, neither cut nor padded; what belongs together is one unit."""
+        found, end = [], 0
+        for match in self._triggers.finditer(text) if self._triggers else ():
+            found += self._words_of(text, end, match.start())
+            found.append(Unit(list(self.added.values())[match.lastindex - 1], match.start()))
+            end = match.end()
+        return found + self._words_of(text, end, len(text))
+
+    def unused(self, prompts: Iterable[str]) -> list[str]:
+        """Returns the added tokens that stand in no prompt."""
+        if not self._triggers:
+            return []
+        used = {match.lastindex for prompt in prompts for match in self._triggers.finditer(prompt)}
+        return [token for number, token in enumerate(self.added, 1) if number not in used]
+
+    def _words_of(self, text: str, start: int, end: int) -> list[Unit]:
+        encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
+        return [Unit((token,), start + first) for token, (first, _) in zip(encoding.ids, encoding.offsets)]
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer folder that `from_folder`, transformers 4 and transformers 5 read."""
@@ -217,6 +271,12 @@ def byte_level_vocabulary(texts: Iterable[str] = (), num_merges: int = 0) -> tup
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
         words = {_merge(word, merges[-1]): count for word, count in words.items()}
     return vocabulary_of(merges), merges
+
+
+def _whole_word(token: str) -> str:
+    """A pattern of a token, in a group of its own, that is no part of a longer word."""
+    before, after = (r"(?<!\w)" if re.match(r"\w", token) else ""), (r"(?!\w)" if re.search(r"\w$", token) else "")
+    return f"{before}({re.escape(token)}){after}"
 
 
 def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:

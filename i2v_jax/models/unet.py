@@ -18,7 +18,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
-from i2v_jax.models.motion import MotionConfig, MotionModule
+from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig, MotionModule, PictureInput
 from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.resnet import ResnetBlock, nearest_resize
 from i2v_jax.models.transformer import SpatialTransformer
@@ -208,6 +208,8 @@ _FIXED = {
     "time_embedding_type": ("positional",),
 }
 
+DEEP = "deep"
+"""The collection of what the coarser levels hand up to the finest, see `UNet`."""
 SD15 = UNetConfig()
 SDXL = UNetConfig(
     block_out_channels=(320, 640, 1280),
@@ -325,6 +327,7 @@ class UNet(nn.Module):
         conditions: Conditions,
         strengths: Mapping[str, Any] | None = None,
         residuals: Residuals | None = None,
+        deep: Float[Array, "b f h w c"] | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Runs the network.
 
@@ -334,6 +337,8 @@ class UNet(nn.Module):
           conditions: see `Conditions`; those that the network does not look at may be there or not.
           strengths: of adapters, by name (scalars, may be traced); 1 where absent.
           residuals: what a ControlNet or its kin returned.
+          deep: what the coarser levels have handed up to the finest in another call, where it is kept as "features" of
+            the collection `DEEP` if that is mutable; they then do not run.
         """
         c = self.config
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
@@ -341,14 +346,28 @@ class UNet(nn.Module):
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
         shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {})
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
+        if c.motion and c.motion.conv_in_channels:
+            if conditions.image_latents is None:
+                raise InputError(
+                    "This UNet's motion modules (PIA) take a mask and a picture's latents, which sampling gives; "
+                    "training with them is not known here. Give other motion modules."
+                )
+            x += picture_input(c)(conditions.image_latents)
         residuals = residuals or Residuals()
-        skips, x = down_and_middle(c, x, shared, residuals.levels)
+        if deep is None:
+            skips, x = down_and_middle(c, x, shared, residuals.levels)
+        else:
+            skips, x = finest_down(c, x, shared, residuals.levels), deep
         if residuals.skips is not None:
-            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=True)]
-        if residuals.middle is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals.skips, strict=deep is None)]
+        if residuals.middle is not None and deep is None:
             x += residuals.middle
-        for i, level in enumerate(reversed(range(len(c.block_out_channels)))):
-            x = UpBlock(c, level, name=f"up_blocks_{i}")(x, skips, shared)
+        coarsest = len(c.block_out_channels) - 1
+        for level in range(coarsest, 0, -1) if deep is None else ():
+            x = UpBlock(c, level, name=f"up_blocks_{coarsest - level}")(x, skips, shared)
+        if not self.is_initializing():
+            self.sow(DEEP, "features", x)
+        x = UpBlock(c, 0, name=f"up_blocks_{coarsest}")(x, skips, shared)
         x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
         x = conv(c, c.out_channels, "conv_out")(x)
         return shard(x, "batch", "frames", "height", "width", None)
@@ -390,6 +409,17 @@ def down_and_middle(
     return skips, middle if residuals[levels] is None else middle + residuals[levels]
 
 
+def finest_down(
+    c: UNetConfig,
+    x: Float[Array, "b f h w c"],
+    shared: Shared,
+    residuals: Sequence[Float[Array, "b f _h _w _c"]] | None = None,
+) -> list[Float[Array, "b f h w _c"]]:
+    """Of `down_and_middle`, the outputs that the finest up block joins."""
+    outputs = DownBlock(c, 0, name="down_blocks_0")(x, shared, residuals[0] if residuals else None)
+    return [x, *outputs[: c.layers_per_block]]
+
+
 # How a config builds each kind of part.
 
 
@@ -422,6 +452,11 @@ def transformer(c: UNetConfig, level: int) -> SpatialTransformer:
 
 def motion(c: UNetConfig) -> MotionModule:
     return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, name="motion")
+
+
+def picture_input(c: UNetConfig) -> PictureInput:
+    channels = c.motion.conv_in_channels
+    return PictureInput(c.block_out_channels[0], channels, c.dtype, c.param_dtype, name=PICTURE_INPUT)
 
 
 def conv(c: UNetConfig, features: int, name: str, stride: int = 1) -> Conv:

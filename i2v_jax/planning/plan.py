@@ -10,6 +10,7 @@ over memory bandwidth, and sent bytes over link bandwidth; real steps take longe
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -33,7 +34,7 @@ from i2v_jax.devices.compile_cache import cache_folder
 from i2v_jax.devices.mesh import batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.samplers import SamplerState
-from i2v_jax.encoders import image_tokens
+from i2v_jax.encoders import controls, image_tokens
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.family import family_of
 from i2v_jax.families.model import Model
@@ -43,6 +44,7 @@ from i2v_jax.planning import hlo
 from i2v_jax.planning.compiling import SECONDS, LaidOut, in_a_process, until_laid_out
 from i2v_jax.sampling import preview
 from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.settings import Settings
 from i2v_jax.training import placement, setup
 
 DEFAULT = commands.ROOT / "configs" / "train" / "sd15_stage1.py"
@@ -210,6 +212,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
             f"wanted a multiple of {least}, such as --config.batch={least}."
         )
     configs = networks_of_config(config, devices[0])
+    configs = {name: network for name, network in configs.items() if not controls.components([name])}
     made = setup.make(config, configs, placement.empty_conditions(configs, stored))
     needed = ["unet"] if stored else list(configs)
     weights = placement.abstract_weights({component: configs[component] for component in needed})
@@ -230,8 +233,11 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
     mesh = make_mesh(config.mesh, devices)
     configs = networks_of_config(config, devices[0], remat="none")
-    parameters = placement.abstract_frozen(config, placement.abstract_weights({"unet": configs["unet"]})["unet"], mesh)
-    model = Model(configs, {"unet": tree.unflatten(parameters)}, {}, NoiseSchedule(**config.noise_schedule))
+    networks = ("unet", *controls.components(configs))
+    weights = placement.abstract_weights({name: configs[name] for name in networks})
+    parameters = {name: placement.abstract_frozen(config, weights[name], mesh) for name in networks}
+    nested = {name: tree.unflatten(leaves) for name, leaves in parameters.items()}
+    model = Model(configs, nested, {}, NoiseSchedule(**config.noise_schedule))
     settings = preview.settings_of(config)
     _, step = Pipeline(model, mesh).programs(settings)
     spread, whole = batch_sharding(mesh), replicated(mesh)
@@ -240,15 +246,37 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     videos, (first, *rest) = mesh.size, latents_shape(config, configs)
-    conditions = abstract_conditions(configs, videos * (2 if settings.guided else 1), array)
+    rows = videos * (2 if settings.guided else 1)
+    conditions = abstract_conditions(configs, rows, array)
+    conditions = conditions._replace(controls=abstract_controls(model, settings, rows, array))
     noisy = array((videos, first, *rest), sharding=video_sharding(mesh))
     state = SamplerState(noisy, noisy, array((), jnp.int32, whole))
     scalar = array((), sharding=whole)
     strengths = dict(guidance_scale=scalar, first_frame=scalar, image_tokens=scalar)
+    if model.controls:
+        strengths["controls"] = array((len(model.controls), settings.frames), sharding=whole)
     seeds, number = array((videos,), jnp.uint32), array((), jnp.int32, whole)
-    arguments = (model.parameters["unet"], state, number, conditions, array((videos, 1, *rest)), seeds, strengths)
+    arguments = (model.parameters, state, number, conditions, array((videos, 1, *rest)), seeds, strengths)
     kinds = dict(frozen=parameters, latents=state, conditions=conditions)
     return Program("sampling step", videos, mesh, step, arguments, kinds)
+
+
+def abstract_controls(model: Model, settings: Settings, rows: int, array: Callable) -> tuple[Any, ...]:
+    """Returns the shapes of what control networks make of the pictures of a number of videos; `array` makes one."""
+    size = (settings.height, settings.width)
+    factor, channels = model.configs["vae"].downscale, model.configs["vae"].latent_channels
+    pictures = jax.ShapeDtypeStruct((rows, settings.frames, *size, 3), jnp.float32)
+    known = jax.ShapeDtypeStruct(pictures.shape[:2], bool)
+
+    def to_latents(pictures):
+        return jnp.zeros((*pictures.shape[:2], *(side // factor for side in size), channels))
+
+    found = []
+    for component, network in model.controls.items():
+        encode = functools.partial(controls.encode, network, to_latents=to_latents)
+        encoded = jax.eval_shape(encode, model.parameters[component], pictures, known)
+        found.append(jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), encoded))
+    return tuple(found)
 
 
 def latents_shape(config: ConfigDict, configs: dict[str, Any]) -> tuple[int, int, int, int]:

@@ -1,7 +1,7 @@
 """Which videos are sampled together, where their files go, and which of them are there already."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def stems(
     return found
 
 
-def batches(videos: Sequence[Video], size: int) -> list[Batch]:
+def batches(videos: Sequence[Video], size: int, alike: Callable[[Video], Hashable] = lambda video: None) -> list[Batch]:
     """Returns the batches of those that are not done: videos of the same settings, in their order.
 
     Programs are as large as if none were done, so that going on compiles nothing else.
@@ -83,12 +83,13 @@ def batches(videos: Sequence[Video], size: int) -> list[Batch]:
     Args:
       videos: all of the run.
       size: the most at a time.
+      alike: gives what else videos of one batch have in common, such as the length of their prompts.
     """
-    groups: dict[Settings, list[Video]] = {}
+    groups: dict[tuple[Settings, Hashable], list[Video]] = {}
     for video in videos:
-        groups.setdefault(video.settings, []).append(video)
+        groups.setdefault((video.settings, alike(video)), []).append(video)
     found = []
-    for settings, group in groups.items():
+    for (settings, _), group in groups.items():
         left = [video for video in group if not video.is_done]
         parts = [left[first : first + size] for first in range(0, len(left), size)]
         found += [Batch(part, settings, min(size, len(group))) for part in parts]

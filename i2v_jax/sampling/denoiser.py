@@ -10,23 +10,59 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.first_frame import hold
+from i2v_jax.encoders import controls
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.residuals import Residuals, total
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.sampling.randomness import named_keys, normal
 
 Denoise = Callable[
     [Mapping[str, Any], Float[Array, "b f h w c"], Float[Array, ""], Conditions], Float[Array, "b f h w c"]
 ]
+"""Its parameters are those of every network that it runs, by component."""
 
 
-def unet_denoiser(config: UNetConfig, strengths: Mapping[str, Any]) -> Denoise:
-    """Returns a UNet as a denoiser; `strengths` are those of its adapters, by name."""
-    unet = UNet(config)
+def unet_denoiser(config: UNetConfig, strengths: Mapping[str, Any], network: Callable[[UNetConfig], Any]) -> Denoise:
+    """Returns a UNet, which `network` makes of its config, as a denoiser; `strengths` are of its adapters, by name."""
+    unet = network(config)
 
-    def denoise(parameters, x, t, conditions):
-        return unet.apply({"params": parameters}, x, t, conditions, strengths)
+    def denoise(parameters, x, t, conditions, residuals=None):
+        return unet.apply({"params": parameters["unet"]}, x, t, conditions, strengths, residuals)
 
     return denoise
+
+
+def controlled(denoise: Callable, configs: Mapping[str, Any], weights: Float[Array, "n f"] | None) -> Denoise:
+    """Returns a denoiser that control networks correct: what they add to the UNet's features is summed.
+
+    Args:
+      denoise: a UNet's, which takes `Residuals` as its last argument.
+      configs: component -> config, of the control networks in the order of `Conditions.controls`.
+      weights: strength of each network on each frame at this step; a network whose strengths are all 0 does not run.
+    """
+    if not configs:
+        return denoise
+
+    def corrected(parameters, x, t, conditions):
+        plain, added = conditions._replace(controls=()), []
+        for (component, config), encoded, weight in zip(configs.items(), conditions.controls, weights, strict=True):
+            run = functools.partial(controls.residuals, config, parameters[component], x, t, plain, encoded)
+            added.append(weighted(run, weight))
+        return denoise(parameters, x, t, plain, total(added))
+
+    return corrected
+
+
+def weighted(run: Callable[[], Residuals], weight: Float[Array, " f"]) -> Residuals:
+    """Returns what a control network adds, times its strength on each frame; with 0 on all it does not run."""
+
+    def scaled() -> Residuals:
+        return jax.tree.map(lambda x: x * jnp.asarray(weight, x.dtype)[:, None, None, None], run())
+
+    def nothing() -> Residuals:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(scaled))
+
+    return jax.lax.cond(jnp.any(weight != 0), scaled, nothing)
 
 
 def guided(
@@ -47,7 +83,7 @@ def guided(
 
 
 def sampling_step(
-    config: UNetConfig,
+    configs: Mapping[str, Any],
     sampler: samplers.Sampler,
     parameters: Mapping[str, Any],
     state: samplers.SamplerState,
@@ -59,25 +95,28 @@ def sampling_step(
     *,
     is_guided: bool,
     guidance_rescale: float,
+    network: Callable[[UNetConfig], Any] = UNet,
 ) -> tuple[samplers.SamplerState, Bool[Array, ""]]:
     """Takes one step of a run.
 
     Args:
-      config, parameters: of the UNet.
+      configs, parameters: of the UNet and of the control networks, by component.
       sampler: of the run.
       state: of the run so far.
       i: the step.
       conditions: of the videos; with guidance, `[unconditional, conditional]`.
       first_frame: clean latents that frame 1 is held at; None where it is sampled like the others.
       seeds: one per video.
-      strengths: of the adapters, by name, and `guidance_scale`.
+      strengths: of the adapters, by name, `guidance_scale`, and with control networks `controls`, see `controlled`.
       is_guided, guidance_rescale: classifier-free guidance.
+      network: makes the UNet of its config.
 
     Returns:
       The state after the step, and whether all of its latents are finite.
     """
     run = sampler if first_frame is None else hold(sampler, first_frame)
-    denoise = unet_denoiser(config, strengths)
+    networks = {component: configs[component] for component in controls.components(configs)}
+    denoise = controlled(unet_denoiser(configs["unet"], strengths, network), networks, strengths.get("controls"))
     if is_guided:
         frames, predicted = state.latents.shape[1], None
         if first_frame is not None and frames > 1:  # its prediction means nothing, and should not move others' spread

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from i2v_jax.errors import InputError
+from i2v_jax.hub import on_disk
 from i2v_jax.sampling import table
 from i2v_jax.sampling.inputs import MAX_SEED
 from i2v_jax.sampling.settings import row_settings
@@ -51,6 +52,8 @@ class Job:
             for key in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "seed"):
                 own[key] = getattr(self, key)
             own.image = str(self.picture.absolute())
+            if "controls" in own:
+                own.controls.pictures = tuple(str(on_disk(source)) for source in own.controls.pictures)
             own.csv = None
         return own
 

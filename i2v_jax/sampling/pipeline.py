@@ -1,6 +1,8 @@
 """From a picture and a prompt to a video: I2V-Adapter's sampling (paper section 3), as the published code runs it."""
 
+import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,16 +13,20 @@ from jaxtyping import Array, Float, UInt8
 
 from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, replicated, use_mesh, video_sharding
-from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion import free_init, samplers
 from i2v_jax.diffusion.first_frame import hold
-from i2v_jax.diffusion.frame_similarity_prior import initial_latents, sample_mask
-from i2v_jax.encoders import image_tokens, sizes, text
+from i2v_jax.diffusion.frame_similarity_prior import degrade, initial_latents, sample_mask
+from i2v_jax.encoders import controls as control_networks
+from i2v_jax.encoders import picture_input, sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
 from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.model import Model
-from i2v_jax.media import clip_pixels, fit_picture, to_model_range
+from i2v_jax.media import fit_picture, to_model_range
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling.denoiser import sampling_step
+from i2v_jax.sampling import feature_reuse
+from i2v_jax.sampling.controls import given as control_pictures
+from i2v_jax.sampling.denoiser import sampling_step, step_noise
+from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
 from i2v_jax.sampling.inputs import AnyPicture, batch_of
 from i2v_jax.sampling.randomness import named_keys, normal
 from i2v_jax.sampling.settings import Settings
@@ -38,11 +44,14 @@ class Pipeline:
         use_compile_cache()
         self.model = model
         self.mesh = mesh or make_mesh({"data": -1})
-        self._encode_text = jax.jit(functools.partial(text.encode, model.family.text, model.configs))
-        self._encode_image = jax.jit(functools.partial(image_tokens.encode, model.configs))
-        self._encode_no_image = jax.jit(functools.partial(image_tokens.encode_unconditional, model.configs))
+        self._encode_text = jax.jit(
+            functools.partial(text.encode, model.family.text, model.configs), static_argnames=("clip_skip", "weighting")
+        )
+        self._image_tokens = TokenEncoder(model)
+        self._encode_control = jax.jit(self._encode_control_pictures, static_argnums=0)
         self._encode, self._decode = jax.jit(self._encode_pictures), jax.jit(self._decode_latents)
         self._programs = functools.lru_cache(maxsize=8)(self._make_programs)
+        self._begin_again = functools.lru_cache(maxsize=8)(self._make_begin_again)
         self._begun = set()
 
     def __call__(
@@ -54,11 +63,15 @@ class Pipeline:
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         on_step: OnStep | None = None,
         on_latents: OnLatents | None = None,
+        controls: control_pictures.Given | Sequence[control_pictures.Given] | None = None,
+        image_prompts: ImagePrompts | AnyPicture | Sequence[AnyPicture] | None = None,
         **second_prompts: str | Sequence[str] | None,
     ) -> UInt8[np.ndarray, "n f H W 3"]:
         """Animates each picture. A video depends on its own picture, prompts and seed, not on the rest of the batch.
 
         Whatever is given once, and not in a list, is for all videos: one picture with three seeds is three videos.
+        Videos whose weighted prompts take different numbers of chunks are sampled one number after the other, and
+        `on_step` and `on_latents` are called for each number's.
 
         Args:
           pictures: become the first frames, of any sizes: paths, images of Pillow's, arrays; see `inputs.AnyPicture`.
@@ -69,6 +82,11 @@ class Pipeline:
           on_step: called with (steps done, steps in all) after each sampling step.
           on_latents: called with (steps done, steps in all, latents) after each step: the clean latents as that step
             predicts them, float32 [n, f, h, w, c], an array of one's own; `decode` shows them.
+          controls: for a model with control networks, a list of the pictures of each: a video, a folder, a picture or a
+            list of pictures, see `controls.pictures.read`, for all videos; or a tuple of such, one for each. What is of
+            a single network, or of all, may stand without the list.
+          image_prompts: what the image tokens are of, in place of the settings': pictures, instead of the animated one,
+            or an `ImagePrompts`.
           second_prompts: `prompts_2` and `negative_prompts_2`, for a second text encoder; by default the same.
 
         Returns:
@@ -78,7 +96,8 @@ class Pipeline:
           InputError: a picture that cannot be read, a setting out of range, a prompt too long, lists that do not pair,
             or latents that are no longer finite.
         """
-        made = self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step, on_latents, **second_prompts)
+        given = dict(controls=controls, image_prompts=image_prompts, **second_prompts)
+        made = self.latents(pictures, prompts, seeds, negative_prompts, settings, on_step, on_latents, **given)
         return self.decode(made, settings)
 
     def latents(
@@ -91,8 +110,10 @@ class Pipeline:
         on_step: OnStep | None = None,
         on_latents: OnLatents | None = None,
         *,
+        image_prompts: ImagePrompts | AnyPicture | Sequence[AnyPicture] | None = None,
         watch: Watch = SILENT,
         batch_size: int = 1,
+        controls: control_pictures.Given | Sequence[control_pictures.Given] | None = None,
         **second_prompts: str | Sequence[str] | None,
     ) -> Float[Array, "n f h w c"]:
         """As `__call__`, but returns the videos' clean latents (times the VAE's scaling factor), float32.
@@ -100,7 +121,10 @@ class Pipeline:
         Args:
           watch: what else is called while the run goes on.
           batch_size: of the programs; fewer videos are filled up to it, so that the same programs serve them.
+          controls: as of `__call__`.
         """
+        if image_prompts is not None:
+            settings = dataclasses.replace(settings, image_prompts=ImagePrompts.of(image_prompts))
         if on_step or on_latents:
             watch = watch._replace(on_step=on_step or watch.on_step, on_latents=on_latents or watch.on_latents)
         with python_words():
@@ -109,6 +133,10 @@ class Pipeline:
             )
             count = len(pictures)
             sampler = settings.check(self.model)
+            sources = control_pictures.of_networks(controls, len(self.model.controls), count)
+            chunks = self.count_chunks(**texts, settings=settings)
+            if len(set(chunks)) > 1:
+                return self._apart(chunks, pictures, seeds, texts, sources, settings, watch)
             self._check_frames(settings.frames)
             devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
             size = max(count, batch_size)
@@ -116,17 +144,26 @@ class Pipeline:
             rows = [*range(count), *[count - 1] * (size - count)]
             pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
             texts = {name: [given[row] for row in rows] for name, given in texts.items()}
+            sources = [tuple(of_videos[row] for row in rows) for of_videos in sources]
             with use_mesh(self.mesh):
-                watch.on_stage("encoding", self._is_new("encoding", size, settings.height, settings.width))
+                shape = size, settings.height, settings.width, chunks[0], settings.clip_skip
+                watch.on_stage("encoding", self._is_new("encoding", *shape))
                 seeds = self._spread(np.asarray(seeds, np.uint32))
-                conditions = self.encode(**texts, pictures=pictures, settings=settings)
+                conditions = self.encode(**texts, pictures=pictures, settings=settings, controls=sources)
                 first_frame = self.encode_first_frame(pictures, seeds, settings)
                 start = sampler.start_index(settings.t0)
                 begin, _ = self.programs(settings)
                 state = begin(first_frame, seeds, start, settings.p, settings.frames)
+                if self.model.takes_picture:
+                    conditions, first_frame = self.with_picture(conditions, first_frame, settings), None
                 if watch is not SILENT:
                     jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
-                return self._run(state, start, conditions, first_frame, seeds, settings, watch, count)[:count]
+                runs, told = settings.free_init.runs, (start, conditions, first_frame, seeds, settings)
+                key = settings.sampler, settings.steps, settings.sampler_options, settings.free_init
+                for number in range(1, runs):
+                    made = self._run(state, *told, watch.of_run(number - 1, runs), count)
+                    state = self._begin_again(*key)(made, first_frame, seeds, start, number, settings.p)
+                return self._run(state, *told, watch.of_run(runs - 1, runs), count)[:count]
 
     def encode(
         self,
@@ -136,23 +173,50 @@ class Pipeline:
         negative_prompts_2: Sequence[str] | None = None,
         pictures: Sequence[UInt8[np.ndarray, "h w 3"]] = (),
         settings: Settings = Settings(),  # noqa: B008 (frozen)
+        controls: control_pictures.Given | Sequence[control_pictures.Given] | None = None,
     ) -> Conditions:
         """Returns what a batch is conditioned on; under guidance `[unconditional, conditional]`.
 
         Args:
           prompts, negative_prompts, prompts_2, negative_prompts_2: one per video each, see `__call__`.
           pictures: one per video, for models with image tokens.
-          settings: whether there is guidance, sizes, whether prompts may be cut.
+          settings: whether there is guidance, sizes, how prompts are read and whether they may be cut, how control
+            pictures are read. Weighted prompts of different lengths are filled up to the longest by chunks of the empty
+            prompt.
+          controls: as of `__call__`.
         """
-        tokens = self._image_tokens(pictures) if self.model.wants_image_tokens else None
-        conditional = self._side(prompts, prompts_2, tokens, settings, negative=False)
+        sources = control_pictures.of_networks(controls, len(self.model.controls), len(prompts))
+        tokens = None
+        if self.model.wants_image_tokens:
+            tokens = self._image_tokens(pictures, settings.image_prompts, self._spread)
+        sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
+        ids = self._tokenize(sides, settings)
+        conditional = self._side(sides[0], ids[0], tokens, settings, negative=False)
+        encoded = self._control_pictures(sources, settings)
+        conditional = conditional._replace(controls=encoded)
         if not settings.guided:
             return conditional
         if tokens is not None:
-            none = self._encode_no_image(self._tree(*image_tokens.COMPONENTS))
-            tokens = jnp.broadcast_to(none, (len(pictures), *none.shape[1:]))
-        negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
-        return join(self._side(negative_prompts, negative_prompts_2, tokens, settings, negative=True), conditional)
+            tokens = self._image_tokens.nothing(tokens)
+        unconditional = self._side(sides[1], ids[1], tokens, settings, negative=True)
+        networks = self.model.controls.values()
+        encoded = tuple(map(control_networks.unconditional, networks, encoded))
+        return join(unconditional._replace(controls=encoded), conditional)
+
+    def count_chunks(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None = None,
+        prompts_2: Sequence[str] | None = None,
+        negative_prompts_2: Sequence[str] | None = None,
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+    ) -> list[int]:
+        """Returns how many chunks of tokens each video's prompts take; only videos of as many are sampled together."""
+        if settings.prompt_syntax == "plain":
+            return [1] * len(prompts)
+        sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
+        with warnings.catch_warnings(action="ignore"):  # of what is cut: they are told where prompts are encoded
+            return text.count_chunks(self.model.tokenizers, *sides, truncate=settings.truncate_prompts)
 
     def encode_first_frame(
         self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Any, settings: Settings
@@ -161,6 +225,14 @@ class Pipeline:
         fitted = [to_model_range(fit_picture(p, settings.height, settings.width, settings.fit)) for p in pictures]
         keys = named_keys(seeds, "first frame")
         return self._encode(self.model.parameters["vae"], self._spread(np.stack(fitted)), keys)
+
+    def with_picture(
+        self, conditions: Conditions, first_frame: Float[Array, "n 1 h w c"], settings: Settings
+    ) -> Conditions:
+        """Returns conditions, of both sides of guidance, with what PIA's first layer takes of the pictures."""
+        picture = picture_input.encode(first_frame, settings.frames, settings.motion_scale)
+        sides = conditions.text.shape[0] // picture.shape[0]
+        return conditions._replace(image_latents=jnp.tile(picture, (sides, 1, 1, 1, 1)))
 
     def denoise(
         self,
@@ -215,16 +287,45 @@ class Pipeline:
         return pictures.reshape(count, frames, *pictures.shape[1:])
 
     def programs(self, settings: Settings) -> tuple[Callable, Callable]:
-        """Returns the two jitted programs of a run: its first state, and one step."""
+        """Returns the two jitted programs of a run: its first state, and one step (or `feature_reuse.Steps`)."""
         return self._programs(
-            settings.sampler, settings.steps, settings.sampler_options, settings.guided, settings.guidance_rescale
+            settings.sampler,
+            settings.steps,
+            settings.sampler_options,
+            settings.guided,
+            settings.guidance_rescale,
+            settings.deep_cache_every,
         )
 
-    def _side(self, prompts, prompts_2, tokens, settings, negative: bool) -> Conditions:
+    def _apart(self, chunks, pictures, seeds, texts, sources, settings, watch) -> Float[Array, "n f h w c"]:
+        """Latents of videos whose prompts take different numbers of chunks, each number's in a run of its own."""
+        order, made = [], []
+        for number in sorted(set(chunks)):
+            rows = [row for row, own in enumerate(chunks) if own == number]
+            of_rows = {name: [given[row] for row in rows] for name, given in texts.items()}
+            given = [pictures[row] for row in rows], of_rows.pop("prompts"), [seeds[row] for row in rows]
+            controls = [tuple(of_videos[row] for row in rows) for of_videos in sources]
+            own = self.latents(*given, settings=settings, watch=watch, controls=controls, **of_rows)
+            made.append(np.asarray(own))
+            order += rows
+        return jnp.asarray(np.concatenate(made)[np.argsort(order)])
+
+    def _tokenize(self, sides, settings) -> list[dict[str, np.ndarray]]:
+        tokenizers, cut = self.model.tokenizers, settings.truncate_prompts
+        if settings.prompt_syntax == "weighted":
+            return text.tokenize_weighted(tokenizers, *sides, truncate=cut)
+        return [text.tokenize(tokenizers, *side, cut) for side in sides]
+
+    def _side(self, side, ids, tokens, settings, negative: bool) -> Conditions:
         """The conditions of one side of guidance."""
-        model, count = self.model, len(prompts)
-        ids = text.tokenize(model.tokenizers, prompts, prompts_2, settings.truncate_prompts)
-        found = self._encode_text(self._tree(*model.family.text.components), jax.tree.map(self._spread, ids))
+        model, (prompts, prompts_2) = self.model, side
+        count = len(prompts)
+        found = self._encode_text(
+            self._tree(*model.family.text.components),
+            jax.tree.map(self._spread, ids),
+            clip_skip=settings.clip_skip,
+            weighting=settings.prompt_weighting,
+        )
         empty = [not prompt for prompt in prompts]
         if prompts_2 is not None:
             empty = [nothing and not prompt for nothing, prompt in zip(empty, prompts_2)]
@@ -235,10 +336,14 @@ class Pipeline:
             numbers = self._spread(sizes.encode(*settings.size_conditions(negative), count))
         return Conditions.of_videos(found.states, tokens, found.pooled, numbers)
 
-    def _image_tokens(self, pictures) -> Float[Array, "b n e"]:
-        size = self.model.configs["image_encoder"].image_size
-        pixels = self._spread(np.stack([clip_pixels(picture, size) for picture in pictures]))
-        return self._encode_image(self._tree(*image_tokens.COMPONENTS), pixels)
+    def _control_pictures(self, sources, settings) -> tuple[Any, ...]:
+        """What each control network makes of its pictures; the same at every step."""
+        size = (settings.frames, settings.height, settings.width, settings.fit)
+        read = control_pictures.read_all(sources, settings.controls, *size)
+        spread = video_sharding(self.mesh)
+        trees = (self._tree(component, "vae") for component in self.model.controls)
+        networks = zip(self.model.controls, trees, read)
+        return tuple(self._encode_control(name, tree, *jax.device_put(found, spread)) for name, tree, found in networks)
 
     def _run(self, state, start, conditions, first_frame, seeds, settings, watch, count) -> Float[Array, "n f h w c"]:
         _, step = self.programs(settings)
@@ -246,14 +351,18 @@ class Pipeline:
             guidance_scale=settings.guidance_scale,
             first_frame=settings.adapter_scale,
             image_tokens=settings.image_token_scale,
+            **settings.image_prompts.strengths(),
         )
         total = settings.check(self.model).num_steps - start
-        finite = None
-        watch.on_stage("steps", self._is_new("steps", state.latents.shape, step))
+        finite, networks = None, self._tree("unet", *self.model.controls)
+        watch.on_stage("steps", self._is_new("steps", state.latents.shape, conditions.text.shape, step))
+        step = step.of_run() if isinstance(step, feature_reuse.Steps) else step
         for done in range(total):  # the check is one step late, so that the next step is already under way
             previous = finite
-            unet = self.model.parameters["unet"]
-            state, finite = step(unet, state, start + done, conditions, first_frame, seeds, strengths)
+            if self.model.controls:
+                size = len(self.model.controls), done, total, state.latents.shape[1]
+                strengths |= dict(controls=settings.controls.strengths(*size))
+            state, finite = step(networks, state, start + done, conditions, first_frame, seeds, strengths)
             if done:
                 _stop_unless(previous, done, total)
                 watch.on_step(done, total)
@@ -273,7 +382,7 @@ class Pipeline:
         self._begun.add((stage, *shape))
         return new
 
-    def _make_programs(self, sampler_name, steps, sampler_options, is_guided, guidance_rescale):
+    def _make_programs(self, sampler_name, steps, sampler_options, is_guided, guidance_rescale, deep_cache_every):
         sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
         spread, whole = video_sharding(self.mesh), replicated(self.mesh)
         # the same before and after a step
@@ -282,24 +391,53 @@ class Pipeline:
         @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=places)
         def begin(first_frame, seeds, start, p, frames):
             video = (frames, *first_frame.shape[2:])
-            mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
-            noise = normal(named_keys(seeds, "prior noise"), video)
+            mask, noise = _prior(seeds, video, p)
+            if self.model.takes_picture:  # then frame 1 is noised as the others are
+                return sampler.init(sampler.add_noise(degrade(first_frame, mask), noise, start))
             noisy = initial_latents(first_frame, mask, noise, sampler, start)
             return hold(sampler, first_frame).init(noisy)
 
         step = functools.partial(
             sampling_step,
-            self.model.configs["unet"],
+            {"unet": self.model.configs["unet"], **self.model.controls},
             sampler,
             is_guided=is_guided,
             guidance_rescale=guidance_rescale,
         )
+        if deep_cache_every > 1:
+            return begin, feature_reuse.Steps(step, deep_cache_every, (places, whole))
         return begin, jax.jit(step, donate_argnums=1, out_shardings=(places, whole))
+
+    def _make_begin_again(self, sampler_name, steps, sampler_options, settings: free_init.FreeInit) -> Callable:
+        """The program of a run's first state where FreeInit begins it anew from what the run before has made."""
+        sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
+        spread, whole = video_sharding(self.mesh), replicated(self.mesh)
+        places = samplers.SamplerState(latents=spread, x0=spread, steps_taken=whole)
+
+        @functools.partial(jax.jit, static_argnums=(3, 5), out_shardings=places)
+        def begin_again(made, first_frame, seeds, start, number, p):
+            mask, noise = _prior(seeds, made.shape[1:], p)
+            fresh = step_noise(named_keys(seeds, "free init"), number, made.shape[1:])
+            noisy = free_init.begin_again(made, noise, first_frame, mask, fresh, sampler, start, settings)
+            return hold(sampler, first_frame).init(noisy)
+
+        return begin_again
 
     def _encode_pictures(self, parameters, pictures, keys):
         config = self.model.configs["vae"]
         mean, logvar = moments(config, parameters, pictures)
         return scaled_sample(config, mean, logvar, normal(keys, mean.shape[1:]))[:, None]
+
+    def _encode_control_pictures(self, component, tree, pictures, known):
+        vae = self.model.configs["vae"]
+
+        def to_latents(pictures):  # a frame at a time, which bounds memory
+            frames = jnp.moveaxis(pictures, 1, 0)
+            latents = jax.lax.map(lambda frame: moments(vae, tree["vae"], 2 * frame - 1)[0], frames)
+            return vae.scaling_factor * jnp.moveaxis(latents, 0, 1)
+
+        config, pictures = self.model.configs[component], pictures.astype(jnp.float32) / 255
+        return control_networks.encode(config, tree[component], pictures, known, to_latents)
 
     def _decode_latents(self, parameters, scaled):
         pictures = decode(self.model.configs["vae"], parameters, scaled)
@@ -317,6 +455,20 @@ class Pipeline:
 
     def _spread(self, array):
         return jax.device_put(array, batch_sharding(self.mesh))
+
+
+def _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings) -> list[text.Side]:
+    """The prompts of the conditional side of guidance and, where there is one, of the other."""
+    if not settings.guided:
+        return [(prompts, prompts_2)]
+    negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    return [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]
+
+
+def _prior(seeds, video, p):
+    """The Frame Similarity Prior's mask and noise, of each video by its seed."""
+    mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
+    return mask, normal(named_keys(seeds, "prior noise"), video)
 
 
 def _stop_unless(finite, step: int, total: int) -> None:

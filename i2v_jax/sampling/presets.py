@@ -24,15 +24,17 @@ def preset(name: str | Path = "default") -> Preset:
     """Reads a sampling config, from any working directory.
 
     Args:
-      name: "default" (the bundled small model), "sd15", "sdxl", a config file's path, or a record's.
+      name: "default" (the bundled small model), "sd15", "sdxl", one of a table such as "hyper_sd:sdxl_4", a config
+        file's path, or a record's.
 
     Raises:
       InputError: no such config; names the nearest.
     """
     known = commands.load_config(FOLDER / "sd15.py")
     shipped = {file.stem: file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("_")}
-    path = shipped.get(str(name), Path(name).expanduser())
-    if not path.is_file():
+    stem, colon, row = str(name).partition(":")
+    path = f"{shipped[stem]}{colon}{row}" if stem in shipped else Path(name).expanduser()
+    if stem not in shipped and not path.is_file():
         raise InputError(
             f"preset: {str(name)!r} is neither one of {', '.join(shipped)} nor a file.{nearest(str(name), shipped)}"
         )

@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 from i2v_jax import media
 from i2v_jax.devices.mesh import make_mesh, on_this_host
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.encoders import controls as control_networks
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
 from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.tree import unflatten
@@ -31,6 +33,7 @@ def settings_of(config: ConfigDict) -> Settings:
         guidance_scale=samples.guidance_scale,
         t0=samples.t0,
         p=samples.p,
+        controls=ControlSettings(process=(config.control.process or "none",)),
     )
 
 
@@ -43,6 +46,11 @@ def check(samples: ConfigDict) -> None:
     if samples.every_steps:
         for picture in samples.pictures:
             media.load_picture(picture)
+
+
+def in_sampling(of_all: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {component: ...} with the ControlNet under the name that a model to sample with has it by."""
+    return {control_networks.component(0) if name == "controlnet" else name: it for name, it in of_all.items()}
 
 
 class Preview:
@@ -72,10 +80,14 @@ class Preview:
         """Writes an mp4 of each picture, and puts it beside the curves; every process must call it."""
         narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in trained.items()}
         weights = unflatten(on_this_host(self.frozen | narrow, self.mesh))
+        configs, controls = self.configs, None
+        if "controlnet" in configs:  # is shown the picture, which then stands still
+            configs, weights = (in_sampling(of_all) for of_all in (configs, weights))
+            controls = [tuple(str(picture) for picture in self.config.samples.pictures)]
         if jax.process_index() != 0:
             return
         here = make_mesh({}, jax.local_devices()[:1])
-        model = Model(self.configs, weights, self.tokenizers, NoiseSchedule(**self.config.noise_schedule))
+        model = Model(configs, weights, self.tokenizers, NoiseSchedule(**self.config.noise_schedule))
         samples = self.config.samples
         with jax.set_mesh(here):
             videos = Pipeline(model, here)(
@@ -83,6 +95,7 @@ class Preview:
                 list(samples.prompts),
                 list(range(len(samples.pictures))),
                 settings=self.settings,
+                controls=controls,
             )
         folder.mkdir(parents=True, exist_ok=True)
         for number, video in enumerate(videos):

@@ -12,14 +12,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from i2v_jax import __version__
+from i2v_jax import __version__, commands
 from i2v_jax.errors import InputError
 from i2v_jax.hub import local, read_text
+from i2v_jax.sampling.controls import given
+from i2v_jax.sampling.image_prompts import ImagePrompts
+from i2v_jax.weights.embeddings import token_and_file
+from i2v_jax.weights.styles import style
 from i2v_jax.weights.tensors import sha256
 
+KEYS = commands.ROOT / "configs" / "sample" / "sd15.py"  # all that a record may have, with their defaults
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
 OF_COMMAND = ("variations", "preview_every", "strict")  # how a command goes about it; no part of a record
 NOT_OF_RESULT = ("image", "csv", "output", "compilation_cache", "batch_per_device", "vae_slice", "mesh")
+PICTURES = (("controls", "pictures"), ("image_prompts", "pictures"), ("image_prompts", "face_embedding"))
+"""Groups of a config and their keys that name pictures or files."""
 NOT_A_PATH = ("adapter_modules",)  # among a config's weights
 
 
@@ -42,21 +49,35 @@ def about(config: ConfigDict, weights: Mapping[str, str]) -> dict[str, Any]:
       weights: from `hashes`.
 
     Returns:
-      The config, in which whatever is on this machine has its absolute path; versions; hashes of weights and picture.
+      The config, in which whatever is on this machine has its absolute path; versions; hashes of weights and picture,
+      of `further_files` where there are any, and, for each source of control pictures, of its files.
     """
-    return dict(
+    record = dict(
         config=travelling(config), versions=versions(), weights=dict(weights), picture=hashes([Path(config.image)])
     )
+    more = dict(
+        further_files=hashes(further_files(config)),
+        controls=[hashes(given.files_of(source)) for source in _control_pictures(config)],
+    )
+    return record | {name: found for name, found in more.items() if found}
+
+
+def further_files(config: ConfigDict) -> list[Path]:
+    """Returns what a run reads beside weights and picture: pictures and face embedding of its image prompts."""
+    return ImagePrompts.of_config(config.get("image_prompts", {})).files
 
 
 def travelling(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config as JSON has it, without what is the command's alone; paths of weights are absolute."""
+    """Returns a config as JSON has it, without what is the command's alone; paths of files are absolute."""
     values = json.loads(config.to_json())
     for key in OF_COMMAND:
         values.pop(key, None)
     for key, value in values.get("weights", {}).items():
         if key not in NOT_A_PATH:
-            values["weights"][key] = _absolute(value)
+            values["weights"][key] = [MARKED[key](text) for text in value] if key in MARKED else _absolute(value)
+    for group, key in PICTURES:
+        if value := values.get(group, {}).get(key):
+            values[group][key] = _absolute(value)
     return values
 
 
@@ -85,6 +106,17 @@ def find_picture(record: Mapping[str, Any], path: str | Path, picture: str) -> s
     return str(beside)
 
 
+def find_control_pictures(record: Mapping[str, Any], path: str | Path, pictures: Sequence[str]) -> tuple[str, ...]:
+    """As `find_picture`, for the sources of control pictures; a folder is known by the hashes of its files."""
+    recorded, found = record["config"].get("controls", {}).get("pictures", ()), []
+    for number, source in enumerate(pictures):
+        beside = Path(path).expanduser().absolute().with_name(Path(source).name)
+        is_lost = not Path(source).expanduser().exists() and list(recorded[number : number + 1]) == [source]
+        wanted = _hashes_of_controls(record)[number : number + 1]
+        found.append(str(beside) if is_lost and beside.exists() and _digests([beside]) == wanted else source)
+    return tuple(found)
+
+
 def differences(
     record: Mapping[str, Any], config: ConfigDict, weights: Mapping[str, str], strict: bool = False
 ) -> list[str]:
@@ -111,6 +143,17 @@ def differences(
     if wanted and config.image and (strict or Path(config.image).name == Path(recorded).name):
         if sha256(Path(config.image).expanduser()) != wanted:
             found.append(f"the picture {config.image} is not the one that was {recorded} (SHA-256 {wanted[:12]}...)")
+    before = record["config"].get("controls", {}).get("pictures", ())
+    for source, recorded, wanted in zip(_control_pictures(config), before, _hashes_of_controls(record)):
+        if (strict or Path(source).name == Path(recorded).name) and _digests([source]) != [wanted]:
+            found.append(f"the control pictures {source} are not those that were {recorded}")
+    further = record.get("further_files", {})
+    read = {sha256(file) for file in further_files(config)} if further else set()
+    found += [
+        f"no picture or face embedding is the one that was {file} (SHA-256 {digest[:12]}...)"
+        for file, digest in further.items()
+        if digest not in read
+    ]
     return found
 
 
@@ -144,10 +187,16 @@ def is_done(stem: Path, suffixes: Sequence[str], config: ConfigDict, weights: Ca
     try:
         there = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
         settings, digests = dict(there["config"]), sorted(there["weights"].values())
+        further = sorted(there.get("further_files", {}).values())
     except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's file
         return False
     wanted = travelling(config)
+    settings = _completed(settings, wanted, travelling(commands.load_config(KEYS)))
     if _of_result(settings) != _of_result(wanted) or _hash_of_picture(there) != sha256(Path(config.image)):
+        return False
+    if further != sorted(sha256(file) for file in further_files(config)):
+        return False
+    if _hashes_of_controls(there) != _digests(_control_pictures(config)):
         return False
     return digests == sorted(weights().values())
 
@@ -166,13 +215,59 @@ def in_background(function: Callable[..., Any], *arguments: Any) -> Future:
     return future
 
 
+def _completed(settings: Mapping[str, Any], wanted: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's settings with the defaults of keys that there were not when it was written."""
+    found = dict(settings)
+    for key in wanted.keys() & default.keys():
+        if key not in found:
+            found[key] = default[key]
+        elif all(isinstance(one.get(key), dict) for one in (found, wanted, default)):
+            found[key] = _completed(found[key], wanted[key], default[key])
+    return found
+
+
 def _of_result(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in NOT_OF_RESULT + OF_COMMAND}
+    """What decides of a result; how control pictures are read only where there are networks that look at them."""
+    kept = {key: value for key, value in values.items() if key not in NOT_OF_RESULT + OF_COMMAND}
+    controls = kept.pop("controls", {})
+    if kept.get("weights", {}).get("controls"):
+        kept["controls"] = {key: value for key, value in controls.items() if key != "pictures"}
+    return kept
+
+
+def _control_pictures(config: Mapping[str, Any]) -> Sequence[str]:
+    return config.get("controls", {}).get("pictures", ())
+
+
+def _digests(sources: Iterable[str | Path]) -> list[list[str]]:
+    return [sorted(hashes(given.files_of(source)).values()) for source in sources]
+
+
+def _hashes_of_controls(record: Mapping[str, Any]) -> list[list[str]]:
+    """Of each source of control pictures, the hashes of its files; of files that name none, nothing."""
+    recorded = record.get("controls", [])
+    return [sorted(files.values()) for files in recorded] if isinstance(recorded, list) else []
 
 
 def _hash_of_picture(record: Mapping[str, Any]) -> str | None:
     picture = record.get("picture")
     return next(iter(picture.values()), None) if isinstance(picture, dict) else None
+
+
+def _absolute_style(text: str) -> str:
+    """A LoRA, `FILE=SCALE` or `FILE`, where a file that is on this machine has its absolute path."""
+    source, _ = style(text)
+    return _absolute(source) + text[len(source) :]
+
+
+def _absolute_embedding(text: str) -> str:
+    """An embedding, `TOKEN=FILE` or `FILE`, likewise."""
+    _, source = token_and_file(text)
+    return text.removesuffix(source) + _absolute(source)
+
+
+MARKED = {"loras": _absolute_style, "embeddings": _absolute_embedding}
+"""Keys of `weights` whose files have something beside them."""
 
 
 def _absolute(source: Any) -> Any:

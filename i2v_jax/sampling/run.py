@@ -9,9 +9,12 @@ from ml_collections import ConfigDict
 
 from i2v_jax import media
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.encoders import text
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
+from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.sampling import batches, jobs, trained_at, underway
+from i2v_jax.sampling.controls import given
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.progress import Progress, Work
 from i2v_jax.sampling.settings import Settings
@@ -24,12 +27,50 @@ def check(config: ConfigDict, todo: Sequence[jobs.Job], schedule: NoiseSchedule)
         media.load_picture(picture)
     for job in todo:
         own = job.config(config)
-        Settings.of_config(own).check_values(schedule)
+        settings = Settings.of_config(own)
+        settings.check_values(schedule)
+        settings.image_prompts.check_values()
         media.check_fps(own.fps)
+    check_controls(config, todo)
     media.check_folder(config.output)
     for key, least in (("batch_per_device", 1), ("preview_every", 0)):
         if config[key] < least:
             raise InputError(f"{key}={config[key]}: wanted {least} or more.")
+
+
+def check_controls(config: ConfigDict, todo: Sequence[jobs.Job]) -> None:
+    """Raises InputError for control pictures that do not pair with networks or frames, or cannot be read."""
+    read = set()
+    for own in (job.config(config) for job in todo):
+        settings, sources = Settings.of_config(own), tuple(given.of_config(own))
+        settings.controls.check(len(sources), settings.frames)
+        size = (settings.controls, settings.frames, settings.height, settings.width, settings.fit)
+        if (sources, size) not in read:
+            given.read_all([(source,) for source in sources], *size)
+            read.add((sources, size))
+
+
+def check_prompts(config: ConfigDict, todo: Sequence[jobs.Job], tokenizer: ClipTokenizer) -> None:
+    """Checks all prompts, and warns of tokens of embeddings that stand in none.
+
+    Raises:
+      InputError: a prompt that is too long, or cannot be read as weighted.
+    """
+    every = []
+    for job in todo:
+        settings = Settings.of_config(job.config(config))
+        prompts, others = [job.prompt, job.negative_prompt], [job.prompt_2 or "", job.negative_prompt_2 or ""]
+        if settings.prompt_syntax == "plain":
+            tokenizer.encode(prompts, settings.truncate_prompts)
+        else:
+            text.count_chunks({"": tokenizer}, (prompts + others, None), truncate=settings.truncate_prompts)
+        every += prompts + others
+    if unused := tokenizer.unused(every):
+        warnings.warn(
+            f"weights.embeddings: no prompt has {', '.join(map(repr, unused))}, so nothing changes by "
+            f"{'them' if unused[1:] else 'it'}.",
+            stacklevel=2,
+        )
 
 
 def plan(
@@ -112,10 +153,18 @@ def frames_of(
         batch.settings,
         watch=watch,
         batch_size=batch.size,
+        controls=list(zip(*(given.of_config(video.config) for video in batch.videos))),
         **jobs.second_prompts(of_batch),
     )
     videos = zip(batch.videos, pipeline.decode(latents, batch.settings, watch))
     return [media.match_colours(frames) if video.config.match_colours else frames for video, frames in videos]
+
+
+def chunks_of(pipeline: Pipeline, video: batches.Video) -> int:
+    """Returns how many chunks of tokens a video's prompts take; only those of as many are sampled together."""
+    job = video.job
+    texts = jobs.second_prompts([job])
+    return pipeline.count_chunks([job.prompt], [job.negative_prompt], **texts, settings=video.settings)[0]
 
 
 def works_of(todo: Sequence[batches.Batch], model: Model) -> list[Work]:
@@ -126,6 +175,7 @@ def works_of(todo: Sequence[batches.Batch], model: Model) -> list[Work]:
         title = f"video {first}-{last} of {count}" if last > first else f"video {first} of {count}"
         sampler, settings = batch.settings.check(model), batch.settings
         pixels = batch.size * settings.frames * settings.height * settings.width
-        works.append(Work(title, sampler.num_steps - sampler.start_index(settings.t0), pixels))
+        steps = sampler.num_steps - sampler.start_index(settings.t0)
+        works.append(Work(title, steps * settings.free_init.runs, pixels))
         first = last + 1
     return works

@@ -7,17 +7,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from i2v_jax.diffusion import samplers
+from i2v_jax.diffusion.free_init import FreeInit
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.encoders.emphasis import check_emphasis
+from i2v_jax.encoders.picture_input import LIKENESS
+from i2v_jax.encoders.prompt_syntax import check_syntax
 from i2v_jax.encoders.sizes import Pair
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.model import Model
 from i2v_jax.media import FITS
+from i2v_jax.sampling.controls.settings import ControlSettings
+from i2v_jax.sampling.image_prompts import ImagePrompts
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 
 OF_RUN = ("truncate_prompts", "vae_slice")  # not a row's own
 OF_FILES = ("fps", "match_colours")
-GROUPS = ("sampler_options", "sizes")
+GROUPS = ("sampler_options", "sizes", "free_init", "controls", "image_prompts")
 
 
 def row_settings(config: ConfigDict) -> dict[str, Any]:
@@ -42,14 +48,23 @@ class Settings:
       sampler, sampler_options: see `diffusion.samplers.make`.
       t0: strength of the Frame Similarity Prior's noise in (0, 1]; 1 runs every step, less starts later.
       p: the prior's share of unblurred elements, 0 .. 1.
+      deep_cache_every: steps from one that runs the whole UNet to the next, see `feature_reuse`; 1: all do.
+      free_init: how often a run begins again from what it made, see `diffusion.free_init`.
       adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
+      motion_scale: which motion PIA makes, and how much, a row of `encoders.picture_input.LIKENESS`.
       fit: how a picture of another aspect comes to `height` x `width`, see `media.fit_picture`.
       truncate_prompts: cut a prompt of more than 77 tokens with a warning, in place of an error.
+      prompt_syntax: "plain"; or "weighted": parentheses weigh words, and prompts may be long, see
+        `encoders.prompt_syntax`.
+      prompt_weighting: what weights do, see `encoders.emphasis`.
+      clip_skip: last layers of the text encoders to leave out, as diffusers counts them; 0: as trained.
       vae_slice: frames that each device decodes at a time; bounds memory.
       original_size, crop, target_size: what SDXL is given of size and crop, (height, width) and (top, left) in pixels;
         () is the video's own size, and (0, 0).
+      image_prompts: what the image tokens are of.
       negative_original_size, negative_crop, negative_target_size: the same on the side that guidance leads away from;
         () is what stands on the other side, but (0, 0) for the crop where one of the sizes is given.
+      controls: how control networks work, where the model has some.
     """
 
     height: int = 512
@@ -62,10 +77,16 @@ class Settings:
     sampler_options: tuple[tuple[str, Any], ...] = ()
     t0: float = 1.0
     p: float = 0.5
+    free_init: FreeInit = FreeInit()
+    deep_cache_every: int = 1
     adapter_scale: float = 1.0
     image_token_scale: float = 1.0
+    motion_scale: int = 0
     fit: str = "crop"
     truncate_prompts: bool = False
+    prompt_syntax: str = "plain"
+    prompt_weighting: str = "a1111"
+    clip_skip: int = 0
     vae_slice: int = 1
     original_size: Pair | tuple[()] = ()
     crop: Pair | tuple[()] = ()
@@ -73,12 +94,18 @@ class Settings:
     negative_original_size: Pair | tuple[()] = ()
     negative_crop: Pair | tuple[()] = ()
     negative_target_size: Pair | tuple[()] = ()
+    controls: ControlSettings = ControlSettings()
+    image_prompts: ImagePrompts = ImagePrompts()
 
     @classmethod
     def of_config(cls, config: ConfigDict) -> "Settings":
         """Returns the settings that a config has; those that it has not are the defaults."""
-        given = {name: config[name] for name in cls.__dataclass_fields__ if name in config and name not in SIZES}
+        plain = [name for name in cls.__dataclass_fields__ if name not in (*SIZES, *GROUPS)]
+        given = {name: config[name] for name in plain if name in config}
+        given["controls"] = ControlSettings.of_config(config.get("controls", {}))
         given |= {name: tuple(size) for name, size in config.get("sizes", {}).items()}
+        given |= dict(free_init=FreeInit(**config.get("free_init", {})))
+        given |= dict(image_prompts=ImagePrompts.of_config(config.get("image_prompts", {})))
         return cls(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
 
     def check(self, model: Model) -> samplers.Sampler:
@@ -91,6 +118,19 @@ class Settings:
             raise InputError(f"frames={self.frames}: without motion modules only 1 frame can be made. Give `motion`.")
         if named := [name for name in SIZES if getattr(self, name) and not model.family.has_sizes]:
             raise InputError(f"{', '.join(named)}: {model.family.title} is not conditioned on sizes. Leave it out.")
+        self.controls.check(len(model.controls), self.frames)
+        self._check_clip_skip(model)
+        self.image_prompts.check(model)
+        if self.free_init.runs > 1 and model.takes_picture:
+            raise InputError(
+                f"free_init.iterations={self.free_init.iterations}: PIA's motion modules take the picture by the first "
+                "layer, which FreeInit was not made for. Leave it out, or give other motion modules."
+            )
+        if self.motion_scale and not model.takes_picture:
+            raise InputError(
+                f"motion_scale={self.motion_scale} is of PIA's motion modules, and the model has others. Leave it out, "
+                "or give weights.motion=openmmlab/PIA-condition-adapter."
+            )
         return self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
 
     def check_values(self, schedule: NoiseSchedule, factor: int = 8, max_frames: int | None = None) -> samplers.Sampler:
@@ -106,20 +146,39 @@ class Settings:
             raise InputError(f"frames={self.frames}: these motion modules know 1 to {max_frames} frames.")
         if self.fit not in FITS:
             raise InputError(f"fit={self.fit!r}; known: {', '.join(FITS)}.{nearest(self.fit, FITS)}")
+        if not 0 <= self.motion_scale < len(LIKENESS):
+            raise InputError(
+                f"motion_scale={self.motion_scale}: wanted 0 to {len(LIKENESS) - 1}. 0 to 2 are more and more motion, "
+                "3 to 5 the same in a loop, 6 to 8 in another style than the picture's."
+            )
         if not 0 <= self.p <= 1:
             raise InputError(f"p={self.p}: wanted a probability in [0, 1].")
         if not 0 <= self.guidance_rescale <= 1:
             raise InputError(f"guidance_rescale={self.guidance_rescale}: wanted a number in [0, 1].")
+        if self.deep_cache_every < 1:
+            raise InputError(f"deep_cache_every={self.deep_cache_every}: wanted 1 (every step) or more.")
         if self.vae_slice < 1:
             raise InputError(f"vae_slice={self.vae_slice}: wanted 1 or more frames.")
         for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
+        check_syntax(self.prompt_syntax)
+        check_emphasis(self.prompt_weighting)
+        if self.clip_skip < 0:
+            raise InputError(f"clip_skip={self.clip_skip}: wanted 0, as trained, or more layers to skip.")
         for name in SIZES:
             self._check_size(name)
         sampler = samplers.make(self.sampler, schedule, self.steps, **dict(self.sampler_options))
         sampler.start_index(self.t0)
         return sampler
+
+    def _check_clip_skip(self, model: Model) -> None:
+        for part in model.family.text.encoders:
+            most = model.configs[part.component].num_layers - (1 if part.states == "last_hidden" else 2)
+            if self.clip_skip > max(most, 0):
+                raise InputError(
+                    f"clip_skip={self.clip_skip}: the {part.component} has layers for 0 to {max(most, 0)}."
+                )
 
     def _check_size(self, name: str) -> None:
         value, least = getattr(self, name), 0 if name.endswith("crop") else 1

@@ -14,13 +14,15 @@ from i2v_jax.sampling.inputs import MAX_SEED
 REQUIRED = ("picture", "prompt")
 OPTIONAL = ("negative_prompt", "seed", "name", "prompt_2", "negative_prompt_2")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple like '(8, 0)'"}
+CONTROL_PICTURES = "controls.pictures"
+FILES = (CONTROL_PICTURES, "image_prompts.pictures", "image_prompts.face_embedding")  # settings that name files
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def read(path: str | Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Reads a CSV file, UTF-8 or UTF-16, comma-separated, with a header line.
 
-    Relative pictures are sought from the CSV's folder. Empty rows are passed over; an empty prompt is a prompt; any
+    Relative files are sought from the CSV's folder. Empty rows are passed over; an empty prompt is a prompt; any
     other empty cell is left out of its row.
 
     Args:
@@ -96,7 +98,15 @@ def _row(header: list[str], cells: list[str], where: str, folder: Path, settings
             raise InputError(f"{where}: {name!r} cannot be the name of a file. Leave out slashes, and dots before it.")
     own = [name for name in header if name in settings and row[name]]
     changes = [(name, _value(row[name], settings[name], name, where)) for name in own]
+    changes = [(name, _from_folder(value, folder) if name in FILES else value) for name, value in changes]
     return dict(picture=picture, prompt=row["prompt"], changes=tuple(changes), **given)
+
+
+def _from_folder(value: Any, folder: Path) -> Any:
+    """A file, or several, sought from the CSV's folder."""
+    if isinstance(value, str):
+        return str(folder / Path(value).expanduser())
+    return tuple(_from_folder(each, folder) for each in value)
 
 
 def _value(text: str, known: Any, name: str, where: str) -> Any:
@@ -105,8 +115,12 @@ def _value(text: str, known: Any, name: str, where: str) -> Any:
     try:
         if kind is bool:
             return TRUTHS[text.lower()]
+        if name == CONTROL_PICTURES and not text.startswith(("(", "[", "'", '"')):
+            return (text,)
         if kind is tuple:
-            return tuple(ast.literal_eval(text))
+            value = ast.literal_eval(text)
+            is_one = isinstance(value, str) or name.startswith("controls.") and isinstance(value, int | float)
+            return (value,) if is_one else tuple(value)
         return kind(text)
     except (KeyError, ValueError, TypeError, SyntaxError):
         raise InputError(f"{where}: {name} is {text!r}, {KINDS[kind]} is wanted.") from None

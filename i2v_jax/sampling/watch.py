@@ -33,5 +33,19 @@ class Watch(NamedTuple):
         """Whether `on_latents` is called after so many steps."""
         return self.on_latents is not None and done % self.latents_every == 0
 
+    def of_run(self, number: int, count: int) -> "Watch":
+        """Returns what is called during one of several runs that follow each other: its steps are counted on."""
+        if count == 1:
+            return self
+        on_step, on_latents = self.on_step, self.on_latents
+
+        def step(done, total):
+            on_step(number * total + done, count * total)
+
+        def latents(done, total, seen):
+            on_latents(number * total + done, count * total, seen)
+
+        return self._replace(on_step=step, on_latents=on_latents and latents)
+
 
 SILENT = Watch()

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
-from i2v_jax.encoders import image_tokens
+from i2v_jax.encoders import controls, image_tokens
 from i2v_jax.encoders.latents import scaled_sample, video_moments
 from i2v_jax.encoders.text import encode_dropped
 from i2v_jax.errors import InputError
 from i2v_jax.families.family import family_of
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.unet import UNet
 
 Batch = Mapping[str, Array]
@@ -29,7 +30,8 @@ Batch = Mapping[str, Array]
   (and `pooled` float [b p]);
 - `sizes` float [b 6], for models that are conditioned on them;
 - `pixels` float [b H W 3], the first frame as the image encoder wants it, or `image_tokens` float [b n d]; neither for
-  a UNet without image tokens.
+  a UNet without image tokens;
+- `control` uint8 [b f h w 3], the control pictures, where a ControlNet is trained.
 """
 
 
@@ -199,9 +201,11 @@ class Loss:
           draws: from `draw`.
         """
         unet, conditions = UNet(self.configs["unet"]), self.conditions(tree, batch, draws)
+        correct = self._control(tree, batch, conditions)
 
         def predict(noisy, timesteps):
-            return unet.apply({"params": tree["unet"]}, noisy, timesteps, conditions)
+            residuals = correct(noisy, timesteps)
+            return unet.apply({"params": tree["unet"]}, noisy, timesteps, conditions, residuals=residuals)
 
         latents = self._latents(tree, batch, draws.posterior)
         return denoising_loss(predict, self.schedule, latents, draws.noise, draws.timesteps, self.objective)
@@ -215,6 +219,16 @@ class Loss:
         text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
         sizes = batch["sizes"] if family.has_sizes else None
         return Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)
+
+    def _control(self, tree, batch, conditions) -> Callable[..., Residuals | None]:
+        """What the ControlNet, where there is one, adds to the UNet's features, given noisy latents and timesteps."""
+        config = self.configs.get("controlnet")
+        if config is None:
+            return lambda noisy, timesteps: None
+        pictures = jnp.asarray(batch["control"], jnp.float32) / 255
+        known = jnp.ones(pictures.shape[:2], bool)
+        encoded = controls.encode(config, tree["controlnet"], pictures, known, None)
+        return lambda *given: controls.residuals(config, tree["controlnet"], *given, conditions, encoded)
 
     def _latents(self, tree, batch, posterior):
         if "latents" in batch:

@@ -51,12 +51,18 @@ def trained_paths(assembled: Mapping[str, Assembled], patterns: Sequence[str]) -
       patterns: of the paths to train.
 
     Raises:
-      InputError: there is no pattern, or one that matches nothing.
+      InputError: there is no pattern, or one that matches nothing, or vectors of textual inversions.
     """
     if not patterns:
         raise InputError("`train` names no weights; wanted one pattern or more, such as 'unet/.*/first_frame/.*'.")
     whole = {name: tree.unflatten(it.parameters.entries) for name, it in assembled.items()}
-    return set(tree.flatten(tree.select(whole, patterns)))
+    chosen = set(tree.flatten(tree.select(whole, patterns)))
+    if added := sorted(path for path in chosen if path.endswith("/added_embedding")):
+        raise InputError(
+            f"`train` matches {added[0]}, the vectors of weights.embeddings, which are not trained. Leave them out of "
+            "the pattern, such as 'text_encoder/(?!added_embedding).*', or leave weights.embeddings out."
+        )
+    return chosen
 
 
 def load_weights(
@@ -163,6 +169,8 @@ def _read_shapes(frames, size, configs) -> dict[str, tuple[tuple[int, ...], Any]
     if "image_proj" in configs:
         picture = configs["image_encoder"].image_size
         wanted["pixels"] = ((picture, picture, 3), jnp.float32)
+    if "controlnet" in configs:
+        wanted["control"] = wanted["video"]
     return wanted
 
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Adapter, adapter, adapters_in, at_site
+from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
-from i2v_jax.models.controlnet import ControlNetConfig
-from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
+from i2v_jax.models.image_projection import AnyConfig, FaceResamplerConfig, config_from_shapes
 from i2v_jax.models.networks import Shapes
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import VAEConfig
@@ -32,12 +32,15 @@ from i2v_jax.weights.configs import (
     infer,
     own_config_of,
     replaced,
+    shortcut_of,
     warn_of_guesses,
     without_later_layers,
 )
 from i2v_jax.weights.fit import Pool, check_fit, in_their_names
 from i2v_jax.weights.formats.ip_adapter import ip_adapter_table
-from i2v_jax.weights.kinds.find import refuse_unread
+from i2v_jax.weights.kinds.find import parts_held, refuse_unread
+from i2v_jax.weights.kinds.table import READ
+from i2v_jax.weights.low_rank import LORA, merge_lora
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -155,9 +158,10 @@ def assemble_unet(
     Raises:
         InputError: a source cannot be read, or tensors are missing, unexpected or misshapen.
     """
-    whole = _import(base, "unet", skip_unknown=skip_unknown)
+    whole = import_component(base, "unet", skip_unknown=skip_unknown)
     providers = {"base": whole} | _providers(motion, adapters, [ip_adapter_table(whole.parameters)], skip_unknown)
-    pool = parameters_of(providers)
+    faces = _lora_of_faces(providers.get(IMAGE_TOKENS.name, whole).parameters)
+    pool = {path: tensor for path, tensor in parameters_of(providers).items() if path not in faces}
     for imported in _put_trained(pool, trained, "unet"):
         motion_file = providers.get("motion", whole)
         if "motion" in parts_of(imported.parameters) and "motion" not in parts_of(motion_file.parameters):
@@ -178,9 +182,16 @@ def assemble_unet(
     pool = {path: tensor for path, tensor in pool.items() if part_of_path(path) in wanted}
     expected = expected_parameters(unet, providers.values())
     fill_adapters(pool, expected)
-    return _assembled(
+    found = _assembled(
         "UNet", unet, expected, pool, lambda path: providers[provider_of(path, providers)], buffers_of(providers)
     )
+    return dataclasses.replace(found, parameters=merge_lora(found.parameters, faces, 1.0)) if faces else found
+
+
+def _lora_of_faces(parameters: Tensors) -> Tensors:
+    """The LoRA that comes with a FaceID's attention weights: it changes the UNet that attends to its tokens."""
+    has_tokens = IMAGE_TOKENS.name in parts_of(parameters)
+    return parameters.select(LORA.pattern) if has_tokens else parameters.holding({})
 
 
 def assemble_unet_parts(
@@ -232,7 +243,7 @@ def _providers(
     for part, source in given.items():
         if source is None:
             continue
-        imported = _import(source, "unet", more_tables, FOLDERS.get(part, "unet"), skip_unknown)
+        imported = import_component(source, "unet", more_tables, FOLDERS.get(part, "unet"), skip_unknown)
         if part not in parts_of(imported.parameters):
             raise InputError(f"{imported.parameters.source} holds no {title_of(part)}. Give another file, or none.")
         providers[part] = imported
@@ -247,27 +258,6 @@ def _known_adapters(pool: Pool) -> tuple[Adapter, ...]:
             imported.parameters.source for path, (_, imported) in pool.items() if part_of_path(path) != "base"
         )
         raise InputError(f"{' + '.join(sources)}: {error}") from error
-
-
-def load_controlnet(
-    source: Source, *, place: Place = to_device, **options: Any
-) -> tuple[ControlNetConfig, dict[str, Any]]:
-    """Loads a ControlNet: a component's or a pipeline's folder, a file, a hub id.
-
-    Arguments, returns and errors are those of `load_unet`.
-    """
-    return assemble_controlnet(source, **options).load(place)
-
-
-def assemble_controlnet(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks a ControlNet's tensors; see `load_controlnet` and `assemble_unet`."""
-    imported = _import(source, "controlnet")
-    controlnet = replaced(
-        config_of(ControlNetConfig, config, imported), dict(dtype=dtype, param_dtype=dtype) | overrides
-    )
-    return _assembled_whole("ControlNet", controlnet, imported)
 
 
 def load_vae(source: Source, *, place: Place = to_device, **options: Any) -> tuple[VAEConfig, dict[str, Any]]:
@@ -293,10 +283,10 @@ def assemble_vae(
     `usual_scaling` is the scaling factor where neither a config nor what else the file holds tells it: that of the
     base's family; None: SD1.5's, with a warning.
     """
-    imported = _import(source, "vae", skip_unknown=skip_unknown)
+    imported = import_component(source, "vae", skip_unknown=skip_unknown)
     vae = config_of(VAEConfig, config, imported, **({"scaling_factor": usual_scaling} if usual_scaling else {}))
     vae = replaced(vae, dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("VAE", vae, imported, trained, "vae")
+    return assembled_whole("VAE", vae, imported, trained, "vae")
 
 
 def load_text_encoder(
@@ -323,11 +313,11 @@ def assemble_text_encoder(
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks a CLIP text encoder's tensors; see `load_text_encoder` and `assemble_unet`."""
-    imported = _import(source, "text_encoder", folder=folder, skip_unknown=skip_unknown)
+    imported = import_component(source, "text_encoder", folder=folder, skip_unknown=skip_unknown)
     derived = _projection_width(imported, "text_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = replaced(config_of(CLIPTextConfig, config, imported, "text_config"), derived | overrides)
     imported = without_later_layers(imported, clip.num_layers)
-    return _assembled_whole("CLIP text encoder", clip, imported, trained, folder)
+    return assembled_whole("CLIP text encoder", clip, imported, trained, folder)
 
 
 def load_image_encoder(
@@ -350,17 +340,17 @@ def assemble_image_encoder(
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks a CLIP vision encoder's tensors; see `load_image_encoder` and `assemble_unet`."""
-    imported = _import(source, "image_encoder", skip_unknown=skip_unknown)
+    imported = import_component(source, "image_encoder", skip_unknown=skip_unknown)
     derived = _projection_width(imported, "visual_projection") | dict(dtype=dtype, param_dtype=dtype)
     clip = replaced(config_of(CLIPVisionConfig, config, imported, "vision_config"), derived | overrides)
     imported = without_later_layers(imported, clip.num_layers)
-    return _assembled_whole("CLIP vision encoder", clip, imported, trained, "image_encoder")
+    return assembled_whole("CLIP vision encoder", clip, imported, trained, "image_encoder")
 
 
 def load_image_projection(
     source: Source, *, place: Place = to_device, **options: Any
-) -> tuple[ImageProjectionConfig | ResamplerConfig, dict[str, Any]]:
-    """Loads the image projection of an IP-Adapter file, linear or resampler; its attention weights are left.
+) -> tuple[AnyConfig, dict[str, Any]]:
+    """Loads the image projection of an IP-Adapter file, of any published kind; its attention weights are left.
 
     Args:
         source: as for `load_unet`.
@@ -382,15 +372,18 @@ def assemble_image_projection(
     **overrides: Any,
 ) -> Assembled:
     """Finds and checks an image projection's tensors; see `load_image_projection`."""
-    imported = _import(source, "image_proj", skip_unknown=skip_unknown)
+    imported = import_component(source, "image_proj", skip_unknown=skip_unknown)
     head_dim = head_dim or head_dim_of(config, imported)
     shapes = {path: entry.shape for path, entry in imported.parameters.entries.items()}
     try:
         projection = config_from_shapes(shapes, head_dim)
     except (ValueError, IndexError, ArithmeticError) as error:  # InputError, or sizes that make no sense together
         raise InputError(f"{imported.parameters.source}: {in_their_names(error, [imported])}") from error
-    projection = replaced(projection, dict(dtype=dtype, param_dtype=dtype) | overrides)
-    return _assembled_whole("image projection", projection, imported, trained, "image_proj")
+    derived = dict(dtype=dtype, param_dtype=dtype)
+    if isinstance(projection, FaceResamplerConfig):
+        derived["shortcut"] = shortcut_of(config, imported)
+    projection = replaced(projection, derived | overrides)
+    return assembled_whole("image projection", projection, imported, trained, "image_proj")
 
 
 def check_trained(trained: Sequence[Source], components: Iterable[str]) -> None:
@@ -424,13 +417,25 @@ def _projection_width(imported: Imported, name: str) -> dict[str, int]:
     return {} if entry is None else {"projection_dim": entry.shape[1]}
 
 
-def _import(
+def import_component(
     source: Source,
     component: str,
     more_tables: Iterable[Table] = (),
     folder: str = "",
     skip_unknown: bool = False,
 ) -> Imported:
+    """Recognises a source as a component, unread.
+
+    Args:
+        source: a file, folder or hub id, or what is recognised already.
+        component: a name of `formats.TABLES`.
+        more_tables: to try before those.
+        folder: where it lies in a pipeline's folder, and what it is called there, when not by the component's name.
+        skip_unknown: leave tensors out that nothing knows, with a warning.
+
+    Raises:
+        InputError: the source cannot be read, or holds no such component.
+    """
     if isinstance(source, Imported):
         return source
     tensors = open_tensors(source, folder or component)
@@ -438,14 +443,33 @@ def _import(
     found = recognise(tensors, {component: more_tables})
     imported = found.get(folder) or found.get(component)
     if imported is None:
-        held = ", ".join(f"{name} ({imported.table.name})" for name, imported in found.items())
-        raise InputError(f"{tensors.source} holds no {component}. It holds: {held}.")
+        raise InputError(f"{tensors.source} holds no {component}. {_what_is_held(tensors.source, found)}")
     return without_unknown(imported) if skip_unknown else imported
 
 
-def _assembled_whole(
+def _what_is_held(source: str, found: Mapping[str, Imported]) -> str:
+    """What a source holds in place of what was wanted, and where that belongs."""
+    held = ", ".join(f"{name} ({imported.table.name})" for name, imported in found.items())
+    parts = parts_held({name: imported.parameters for name, imported in found.items()})
+    uses = dict.fromkeys(READ[part].use.format(source=source) for part in parts if part in READ and READ[part].slots)
+    return " ".join([f"It holds: {held}.", *list(uses)[:1]])
+
+
+def assembled_whole(
     title: str, config: Any, imported: Imported, trained: Sequence[Source] = (), component: str = ""
 ) -> Assembled:
+    """Returns a component whose every parameter one file holds, or files of `train.py` in its place.
+
+    Args:
+        title: for messages.
+        config: of its network.
+        imported: the file.
+        trained: files of `train.py`, of which those parameters are taken that they hold of `component`.
+        component: what they call it.
+
+    Raises:
+        InputError: tensors are missing, unexpected or misshapen.
+    """
     expected = expected_parameters(config, [imported])
     pool = {path: (entry, imported) for path, entry in imported.parameters.entries.items()}
     _put_trained(pool, trained, component)
@@ -470,16 +494,3 @@ def _assembled(
         first.config,
         named,
     )
-
-
-ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
-    "unet": assemble_unet,
-    "unet_ema": assemble_unet,
-    "controlnet": assemble_controlnet,
-    "vae": assemble_vae,
-    "text_encoder": assemble_text_encoder,
-    "text_encoder_2": assemble_text_encoder,
-    "image_encoder": assemble_image_encoder,
-    "image_proj": assemble_image_projection,
-}
-"""Component -> what assembles it from one source."""

@@ -13,13 +13,15 @@ from typing import Any
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
-from i2v_jax.weights.assemble import ASSEMBLE, Assembled, assemble_unet, assemble_unet_parts
+from i2v_jax.weights.assemble import Assembled, assemble_unet, assemble_unet_parts
+from i2v_jax.weights.components import ASSEMBLE
 from i2v_jax.weights.fit import GO_ON
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
 from i2v_jax.weights.kinds.find import refuse_unread
-from i2v_jax.weights.low_rank import check_lora, load_lora, merge_lora, with_alphas
+from i2v_jax.weights.low_rank import check_lora, merge_lora, with_alphas
 from i2v_jax.weights.storage.files import read_json
 from i2v_jax.weights.storage.open import FOLDERS, WEIGHT_SUFFIXES, files_by_hand, holds_weights, open_tensors
+from i2v_jax.weights.styles import merge_styles
 from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
 from i2v_jax.weights.trained_for import TrainedFor, first_told, told_by_source, told_by_tensors
 from i2v_jax.weights.translate import Imported, recognise, without_unknown
@@ -98,10 +100,11 @@ def open_checkpoint(
     lora_names: dict[str, dict[str, str]] = {}
     formats: dict[str, list[str]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
-    for tensors, folder in opened:
+    for tensors, _ in opened:
         refuse_unread(tensors, tensors.source)
         settings |= _json(tensors, "settings", dict)
-        for component, imported in recognise_in(tensors, folder).items():
+    for tensors, found in _numbered_by_base([(tensors, recognise_in(tensors, folder)) for tensors, folder in opened]):
+        for component, imported in found.items():
             own = _json(tensors, "formats", list).get(component)
             formats.setdefault(component, []).extend(map(str, own or [imported.table.name]))
             if skip_unknown:
@@ -127,8 +130,8 @@ def open_checkpoint(
     for name, component in components.items():
         if name in settings and not component.settings:
             components[name] = dataclasses.replace(component, settings=settings[name])
-    for source, scale in loras:
-        components |= _merged(components, source, scale)
+    components = merge_styles(components, loras, skip_unknown)
+    for source, _ in loras:
         _warn_of_other_prediction(source, told)
     return Checkpoint(
         " + ".join(dict.fromkeys(tensors.source for tensors, _ in opened)),
@@ -252,10 +255,8 @@ def _assemble(
 
 
 def _assemble_unet(pieces: list[Imported], given: dict[str, Any], motion: dict[str, Any]) -> Assembled:
-    """Each part from the last piece that holds it; pieces after the base number their image tokens by it."""
+    """Each part from the last piece that holds it."""
     base = next((piece for piece in reversed(pieces) if "base" in parts_of(piece.parameters)), None)
-    if base is not None:
-        pieces = [_renumbered(piece, base) if piece.table.name == IP_ADAPTER.name else piece for piece in pieces]
     parts = {part: piece for piece in pieces for part in parts_of(piece.parameters)}
     strangers = [piece for piece in pieces if piece not in parts.values()]
     if strangers and (names := [name for piece in strangers for name in (*piece.unknown, *piece.misshapen)]):
@@ -289,6 +290,26 @@ def _earlier_motion(pieces: list[Imported], by_hand: dict[str, Any]) -> dict[str
     return {name: getattr(layout, name) for name in ("max_positions", "num_heads", "norm_groups")}
 
 
+def _numbered_by_base(
+    opened: list[tuple[Tensors, dict[str, Imported]]],
+) -> list[tuple[Tensors, dict[str, Imported]]]:
+    """The files, in which IP-Adapters number the attentions of the UNet that is there."""
+    unets = [found["unet"] for _, found in opened if "unet" in found]
+    bases = [unet for unet in unets if "base" in parts_of(path for path in unet.parameters if "/lora/" not in path)]
+    if not bases:
+        return opened
+    return [
+        (
+            tensors,
+            {
+                name: _renumbered(one, bases[-1]) if one.table.name == IP_ADAPTER.name else one
+                for name, one in found.items()
+            },
+        )
+        for tensors, found in opened
+    ]
+
+
 def _renumbered(imported: Imported, base: Imported) -> Imported:
     """An IP-Adapter's attention weights at the paths that their numbers mean in this base."""
     table = ip_adapter_table(base.parameters)
@@ -301,19 +322,3 @@ def _renumbered(imported: Imported, base: Imported) -> Imported:
             unknown.append(name)
     parameters = imported.parameters.holding(entries)
     return dataclasses.replace(imported, parameters=parameters, names=names, unknown=unknown, table=table)
-
-
-def _merged(components: Mapping[str, Assembled], source: str | Path | Tensors, scale: float) -> dict[str, Assembled]:
-    """The components that a LoRA file changes, changed."""
-    changed = {}
-    for component, imported in load_lora(source).items():
-        base = components.get(component)
-        if base is not None and base.parameters:
-            merged = merge_lora(base.parameters, imported.parameters, scale)
-            changed[component] = dataclasses.replace(base, parameters=merged)
-        else:
-            message = f"{source}: its weights for the {component} are left out, as there is none to change."
-            warnings.warn(message, stacklevel=2)
-    if not changed:
-        raise InputError(f"{source} changes none of {', '.join(components)}. Give the base that it was trained on.")
-    return changed

@@ -121,6 +121,24 @@ def head_dim_of(given: Mapping[str, Any] | None, imported: Imported) -> int:
     return found or HEAD_DIM
 
 
+def shortcut_of(given: Mapping[str, Any] | None, imported: Imported) -> bool:
+    """Returns whether a FaceID plus adds the face's tokens to the resampler's: given, as the file says, or by its name.
+
+    Args:
+        given: a config with `shortcut`, or None.
+        imported: the file. Version 2 does, and only names tell it: `ip-adapter-faceid-plusv2_sd15.bin`.
+
+    Raises:
+        InputError: what the file says is damaged, or neither true nor false.
+    """
+    text = own_config(imported) if given is None else json.dumps(dict(given))
+    found = (json.loads(text) if text else {}).get("shortcut")
+    if found is not None and not isinstance(found, bool):
+        raise InputError(f"{imported.parameters.source}: shortcut is {found!r}; wanted true or false.")
+    name = imported.parameters.source.lower()
+    return bool(re.search(r"plus[-_]?v2", name)) if found is None else found
+
+
 def without_later_layers(imported: Imported, layers: int) -> Imported:
     """Returns a CLIP encoder without the layers beyond those that its config counts, as transformers loads it.
 
@@ -168,7 +186,7 @@ def shapes_tell(component: str, config: Any, tensors: Tensors, alone: bool) -> b
         told = infer_config(component, shapes, **known)
     except InputError:
         return False
-    if component == "unet":
+    if component in ("unet", "sparse_controlnet"):
         motion, theirs = config.motion, told.motion
         layout = ("num_heads", "norm_groups")
         if theirs and motion and any(getattr(motion, name) != getattr(theirs, name) for name in layout):

@@ -14,8 +14,10 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import adapters_in
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_VISION
 from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_CONTROLNET_LINEAR
-from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, DIFFUSERS_VAE
+from i2v_jax.weights.formats.diffusers import DIFFUSERS_PIA, DIFFUSERS_UNET, DIFFUSERS_UNET_LINEAR, DIFFUSERS_VAE
 from i2v_jax.weights.formats.flax import FLAX_TABLES
+from i2v_jax.weights.formats.sparse_control import DIFFUSERS_SPARSE, DIFFUSERS_SPARSE_LINEAR
+from i2v_jax.weights.formats.t2i_adapter import DIFFUSERS_T2I
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.storage.files import read_json
 from i2v_jax.weights.storage.msgpack import save_msgpack
@@ -36,8 +38,14 @@ PIPELINES = {
     ("controlnet",): "StableDiffusionControlNetPipeline",
     ("controlnet", "text_encoder_2"): "StableDiffusionXLControlNetPipeline",
     ("controlnet", "motion"): "AnimateDiffControlNetPipeline",
+    ("sparse_controlnet", "motion"): "AnimateDiffSparseControlNetPipeline",
+    ("adapter",): "StableDiffusionAdapterPipeline",
+    ("adapter", "text_encoder_2"): "StableDiffusionXLAdapterPipeline",
 }
 """The pipeline that runs these parts; none in diffusers has a ControlNet, motion and two text encoders."""
+
+PIPELINE_FOLDERS = {"sparse_controlnet": "controlnet", "t2i_adapter": "adapter"}
+"""Where a component lies in a pipeline's folder, when not in one of its own name."""
 
 CLASSES = (
     ("config.json", "_class_name", "diffusers"),
@@ -127,15 +135,16 @@ def write_model_index(folder: str | Path, source: str | Path | None = None) -> N
         before = read_json(Path(source) / "model_index.json")
     parts |= {name: before[name] for name in REST if name in parts and name in before}
     has_motion = "motion_adapter" in parts or parts.get("unet", ["", ""])[1] == "UNetMotionModel"
+    held = {*parts, *(["motion"] if has_motion else [])}
+    if parts.get("controlnet", ["", ""])[1] == "SparseControlNetModel":
+        held = held - {"controlnet"} | {"sparse_controlnet"}
     kind = tuple(
-        part
-        for part in ("controlnet", "motion", "text_encoder_2")
-        if part in parts or (part == "motion" and has_motion)
+        part for part in ("controlnet", "sparse_controlnet", "adapter", "motion", "text_encoder_2") if part in held
     )
     if "unet" not in parts or kind not in PIPELINES:
         raise InputError(f"diffusers has no pipeline of {', '.join(parts) or 'nothing'}. Write its parts one by one.")
     kept = {key: value for key, value in before.items() if not isinstance(value, list) and not key.startswith("_")}
-    if not kind or kind == ("controlnet",):
+    if kind in ((), ("controlnet",), ("adapter",)):
         parts = {"safety_checker": [None, None], **parts}
         kept["requires_safety_checker"] = False
     _write_json(folder / "model_index.json", {"_class_name": PIPELINES[kind], **kept, **parts})
@@ -190,6 +199,10 @@ def _described(component: str, parameters: Tensors, config: Any) -> tuple[dict[s
         return config.to_diffusers(), CLIP_VISION
     if component == "controlnet":
         return config.to_diffusers(), DIFFUSERS_CONTROLNET_LINEAR if config.linear_projection else DIFFUSERS_CONTROLNET
+    if component == "sparse_controlnet":
+        return config.to_diffusers(), DIFFUSERS_SPARSE_LINEAR if config.linear_projection else DIFFUSERS_SPARSE
+    if component == "t2i_adapter":
+        return config.to_diffusers(), DIFFUSERS_T2I
     if component not in ("unet", "unet_ema"):
         raise InputError(f"diffusers has no folder for {component}. Write it in another format.")
     for adapter in adapters_in(parameters):
@@ -198,10 +211,17 @@ def _described(component: str, parameters: Tensors, config: Any) -> tuple[dict[s
             f"{adapter.layout}, or leave them out."
         )
     table = DIFFUSERS_UNET_LINEAR if config.linear_projection else DIFFUSERS_UNET
+    is_pia = bool(config.motion and config.motion.conv_in_channels)
     if all("/motion/" in path for path in parameters):
+        table = DIFFUSERS_PIA if is_pia else table
         return config.motion.to_diffusers_adapter(config.block_out_channels, config.layers_per_block), table
     if not any("/motion/" in path for path in parameters):
-        config = dataclasses.replace(config, motion=None)
+        config, is_pia = dataclasses.replace(config, motion=None), False
+    if is_pia:
+        raise InputError(
+            f"diffusers' PIAPipeline takes PIA's motion modules beside a picture model, and {parameters.source} holds "
+            "both. Write them apart: --only 'unet/.*/motion/.*', and the rest by --only 'unet/(?!.*/motion/).*'."
+        )
     return config.to_diffusers(), table
 
 

@@ -14,8 +14,10 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, at_site
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
-from i2v_jax.models.image_projection import ImageProjectionConfig, ResamplerConfig, config_from_shapes
-from i2v_jax.models.motion import MotionConfig
+from i2v_jax.models.image_projection import AnyConfig, config_from_shapes
+from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
+from i2v_jax.models.sparse_control import SparseControlNetConfig, of_controlnet
+from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from i2v_jax.models.vae import VAEConfig
 
@@ -43,6 +45,7 @@ def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
     - motion modules: 8 heads; 32 positions where there is no position table.
     - CLIP: heads of 64 channels in text encoders, 16 heads in picture encoders 1024 wide or more; "gelu" for OpenCLIP's
       widths, "quick_gelu" for others.
+    - T2I-Adapter: one channel or three, unshuffled by 8 or by 16 (SDXL), of which the first layer's width tells.
     - autoencoder: SD1.5's scaling factor.
     - group norms: 32 groups, or fewer where a width does not divide by 32.
 
@@ -118,6 +121,45 @@ def _controlnet(shapes: Shapes, known: Mapping[str, Any]) -> ControlNetConfig:
     return dataclasses.replace(of_unet(unet), up_attention=unet.down_attention[::-1], picture_widths=widths)
 
 
+def _sparse_controlnet(shapes: Shapes, known: Mapping[str, Any]) -> SparseControlNetConfig:
+    first = "controlnet_cond_embedding/kernel"
+    reads_latents = first in shapes
+    unet = dataclasses.replace(_unet(shapes, known), pooled_norms=False)
+    if unet.motion is None:
+        raise InputError("No motion modules, which every SparseCtrl has.")
+    if reads_latents:
+        controlnet = dataclasses.replace(of_unet(unet), up_attention=unet.down_attention[::-1], picture_widths=())
+    else:
+        first = "controlnet_cond_embedding/conv_in/kernel"
+        controlnet = dataclasses.replace(_controlnet(shapes, known), pooled_norms=False)
+    channels, usual = _shape(shapes, first, 4)[2], 4 if reads_latents else 3
+    has_mask = channels != usual  # published ones have
+    return of_controlnet(
+        controlnet,
+        motion=dataclasses.replace(unet.motion, attentions=1),
+        picture_channels=channels - has_mask,
+        has_mask=has_mask,
+    )
+
+
+def _t2i_adapter(shapes: Shapes, known: Mapping[str, Any]) -> T2IAdapterConfig:
+    levels = _count({int(match[1]): path for path in shapes if (match := re.match(r"body_(\d+)/", path))})
+    blocks = {int(match[1]): path for path in shapes if (match := re.match(r"body_\d+/resnets_(\d+)/", path))}
+    is_light = any(path.endswith("/out_conv/kernel") for path in shapes)
+    last = "out_conv" if is_light else "resnets_0/block1"
+    widths = tuple(_size(shapes, f"body_{level}/{last}/kernel", -1, 2 if is_light else 4) for level in range(levels))
+    if not levels or None in widths:
+        raise InputError(f"No blocks of a T2I-Adapter are among {', '.join(sorted(shapes)[:5])}.")
+    first = ("body_0/in_conv/kernel", 2) if is_light else ("conv_in/kernel", 4)
+    read = _shape(shapes, *first)[-2]
+    fitting = [(channels, scale) for scale in (8, 16) for channels in (3, 1) if channels * scale**2 == read]
+    if not fitting:
+        raise InputError(f"{first[0]!r} reads {read} channels; wanted 64 or 192 (SD1.5), 256 or 768 (SDXL).")
+    channels, scale = fitting[0]
+    kind = "light_adapter" if is_light else "full_adapter_xl" if scale == 16 else "full_adapter"
+    return T2IAdapterConfig(kind, channels, widths, _count(blocks), scale)
+
+
 def _vae(shapes: Shapes, known: Mapping[str, Any]) -> VAEConfig:
     levels = _read_levels(shapes)
     widths = _plain(levels.widths).block_out_channels
@@ -168,7 +210,7 @@ def _clip_fields(shapes: Shapes, width: int, projection: str) -> dict[str, Any]:
     )
 
 
-def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> ImageProjectionConfig | ResamplerConfig:
+def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> AnyConfig:
     try:
         return config_from_shapes(shapes, known.get("head_dim", 64))
     except (IndexError, TypeError, ArithmeticError, ValueError) as error:
@@ -182,6 +224,8 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "unet": _unet,
     "unet_ema": _unet,
     "controlnet": _controlnet,
+    "sparse_controlnet": _sparse_controlnet,
+    "t2i_adapter": _t2i_adapter,
     "vae": _vae,
     "text_encoder": _clip_text,
     "text_encoder_2": _clip_text,
@@ -268,6 +312,7 @@ def _motion(shapes: Shapes, widths: tuple[int, ...]) -> MotionConfig | None:
         num_heads=math.gcd(8, *widths),
         num_layers=_count(blocks) or 1,
         norm_groups=math.gcd(32, *widths),
+        conv_in_channels=_size(shapes, f"{PICTURE_INPUT}/motion/kernel", 2, 4),
     )
 
 

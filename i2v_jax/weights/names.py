@@ -150,6 +150,10 @@ class Table:
         """Returns the table for parameters of these paths and shapes: itself, unless its rows depend on the model."""
         return self
 
+    def is_empty(self) -> bool:
+        """Whether it reads no name at all, as one has no rows that was made for another file."""
+        return type(self) is Table and not self._index.rows
+
     def to_ours(self, name: str) -> list[Match]:
         """Returns where the tensor `name` goes: its path, or that of each of its pieces in order; [] when unknown."""
         return _find(self.index().theirs, name)

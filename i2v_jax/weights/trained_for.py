@@ -83,6 +83,16 @@ def told_by_source(source: str | Path, tensors: Tensors | None = None, fetched: 
     return told if told.where else _told_by_yaml(path)
 
 
+def told_by_training(source: str | Path) -> TrainedFor:
+    """Returns what a file that `train.py` wrote tells of its schedule; nothing of others, or of what is not here."""
+    path = local(source)
+    if path is None or not path.is_file():
+        return TrainedFor()
+    tensors = open_tensors(source)
+    is_trained = OWN_KEY in tensors.metadata and "formats" not in tensors.metadata  # which `python -m convert` adds
+    return _told_by_us(tensors.metadata[OWN_KEY], tensors.source) if is_trained else TrainedFor()
+
+
 def told_by_tensors(tensors: Tensors) -> TrainedFor:
     """Returns what a file's markers and metadata tell; markers count before metadata, which merges copy along."""
     names = {name.removeprefix("noise_schedule/").replace("/", ".") for name in tensors if len(name) < 64}

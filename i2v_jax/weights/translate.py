@@ -40,6 +40,10 @@ class OwnTable:
 
     of_tree = of_file
 
+    def is_empty(self) -> bool:
+        """Returns False: it reads any name."""
+        return False
+
     def to_ours(self, name: str) -> list[Match]:
         """Returns the path within the component."""
         component, _, path = name.partition("/")
@@ -70,13 +74,17 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
             known and not read.
     """
     shapes = {name: entry.shape for name, entry in tensors.entries.items()}
-    known = _own_tables(tensors) or [
-        (component, table.of_file(shapes))
+    tried = dict.fromkeys(
+        (component, table)
         for tables in (more_tables or {}, TABLES)
         for component in tables
         for table in tables[component]
+    )
+    known = _own_tables(tensors) or [(component, table.of_file(shapes)) for component, table in tried]
+    fitting = [
+        set() if table.is_empty() else {name for name, shape in shapes.items() if table.fits(name, shape)}
+        for _, table in known
     ]
-    fitting = [{name for name, shape in shapes.items() if table.fits(name, shape)} for _, table in known]
     left, found = dict(tensors.entries), {}
     while left:
         counts = [0 if c in found else len(fits & left.keys()) for (c, _), fits in zip(known, fitting)]

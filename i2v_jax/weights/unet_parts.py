@@ -14,7 +14,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS, adapter
-from i2v_jax.models.motion import MotionConfig
+from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
 from i2v_jax.models.networks import Shapes
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.weights.configs import own_config_of, replaced
@@ -135,12 +135,19 @@ def motion_layout(imported: Imported, settings: Mapping[str, Any], by_hand: Mapp
     known = _motion_settings(imported, settings, blocks) | dict(
         mid_block=any(path.startswith("mid_block/") for path in blocks),
         num_layers=len({number for path in blocks for number in re.findall(r"/blocks_(\d+)/", path)}),
+        conv_in_channels=_conv_in_channels(imported),
     )
     known["max_positions"] = check_positions(imported) or known["max_positions"]
     layout = replaced(MotionConfig(), known | by_hand)
     if layout.max_positions is None:
         layout = dataclasses.replace(layout, max_positions=_untold_positions(imported, layout))
     return layout
+
+
+def _conv_in_channels(imported: Imported) -> int | None:
+    """Channels that PIA's first layer takes; None of other motion modules."""
+    kernel = imported.parameters.entries.get(f"{PICTURE_INPUT}/motion/kernel")
+    return kernel.shape[-2] if kernel and len(kernel.shape) == 4 else None
 
 
 def _untold_positions(imported: Imported, layout: MotionConfig) -> int:

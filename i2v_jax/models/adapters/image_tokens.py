@@ -14,7 +14,8 @@ from i2v_jax.models.layers import Dense
 class ImageTokens(nn.Module):
     """The text branch's queries also attend to image tokens.
 
-    Keys and values of the image tokens have projections of their own; the outputs are added before W_O.
+    Keys and values of the image tokens have projections of their own; the outputs are added before W_O. The strength
+    "image_weights" is of each picture: it scales the values of that picture's tokens.
     """
 
     implementation: str = "xla"
@@ -33,6 +34,10 @@ class ImageTokens(nn.Module):
         dtypes = dict(use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
         key = split_heads(Dense(channels, name="to_k", **dtypes)(tokens), num_heads)
         value = split_heads(Dense(channels, name="to_v", **dtypes)(tokens), num_heads)
+        weights = shared.strengths.get("image_weights")
+        if weights is not None:
+            of_tokens = jnp.repeat(weights, tokens.shape[-2] // weights.shape[0])
+            value = value * jnp.asarray(of_tokens, self.dtype)[:, None, None]
         out = merge_heads(attention(base.query, key, value, self.implementation))
         return out * jnp.asarray(shared.strength("image_tokens"), self.dtype), 0
 

@@ -7,11 +7,14 @@ from i2v_jax.weights.formats.controlnet import DIFFUSERS_CONTROLNET, DIFFUSERS_C
 from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_IP_UNET,
     DIFFUSERS_IP_UNET_LINEAR,
+    DIFFUSERS_PIA,
     DIFFUSERS_UNET,
     DIFFUSERS_UNET_LINEAR,
     DIFFUSERS_VAE,
+    HOTSHOT_UNET,
     OLD_VAE,
     OLD_VAE_CONV,
+    PIA,
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
 )
@@ -28,14 +31,19 @@ from i2v_jax.weights.formats.original import (
     ORIGINAL_UNETS,
     ORIGINAL_VAES,
 )
+from i2v_jax.weights.formats.sparse_control import SPARSE_TABLES
+from i2v_jax.weights.formats.t2i_adapter import T2I_TABLES
 from i2v_jax.weights.names import Table
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
     "unet": (
+        PIA,
+        DIFFUSERS_PIA,
         DIFFUSERS_UNET,
         DIFFUSERS_UNET_LINEAR,
         PUBLISHED_UNET,
         PUBLISHED_UNET_LINEAR,
+        HOTSHOT_UNET,
         IP_ADAPTER,
         DIFFUSERS_IP_UNET,
         DIFFUSERS_IP_UNET_LINEAR,
@@ -67,6 +75,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         *ORIGINAL_CONTROLNETS,
         *FLAX_TABLES["controlnet"],
     ),
+    "sparse_controlnet": SPARSE_TABLES,
+    "t2i_adapter": T2I_TABLES,
     "noise_schedule": (NOISE_SCHEDULE,),
     "leftovers": (LEFTOVERS,),
 }

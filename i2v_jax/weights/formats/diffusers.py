@@ -1,13 +1,26 @@
-"""Names of UNets, motion modules and autoencoders: diffusers' own, beside them the I2V-Adapter's and AnimateDiff's.
+"""Names of UNets, motion modules and autoencoders: diffusers' own, the I2V-Adapter's and AnimateDiff's, Hotshot-XL's.
 
 A file that holds a part (a motion module, an adapter) is read by the table of the whole, which has the names of every
 adapter that is registered.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from i2v_jax.models.adapters import ADAPTERS
-from i2v_jax.weights.names import BUFFER, CONV, DENSE, DENSE_AS_CONV, NORM, GrowingTable, Kind, Row, Table, under
+from i2v_jax.models.motion import PIA_CHANNELS, PICTURE_INPUT
+from i2v_jax.weights.names import (
+    BUFFER,
+    CONV,
+    DENSE,
+    DENSE_AS_CONV,
+    NORM,
+    FamilyTable,
+    GrowingTable,
+    Kind,
+    Row,
+    Table,
+    under,
+)
 
 RESNET = [
     Row("norm1", "norm1", NORM),
@@ -70,24 +83,27 @@ def _motion(blocks: list[Row]) -> list[Row]:
     ]
 
 
-DIFFUSERS_MOTION = _motion([*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
-ORIGINAL_MOTION = under(
-    "temporal_transformer.",
-    "",
-    _motion(
+def _original_motion(positions: str) -> list[Row]:
+    return _motion(
         [
             Row("norms.0", "norm1", NORM),
-            *under("attention_blocks.0.", "attn1/", [*ATTENTION, Row("pos_encoder.pe", "positions", BUFFER)]),
+            *under("attention_blocks.0.", "attn1/", [*ATTENTION, Row(positions, "positions", BUFFER)]),
             Row("norms.1", "norm2", NORM),
-            *under("attention_blocks.1.", "attn2/", [*ATTENTION, Row("pos_encoder.pe", "positions", BUFFER)]),
+            *under("attention_blocks.1.", "attn2/", [*ATTENTION, Row(positions, "positions", BUFFER)]),
             Row("ff_norm", "norm3", NORM),
             *under("ff.", "ff/", FEED_FORWARD),
         ]
-    ),
-)
+    )
 
 
-def unet_rows(projection: Kind, motion: Iterable[Row] = (), adapters: Iterable[Row] = ()) -> list[Row]:
+DIFFUSERS_MOTION = _motion([*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
+ORIGINAL_MOTION = under("temporal_transformer.", "", _original_motion("pos_encoder.pe"))
+HOTSHOT_MOTION = _original_motion("pos_encoder.positional_encoding")
+
+
+def unet_rows(
+    projection: Kind, motion: Iterable[Row] = (), adapters: Iterable[Row] = (), modules: str = "motion_modules"
+) -> list[Row]:
     """Returns the rows of a UNet.
 
     Args:
@@ -95,12 +111,13 @@ def unet_rows(projection: Kind, motion: Iterable[Row] = (), adapters: Iterable[R
             convolutions (`DENSE_AS_CONV`: SD1.5).
         motion: rows of a motion module.
         adapters: rows of adapters, below a transformer's block.
+        modules: what the motion modules of a block are called.
     """
     transformer = _transformer(projection, list(adapters))
     layer = [
         *under("resnets.{j}.", "layers_{j}/resnet/", RESNET),
         *under("attentions.{j}.", "layers_{j}/attention/", transformer),
-        *under("motion_modules.{j}.", "layers_{j}/motion/", motion),
+        *under(f"{modules}.{{j}}.", "layers_{j}/motion/", motion),
     ]
     return [
         Row("conv_in", "conv_in", CONV),
@@ -110,7 +127,7 @@ def unet_rows(projection: Kind, motion: Iterable[Row] = (), adapters: Iterable[R
         Row("down_blocks.{i}.downsamplers.0.conv", "down_blocks_{i}/downsample", CONV),
         *under("mid_block.resnets.{j}.", "mid_block/resnet_{j}/", RESNET),
         *under("mid_block.attentions.0.", "mid_block/attention/", transformer),
-        *under("mid_block.motion_modules.0.", "mid_block/motion/", motion),
+        *under(f"mid_block.{modules}.0.", "mid_block/motion/", motion),
         *under("up_blocks.{i}.", "up_blocks_{i}/", layer),
         Row("up_blocks.{i}.upsamplers.0.conv", "up_blocks_{i}/upsample", CONV),
         Row("conv_norm_out", "conv_norm_out", NORM),
@@ -136,6 +153,32 @@ DIFFUSERS_IP_UNET_LINEAR = _unet(
 )
 PUBLISHED_UNET = _unet("I2V-Adapter or AnimateDiff", DENSE_AS_CONV, ORIGINAL_MOTION)
 PUBLISHED_UNET_LINEAR = _unet("I2V-Adapter or AnimateDiff, linear projections", DENSE, ORIGINAL_MOTION)
+
+HOTSHOT_UNET = with_adapters(
+    "Hotshot-XL, linear projections",
+    lambda: unet_rows(DENSE, HOTSHOT_MOTION, adapter_rows(), modules="temporal_attentions"),
+)
+
+
+def _pia(name: str, motion: list[Row]) -> FamilyTable:
+    """PIA's motion modules with the UNet's first layer, which takes a mask and the picture's latents too: that layer is
+    part of the motion modules here, beside the base's own. Of other files it has no rows."""
+    rows = [Row("conv_in", f"{PICTURE_INPUT}/motion", CONV), *_motion_rows(motion)]
+
+    def of_file(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
+        is_wide = shapes.get("conv_in.weight", (0, 0))[1:2] == (PIA_CHANNELS,)
+        has_motion = any(".motion_modules." in name for name in shapes)
+        return rows if is_wide and has_motion and "conv_out.weight" not in shapes else []
+
+    return FamilyTable(name, of_file, lambda shapes: rows)
+
+
+def _motion_rows(motion: list[Row]) -> list[Row]:
+    return [row for row in unet_rows(DENSE, motion) if "/motion/" in row.ours]
+
+
+PIA = _pia("PIA", ORIGINAL_MOTION)
+DIFFUSERS_PIA = _pia("diffusers MotionAdapter of PIA", DIFFUSERS_MOTION)
 
 VAE_ATTENTION = [Row("group_norm", "group_norm", NORM), *ATTENTION]
 

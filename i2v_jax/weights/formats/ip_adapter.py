@@ -1,6 +1,7 @@
 """Names of IP-Adapter files: the image projection, and the numbered weights of a UNet's cross-attentions.
 
-Published layouts: tencent-ailab's IP-Adapter (base, "plus", "full face"), and the image projection as in diffusers.
+Published layouts: tencent-ailab's IP-Adapter (base, "plus", "full face", FaceID with its LoRA), and the image
+projection as in diffusers.
 """
 
 import re
@@ -9,32 +10,79 @@ from collections.abc import Iterable, Mapping
 from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 from i2v_jax.models.unet import SD15, SDXL, UNetConfig
 from i2v_jax.weights.formats.diffusers import ATTENTION, FEED_FORWARD
-from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, NORM, FamilyTable, Row, Table, under
+from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, MATRIX, NORM, FamilyTable, Kind, Row, Table, under
 
-PATHS = rf"image_proj/.*|unet/.*/attn2/{IMAGE_TOKENS.name}/.*"
+PATHS = rf"image_proj/.*|unet/.*/attn2/{IMAGE_TOKENS.name}/.*|unet/.*/attn[12]/to_\w+/lora/\w+"
 """What such a file holds, by our paths."""
-STATE_LAYERS = (("proj_in", DENSE), ("proj_out", DENSE), ("norm_out", NORM))
+SIDES = ("down", "up")
+LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out")
+"""What a FaceID changes in every spatial attention, by a LoRA without alphas."""
 
 
-def _image_projection(name: str, prefix: str, rows: list[Row], state_names: tuple[str, str, str]) -> FamilyTable:
-    """A form of image projections; `state_names` are what it calls `STATE_LAYERS`, in a network of its own."""
-    rows = under(prefix, "", rows)
-    state_rows = [Row(f"{prefix}{there}", ours, kind) for there, (ours, kind) in zip(state_names, STATE_LAYERS)]
-    return FamilyTable(
-        name,
-        lambda shapes: state_rows if f"{prefix}{state_names[0]}.weight" in shapes else rows,
-        lambda shapes: state_rows if "proj_in/kernel" in shapes and "latents" not in shapes else rows,
-    )
+def _layers(theirs: Iterable[str], ours: Iterable[str]) -> list[Row]:
+    """The rows of two dense layers and a norm."""
+    return [Row(*row) for row in zip(theirs, ours, (DENSE, DENSE, NORM))]
 
 
+def _image_projection(
+    name: str,
+    prefix: str,
+    linear: Iterable[Row],
+    resampler: Iterable[Row],
+    state: tuple[str, str, str],
+    face: tuple[str, str, str],
+    inner: str,
+) -> FamilyTable:
+    """A form of image projections.
+
+    Args:
+        name: of the table.
+        prefix: what stands before every name.
+        linear, resampler: rows of these two.
+        state, face: what the layers of the networks "full face" and FaceID are called there.
+        inner: what stands before FaceID plus's resampler; its projection of the face is `face` there, below `proj`.
+    """
+    face_of_plus = tuple(layer.replace("ff.", "proj.") for layer in face)
+    kinds = {
+        "": under(prefix, "", [*linear, *resampler]),
+        "state": under(prefix, "", _layers(state, ("proj_in", "proj_out", "norm_out"))),
+        "face": under(prefix, "", _layers(face, ("proj_in", "proj_out", "norm"))),
+        "face plus": [
+            *under(prefix, "", _layers(face_of_plus, ("face/proj_in", "face/proj_out", "face/norm"))),
+            *under(prefix + inner, "", resampler),
+        ],
+    }
+
+    def of_file(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
+        out, norm = (shapes.get(f"{prefix}{layer}.weight", (0,))[0] for layer in state[1:])
+        if f"{prefix}{face_of_plus[0]}.weight" in shapes and f"{prefix}{inner}proj_in.weight" in shapes:
+            return kinds["face plus"]
+        if f"{prefix}{state[0]}.weight" in shapes:
+            return kinds["state" if out == norm else "face"]  # diffusers calls both alike; FaceID makes several tokens
+        return kinds[""]
+
+    def of_tree(shapes: Mapping[str, tuple[int, ...]]) -> list[Row]:
+        if "face/proj_in/kernel" in shapes:
+            return kinds["face plus"]
+        if "proj_in/kernel" in shapes and "latents" not in shapes:
+            return kinds["face" if "norm/scale" in shapes else "state"]
+        return kinds[""]
+
+    return FamilyTable(name, of_file, of_tree)
+
+
+ENDS = [
+    Row("latents", "latents", BATCH_OF_ONE),
+    Row("proj_in", "proj_in", DENSE),
+    Row("proj_out", "proj_out", DENSE),
+    Row("norm_out", "norm_out", NORM),
+]
 IMAGE_PROJECTION = _image_projection(
     "IP-Adapter image projection",
     "image_proj.",
+    [Row("proj", "proj", DENSE), Row("norm", "norm", NORM)],
     [
-        Row("proj", "proj", DENSE),
-        Row("norm", "norm", NORM),
-        Row("latents", "latents", BATCH_OF_ONE),
-        Row("proj_in", "proj_in", DENSE),
+        *ENDS,
         *under(
             "layers.{i}.",
             "layers_{i}/",
@@ -50,19 +98,17 @@ IMAGE_PROJECTION = _image_projection(
                 Row("1.3", "ff/proj_out", DENSE),
             ],
         ),
-        Row("proj_out", "proj_out", DENSE),
-        Row("norm_out", "norm_out", NORM),
     ],
     ("proj.0", "proj.2", "proj.3"),
+    ("proj.0", "proj.2", "norm"),
+    "perceiver_resampler.",
 )
 DIFFUSERS_IMAGE_PROJECTION = _image_projection(
     "diffusers image projection",
     "encoder_hid_proj.image_projection_layers.0.",
+    [Row("image_embeds", "proj", DENSE), Row("norm", "norm", NORM)],
     [
-        Row("image_embeds", "proj", DENSE),
-        Row("norm", "norm", NORM),
-        Row("latents", "latents", BATCH_OF_ONE),
-        Row("proj_in", "proj_in", DENSE),
+        *ENDS,
         *under(
             "layers.{i}.",
             "layers_{i}/",
@@ -74,10 +120,10 @@ DIFFUSERS_IMAGE_PROJECTION = _image_projection(
                 *under("ff.1.", "ff/", FEED_FORWARD),
             ],
         ),
-        Row("proj_out", "proj_out", DENSE),
-        Row("norm_out", "norm_out", NORM),
     ],
     ("ff.net.0.proj", "ff.net.2", "norm"),
+    ("ff.net.0.proj", "ff.net.2", "norm"),
+    "",
 )
 
 
@@ -106,18 +152,20 @@ def ip_adapter_table(unet_paths: Iterable[str]) -> Table:
     return Table(IP_ADAPTER.name, _attention_rows(cross_attentions(unet_paths)))
 
 
+def _rows_of_layer(number: int | str, layer: str) -> list[Row]:
+    """The rows of the attention that has a number."""
+    tokens = [Row(theirs, f"{IMAGE_TOKENS.name}/{ours}", DENSE) for theirs, ours in IMAGE_TOKENS.published]
+    leaf: Kind = {"": ("", MATRIX)}
+    lora = [Row(f"{name}_lora.{side}.weight", f"{name}/lora/{side}", leaf) for name in LORA_LAYERS for side in SIDES]
+    return under(f"ip_adapter.{number}.", f"{layer}/", [*tokens, *lora])
+
+
 def _attention_rows(layers: list[str]) -> list[Row]:
-    return [
-        Row(f"ip_adapter.{2 * i + 1}.{theirs}", f"{layer}/{IMAGE_TOKENS.name}/{ours}", DENSE)
-        for i, layer in enumerate(layers)
-        for theirs, ours in IMAGE_TOKENS.published
-    ]
+    numbered = (layer for cross in layers for layer in (cross.removesuffix("2") + "1", cross))
+    return [row for number, layer in enumerate(numbered) for row in _rows_of_layer(number, layer)]
 
 
-NUMBERED = [
-    Row(f"ip_adapter.{{n}}.{theirs}", f"numbered_{{n}}/attention/blocks_0/attn2/{IMAGE_TOKENS.name}/{ours}", DENSE)
-    for theirs, ours in IMAGE_TOKENS.published
-]
+NUMBERED = _rows_of_layer("{n}", "numbered_{n}/attention/blocks_0/attn2")
 """Places of the weights whose UNet is not known."""
 
 

@@ -1,4 +1,4 @@
-"""Names of LoRA files, made from the names of the layers that they change.
+"""Names of LoRA files and their kin (LyCORIS' methods), made from the names of the layers that they change.
 
 kohya-ss (with LyCORIS' convolutions), the same with dots (OneTrainer, ComfyUI), PEFT, diffusers in the spellings of its
 times, motion LoRA of AnimateDiff and of MotionDirector.
@@ -7,23 +7,26 @@ times, motion LoRA of AnimateDiff and of MotionDirector.
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.weights.formats.clip import CLIP_TEXT, CLIP_TEXT_ROWS, without
 from i2v_jax.weights.formats.diffusers import (
     DIFFUSERS_UNET,
     DIFFUSERS_UNET_LINEAR,
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
-    with_adapters,
 )
 from i2v_jax.weights.formats.original import Blocks, unet_rows
 from i2v_jax.weights.names import (
     CONVOLUTION,
     DENSE,
     DENSE_AS_CONV,
+    MATRIX,
     SAME,
     TINY_CONVOLUTION,
     FamilyTable,
+    GrowingTable,
     Kind,
+    Layout,
     Row,
     Table,
 )
@@ -32,56 +35,133 @@ Shapes = Mapping[str, tuple[int, ...]]
 Spelling = dict[str, str]
 """Our leaf below `lora/` -> what follows the layer's name there."""
 
-KOHYA: Spelling = {"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight", "alpha": ".alpha"}
-PEFT: Spelling = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
-LORA: Spelling = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
-LORA_LINEAR_LAYER: Spelling = {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.weight"}
+HADAMARD = tuple(f"hada_{factor}" for factor in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
+KRONECKER = tuple(f"lokr_{factor}" for factor in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
+OF_NORMS = ("w_norm", "b_norm")
+DIFFERENCES = ("diff", "diff_b")
+PRODUCTS: Spelling = {leaf: f".{leaf}" for leaf in (*HADAMARD, *KRONECKER)}
+LYCORIS: Spelling = (
+    PRODUCTS
+    | {leaf: f".{leaf}" for leaf in (*OF_NORMS, *DIFFERENCES)}
+    | {"dora_scale": ".dora_scale", "ia3": ".weight", "on_input": ".on_input"}
+)
+"""Beside LoRA's own: LoHa, LoKr, DoRA, (IA)^3, differences of weights and biases, of norms."""
+OF_PEFT: Spelling = PRODUCTS | {"magnitude": ".lora_magnitude_vector", "ia3_l": ".ia3_l"}
+
+UP_DOWN: Spelling = {"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight", "alpha": ".alpha"}
+A_B: Spelling = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+KOHYA: Spelling = UP_DOWN | LYCORIS
+PEFT: Spelling = A_B | OF_PEFT
+LORA: Spelling = {"down": ".lora.down.weight", "up": ".lora.up.weight"} | OF_PEFT
+LORA_LINEAR_LAYER: Spelling = {
+    "down": ".lora_linear_layer.down.weight",
+    "up": ".lora_linear_layer.up.weight",
+} | OF_PEFT
 PROCESSOR: Spelling = {"down": "_lora.down.weight", "up": "_lora.up.weight"}
 CLONEOFSIMO: Spelling = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+
+PLAIN = ("down", "up", "mid", "alpha")
+"""The leaves of LoRA itself, which always have rows; those of its kin have some where a file or a tree holds such."""
+PATHS = {"magnitude": "dora_scale"}
+"""Leaves of spellings that are the same in our trees."""
+
+MAGNITUDES = {
+    MATRIX: Layout(lambda array: array.reshape(1, -1), lambda array: array.reshape(-1)),
+    TINY_CONVOLUTION: Layout(lambda array: array.reshape(1, -1), lambda array: array[:, :, None, None]),
+    CONVOLUTION: Layout(lambda array: array.reshape(1, 1, 1, -1), lambda array: array.reshape(1, -1, 1, 1)),
+}
+"""Layout of a layer -> how PEFT stores DoRA's magnitudes of it, one for each output; ours broadcast to the kernel."""
 
 ATTENTION = re.compile(r"\.(to_[qkv]|to_out)(\.0)?")
 TEXT_ATTENTION = re.compile(r"\.([qkv]|out)_proj")
 
 
-def lora_rows(layers: Iterable[Row], spell: Callable[[str], tuple[str, Spelling]]) -> list[Row]:
-    """Returns the rows of the LoRA of every dense and convolutional layer.
+def lora_rows(
+    layers: Iterable[Row], spell: Callable[[str], tuple[str, Spelling]], leaves: Collection[str] = PLAIN
+) -> list[Row]:
+    """Returns the rows of the LoRA of every dense and convolutional layer, and of the differences of norms.
 
     Args:
         layers: rows of the model's own format.
         spell: a layer's name there -> its name in the LoRA file, and how the names of its tensors end.
+        leaves: which of them are wanted.
     """
     rows = []
     for row in layers:
         ours, layout = row.kind.get("weight", ("", SAME))
-        if ours == "kernel":
-            name, spelling = spell(row.theirs)
-            layouts = {"up": TINY_CONVOLUTION if layout is CONVOLUTION else layout, "alpha": SAME}
-            rows += [
-                Row(name + end, f"{row.ours}/lora/{leaf}", {"": ("", layouts.get(leaf, layout))})
-                for leaf, end in spelling.items()
-            ]
+        if ours not in ("kernel", "scale"):
+            continue
+        name, spelling = spell(row.theirs)
+        own = {*leaves} & {*OF_NORMS, *DIFFERENCES} if ours == "scale" else {*leaves} - {*OF_NORMS}
+        layouts = {
+            **dict.fromkeys(("down", "mid", "dora_scale", "diff"), layout),
+            "up": TINY_CONVOLUTION if layout is CONVOLUTION else layout,
+            "magnitude": MAGNITUDES.get(layout, SAME),
+        }
+        rows += [
+            Row(name + end, f"{row.ours}/lora/{PATHS.get(leaf, leaf)}", {"": ("", layouts.get(leaf, SAME))})
+            for leaf, end in spelling.items()
+            if leaf in own
+        ]
     return rows
 
 
-def kohya_rows(prefix: str, layers: Iterable[Row]) -> list[Row]:
+def kohya_rows(prefix: str, layers: Iterable[Row], leaves: Collection[str] = PLAIN) -> list[Row]:
     """Returns the rows of kohya-ss, which joins a layer's name with underscores."""
-    return lora_rows(layers, lambda name: (prefix + name.replace(".", "_"), KOHYA))
+    return lora_rows(layers, lambda name: (prefix + name.replace(".", "_"), KOHYA), leaves)
+
+
+def leaves_in_file(names: Iterable[str], prefix: str, *spellings: Spelling) -> set[str]:
+    """Returns which leaves the names hold that have this prefix: those of LoRA itself, and others that are there.
+
+    Empty where no name is so spelled.
+    """
+    ends = {end: leaf for spelling in spellings for leaf, end in spelling.items() if leaf != "alpha"}
+    longest_first = sorted(ends, key=len, reverse=True)
+    any_end = re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})$")
+    held = {ends[found[0]] for name in names if name.startswith(prefix) and (found := any_end.search(name))}
+    held -= set() if "on_input" in held else {"ia3"}  # whose name is that of any weight
+    return {*PLAIN, *held} if held - {"up", "mid"} else set()
+
+
+def leaves_in_tree(paths: Iterable[str]) -> set[str]:
+    """Returns which leaves a tree's paths hold, with those of LoRA itself."""
+    held = {path.rpartition("/")[2] for path in paths if "/lora/" in path}
+    return {*PLAIN, *held, *(leaf for leaf, ours in PATHS.items() if ours in held)}
+
+
+class LoraTable(GrowingTable):
+    """LoRA in one spelling: as it stands with LoRA's own leaves, for files and trees with all that these hold."""
+
+    def __init__(self, name: str, prefix: str, rows: Callable[[Collection[str]], list[Row]], spelling: Spelling):
+        """Takes what stands before all names, what makes the rows of some leaves, and how these are spelled."""
+        super().__init__(name, lambda: rows(PLAIN), lambda: tuple(ADAPTERS))
+        self._prefix, self._rows_of, self._spelling = prefix, rows, spelling
+
+    def of_file(self, shapes: Shapes) -> Table:
+        return self._with(leaves_in_file(shapes, self._prefix, self._spelling))
+
+    def of_tree(self, shapes: Shapes) -> Table:
+        return self._with(leaves_in_tree(shapes))
+
+    def _with(self, leaves: Collection[str]) -> Table:
+        return self if leaves <= set(PLAIN) else Table(self.name, self._rows_of(leaves))
 
 
 def _spelled(
     name: str,
-    layers: Callable[[], Iterable[Row]],
+    layers: Callable[[Shapes], Iterable[Row]],
     prefix: str,
     spell: Callable[[str], tuple[str, Spelling]],
-    *down: str,
+    *spellings: Spelling,
 ) -> FamilyTable:
-    """LoRA whose rows are made for files that hold a name with this prefix and one of these endings, and for trees."""
+    """LoRA whose rows are made for files that hold names so spelled behind this prefix, and for trees."""
 
     def of_file(shapes: Shapes) -> list[Row]:
-        is_so_spelled = any(name.startswith(prefix) and name.endswith(down) for name in shapes)
-        return lora_rows(layers(), spell) if is_so_spelled else []
+        leaves = leaves_in_file(shapes, prefix, *spellings)
+        return lora_rows(layers(shapes), spell, leaves) if leaves else []
 
-    return FamilyTable(name, of_file, lambda shapes: lora_rows(layers(), spell))
+    return FamilyTable(name, of_file, lambda shapes: lora_rows(layers(shapes), spell, leaves_in_tree(shapes)))
 
 
 def _diffusers(
@@ -104,7 +184,7 @@ def _diffusers(
             layer = TEXT_ATTENTION.sub(r".to_\1", ATTENTION.sub(r".processor.\1", layer))
         return prefix + layer, attention
 
-    return _spelled(name, layers, prefix, spell, attention["down"], others["down"])
+    return _spelled(name, lambda shapes: layers(), prefix, spell, attention, others)
 
 
 def _all_spellings(
@@ -145,19 +225,18 @@ def _dotted(
         prefixes: each of a table.
         joint: what stands in a layer's name in the place of dots.
     """
-    spellings = {"": KOHYA, ", lora_A": PEFT | {"alpha": KOHYA["alpha"]}}
-
-    def table(prefix: str, how: str, spelling: Spelling) -> FamilyTable:
-        def rows(names: Shapes) -> list[Row]:
-            return lora_rows(layers(names), lambda layer: (prefix + layer.replace(".", joint), spelling))
-
-        def of_file(shapes: Shapes) -> list[Row]:
-            is_so_spelled = any(name.startswith(prefix) and name.endswith(spelling["down"]) for name in shapes)
-            return rows(shapes) if is_so_spelled else []
-
-        return FamilyTable(f"{name} ({prefix}*{how})", of_file, rows)
-
-    return tuple(table(prefix, how, spelling) for prefix in prefixes for how, spelling in spellings.items())
+    spellings = {"": KOHYA, ", lora_A": A_B | LYCORIS | {"alpha": KOHYA["alpha"]}}
+    return tuple(
+        _spelled(
+            f"{name} ({prefix}*{how})",
+            layers,
+            prefix,
+            lambda layer, prefix=prefix, spelling=spelling: (prefix + layer.replace(".", joint), spelling),
+            spelling,
+        )
+        for prefix in prefixes
+        for how, spelling in spellings.items()
+    )
 
 
 def _motion_director(name: str, unet: Table) -> tuple[FamilyTable, ...]:
@@ -171,9 +250,9 @@ def _motion_director(name: str, unet: Table) -> tuple[FamilyTable, ...]:
         return f"{parent}.processor.{last}", PROCESSOR
 
     return (
-        _spelled(name, lambda: unet.rows, "", in_processor, PROCESSOR["down"]),
+        _spelled(name, lambda shapes: unet.rows, "", in_processor, PROCESSOR),
         _spelled(
-            f"{name}, as in memory", lambda: unet.rows, "", lambda layer: (layer, CLONEOFSIMO), CLONEOFSIMO["down"]
+            f"{name}, as in memory", lambda shapes: unet.rows, "", lambda layer: (layer, CLONEOFSIMO), CLONEOFSIMO
         ),
     )
 
@@ -191,8 +270,12 @@ def _of_sd15(blocks: Blocks, shapes: Shapes) -> list[Row]:
     return [] if any(map(DEEP.fullmatch, shapes)) else unet_rows(blocks, DENSE_AS_CONV)
 
 
+def _kohya(name: str, prefix: str, layers: Callable[[], Iterable[Row]]) -> Table:
+    return LoraTable(name, prefix, lambda leaves: kohya_rows(prefix, layers(), leaves), KOHYA)
+
+
 def _kohya_unet(name: str, unet: Table) -> Table:
-    return with_adapters(name, lambda: kohya_rows("lora_unet_", unet.rows))
+    return _kohya(name, "lora_unet_", lambda: unet.rows)
 
 
 KOHYA_UNET = _kohya_unet("kohya-ss LoRA", DIFFUSERS_UNET)
@@ -207,7 +290,7 @@ def _kohya_original(name: str, blocks: Blocks, attends: Collection[str], project
         for row in unet_rows(blocks, projection)
         if "/attention/" not in row.ours or row.theirs.startswith(("middle_block.", *places))
     ]
-    return Table(name, kohya_rows("lora_unet_", rows))
+    return _kohya(name, "lora_unet_", lambda: rows)
 
 
 KOHYA_SDXL = _kohya_original(
@@ -222,14 +305,14 @@ KOHYA_SD15_ORIGINAL = _kohya_original(
     [*(f"input_blocks.{i}" for i in (1, 2, 4, 5, 7, 8)), *(f"output_blocks.{i}" for i in range(3, 12))],
     DENSE_AS_CONV,
 )
-KOHYA_TEXT = Table("kohya-ss LoRA", kohya_rows("lora_te_", CLIP_TEXT.rows))
-KOHYA_TEXT_1 = Table("kohya-ss LoRA, first of two", kohya_rows("lora_te1_", CLIP_TEXT.rows))
-KOHYA_TEXT_2 = Table("kohya-ss LoRA", kohya_rows("lora_te2_", CLIP_TEXT.rows))
+KOHYA_TEXT = _kohya("kohya-ss LoRA", "lora_te_", lambda: CLIP_TEXT.rows)
+KOHYA_TEXT_1 = _kohya("kohya-ss LoRA, first of two", "lora_te1_", lambda: CLIP_TEXT.rows)
+KOHYA_TEXT_2 = _kohya("kohya-ss LoRA", "lora_te2_", lambda: CLIP_TEXT.rows)
 
 CLIP_TEXT_FLAT_ROWS = without("text_model.", CLIP_TEXT_ROWS)
 KOHYA_FLAT_TEXTS, KOHYA_FLAT_TEXTS_2 = (
     tuple(
-        Table(f"kohya-ss LoRA, without text_model ({prefix}*)", kohya_rows(prefix, CLIP_TEXT_FLAT_ROWS))
+        _kohya(f"kohya-ss LoRA, without text_model ({prefix}*)", prefix, lambda: CLIP_TEXT_FLAT_ROWS)
         for prefix in prefixes
     )
     for prefixes in (("lora_te_", "lora_te1_"), ("lora_te2_",))

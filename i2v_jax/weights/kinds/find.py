@@ -9,6 +9,17 @@ from i2v_jax.models.adapters import ADAPTER_PATH
 from i2v_jax.weights.kinds.table import ALIKE, READ, SLOTS, UNREAD, Kind
 
 Names = Iterable[str]
+OF_LORA = (
+    ("dora", "dora"),
+    ("hada", "loha"),
+    ("lokr", "lokr"),
+    ("ia3", "ia3"),
+    ("on_input", "ia3"),
+    ("w_norm", "norm"),
+    ("b_norm", "norm"),
+    ("diff", "full"),
+)
+"""How the leaves below `lora/` begin -> the part; all others are LoRA's own."""
 
 
 def unread_kind(names: Names, kinds: Iterable[Kind] = UNREAD) -> tuple[Kind, str] | None:
@@ -45,7 +56,7 @@ def likeness(names: Names) -> str:
 
 def why_unread(source: str, kind: Kind, name: str) -> str:
     """Returns what to say of a file that is not read."""
-    return f"{source}: {name!r} belongs to {kind.title}, which is not read here. {kind.instead}"
+    return f"{source}: {name!r} belongs to {kind.title}, which {kind.why}. {kind.instead}"
 
 
 def parts_held(found: Mapping[str, Iterable[str]]) -> list[str]:
@@ -57,8 +68,9 @@ def parts_held(found: Mapping[str, Iterable[str]]) -> list[str]:
     parts: dict[str, None] = {}
     for component, paths in found.items():
         for path in paths:
-            parts[_part(component, path)] = None
-    return list(parts)
+            if not path.endswith("/lora/alpha"):  # which every method has
+                parts[_part(component, path)] = None
+    return [part for part in parts if part != "lora" or "dora" not in parts]
 
 
 def titled(parts: Iterable[str]) -> str:
@@ -88,7 +100,9 @@ def wrong_slot(slot: str, source: str, parts: Iterable[str]) -> str | None:
 
 def _part(component: str, path: str) -> str:
     if "/lora/" in path:
-        return "motion_lora" if "/motion/" in path else "lora"
+        leaf = path.rpartition("/")[2]
+        method = next((part for start, part in OF_LORA if leaf.startswith(start)), "lora")
+        return "motion_lora" if "/motion/" in path else method
     if component != "unet":
         return component
     if "/motion/" in path:

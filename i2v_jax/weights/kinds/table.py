@@ -14,12 +14,14 @@ class Kind(NamedTuple):
       has: patterns, each of which some name of the file matches.
       instead: what to use in its place, a sentence.
       lacks: patterns that no name of the file matches.
+      why: what is the matter with it where a part of a model is wanted.
     """
 
     title: str
     has: tuple[str, ...]
     instead: str
     lacks: tuple[str, ...] = ()
+    why: str = "is not read here"
 
 
 class Part(NamedTuple):
@@ -37,18 +39,19 @@ class Part(NamedTuple):
 
 
 _MERGE = (
-    "Only LoRA (and LoCon) is read here; merge such weights into the model with the program that made them, and "
-    "convert that."
+    "Read are LoRA, LoHa, LoKr, DoRA, (IA)^3, trained norms and full differences; merge such weights into the model "
+    "with the program that made them, and convert that."
 )
 _MODELS = "Read are Stable Diffusion 1.x, 2.x and XL, such as stable-diffusion-v1-5/stable-diffusion-v1-5."
 _MOTION = "Read are AnimateDiff's motion modules, such as guoyww/animatediff/v3_sd15_mm.ckpt (weights.motion)."
 _CONTROL = (
-    "Of control networks, only ControlNets are read (`python -m convert`), and no command samples with one; the first "
-    "frame is given by an I2V-Adapter (weights.adapter)."
+    "Of control networks, ControlNets, SparseCtrl and T2I-Adapters are read, such as "
+    "lllyasviel/control_v11p_sd15_openpose (weights.controls); the first frame is given by an I2V-Adapter "
+    "(weights.adapter)."
 )
 _IMAGES = (
-    "Read are IP-Adapters without a face model, such as h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors or "
-    "ip-adapter-plus-face_sd15.safetensors (weights.image_adapter)."
+    "Read are IP-Adapters, such as h94/IP-Adapter/models/ip-adapter-plus-face_sd15.safetensors or "
+    "h94/IP-Adapter-FaceID/ip-adapter-faceid_sd15.bin (weights.image_adapter)."
 )
 _VAE = "Wanted is a whole AutoencoderKL, such as stabilityai/sd-vae-ft-mse (weights.vae)."
 _CLIP = (
@@ -57,20 +60,17 @@ _CLIP = (
 )
 _NOT_OF_A_MODEL = "It is no part of a diffusion model: leave it out."
 
-_LORA = r"(lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up|lokr_\w+|hada_\w+|dora_scale|alpha)(\.\w+)*"
+_LORA = (
+    r"(lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up|lokr_\w+|hada_\w+|dora_scale|alpha|diff(_b)?|[wb]_norm"
+    r"|on_input|ia3_l)(\.\w+)*"
+)
 
 LORA_METHODS = (
-    Kind("DoRA, which scales whole columns", (r"(.*\.)?(dora_scale|lora_magnitude_vector.*)",), _MERGE),
-    Kind("LoHa, a Hadamard product", (r".*\.hada_[wt]\d.*",), _MERGE),
-    Kind("LoKr, a Kronecker product", (r".*\.lokr_[wt]\d.*",), _MERGE),
-    Kind("(IA)^3, which scales activations", (r".*\.(on_input|ia3_l(\..*)?)",), _MERGE),
     Kind("GLoRA", (r".*\.(a1|a2|b1|b2|bm1|bm2)\.weight",), _MERGE),
     Kind("OFT, an orthogonal transformation", (r".*\.(oft_blocks|oft_diag|oft_r(\..*)?)",), _MERGE),
     Kind("BOFT, an orthogonal transformation", (r".*\.boft_.*",), _MERGE),
     Kind("VeRA, of shared random matrices", (r".*\.vera_(lambda_[bd]|[AB])(\..*)?|vera_[AB](\..*)?",), _MERGE),
     Kind("a LoRA with biases of its own", (r".*\.lora_B\.bias|.*\.(lora_up|lora\.up)\.bias",), _MERGE),
-    Kind('a full difference of weights, LyCORIS\' "full"', (r".*\.diff(_b)?",), _MERGE),
-    Kind('trained norms, LyCORIS\' "norm"', (r".*\.(w_norm|b_norm)",), _MERGE),
 )
 """What is shared beside LoRA, by the names that tell it."""
 
@@ -89,7 +89,6 @@ LORAS_OF_OTHERS = tuple(
 )
 
 MOTION = (
-    Kind("Hotshot-XL", (r".*\.temporal_attentions\..*|.*pos_encoder\.positional_encoding",), _MOTION),
     Kind("AnimateLCM-I2V, motion modules with an image encoder", (r"(.*\.)?img_encoder\..*",), _MOTION),
     Kind(
         "FancyVideo, motion modules with conditions of their own",
@@ -97,22 +96,11 @@ MOTION = (
         _MOTION,
     ),
     Kind(
-        "SparseCtrl, control by a few frames",
-        (r".*\.motion_modules\..*", r"(.*\.)?controlnet_cond_embedding\..*"),
-        _CONTROL,
-    ),
-    Kind(
-        "PIA, motion modules with a first layer of their own for the picture",
-        (r".*\.motion_modules\..*", r"(unet\.)?conv_in\.weight"),
-        f"{_MOTION} With them an I2V-Adapter (weights.adapter) takes the picture.",
-        lacks=(r"(unet\.)?conv_out\.weight", r".*[._]lora[._].*"),
-    ),
-    Kind(
         "CameraCtrl, control by the camera's path",
         (
             r".*\.(qkv_merge|merge_net)\..*|(.*\.)?pose_encoder(_state_dict)?\..*|.*encoder_down_(conv|attention)_blocks\..*",
         ),
-        f"{_MOTION} A camera's motion is also learnt by motion LoRA, which `python -m convert --lora` merges.",
+        f"{_MOTION} A camera's motion is also learnt by motion LoRA, which weights.loras takes.",
     ),
     Kind("MotionCtrl, control by the camera's path", (r".*\.cc_projection\..*",), _MOTION),
     Kind("Stable Video Diffusion", (r".*\.(time_stack|time_mixer|temporal_transformer_blocks)\..*",), _MODELS),
@@ -132,23 +120,11 @@ CONTROLS = (
     ),
     Kind("ControlNet-XS", (r"(.*\.)?(ctrl_to_base|base_to_ctrl|enc_zero_convs_(in|out))\..*",), _CONTROL),
     Kind(
-        "a T2I-Adapter",
-        (
-            r"(.*\.)?body\.\d+\.(block1|block2|in_conv|out_conv|skep|resnets\.\d+\.block\d)\..*|(.*\.)?body\.\d+\.body\.\d+\.block\d\..*",
-        ),
-        _CONTROL,
-    ),
-    Kind(
         "a T2I-Adapter for style, or what joins several",
         (r"(.*\.)?(transformer_layes\..*|style_embedding|spatial_feat_mapping\..*|seq_proj)",),
         _CONTROL,
     ),
     Kind("GLIGEN", (r"(.*\.)?(position_net|fuser)\..*",), _CONTROL),
-    Kind(
-        "an IP-Adapter FaceID",
-        (r"ip_adapter\.\d+\.to_\w+_lora\..*|image_proj\.perceiver_resampler\..*",),
-        _IMAGES,
-    ),
     Kind("PhotoMaker", (r"(.*\.)?(id_encoder|lora_weights)\..*",), _IMAGES),
     Kind("PuLID", (r"(.*\.)?(pulid_\w+|id_adapter\w*)\..*",), _IMAGES),
 )
@@ -157,7 +133,8 @@ EMBEDDINGS = (
     Kind(
         "a textual inversion",
         (r"string_to_param(\..*)?|emb_params|clip_[lg]|<.*>",),
-        "Embeddings are not read here: say in the prompt what it stands for, or use a LoRA of the same subject.",
+        "Give it as weights.embeddings=FILE: its token then stands for it in prompts.",
+        why="is no part of a network",
     ),
     Kind(
         "a hypernetwork",
@@ -293,10 +270,9 @@ ALIKE = (
 """What a file is like that is of no known format, in the order in which they are tried."""
 
 _LORA_USE = (
-    "A LoRA is merged into the model: `python -m convert import BASE model.safetensors --lora {source}`, then "
-    "weights.base=model.safetensors."
+    "Give it as weights.loras=\"('{source}=1.0',)\"; or merge it into the model: `python -m convert import BASE "
+    "model.safetensors --lora {source}`, then weights.base=model.safetensors."
 )
-_ONLY_CONVERTED = "No command samples or trains with it: `python -m convert` converts it."
 
 READ = {
     "unet": Part(
@@ -309,19 +285,25 @@ READ = {
     "image_tokens": Part(
         "an IP-Adapter",
         ("image_adapter",),
-        "Give it as weights.image_adapter={source}, and as "
-        "weights.image_encoder the image encoder that it was trained with.",
+        "Give it as weights.image_adapter={source}, and as weights.image_encoder the image encoder that it was "
+        "trained with (a plain FaceID has none: it wants image_prompts.face_embedding).",
     ),
     "image_proj": Part(
         "an IP-Adapter's image projection", ("image_adapter",), "Give the whole IP-Adapter as weights.image_adapter."
     ),
     "motion_lora": Part(
         "a motion LoRA",
-        ("lora",),
-        "It is merged into motion modules: `python -m convert import MOTION "
-        "motion.safetensors --lora {source}`, then weights.motion=motion.safetensors.",
+        ("lora", "loras"),
+        "Give it as weights.loras=\"('{source}=1.0',)\"; or merge it into motion modules: `python -m convert import "
+        "MOTION motion.safetensors --lora {source}`, then weights.motion=motion.safetensors.",
     ),
-    "lora": Part("a LoRA", ("lora",), _LORA_USE),
+    "lora": Part("a LoRA", ("lora", "loras"), _LORA_USE),
+    "dora": Part("a DoRA", ("lora", "loras"), _LORA_USE),
+    "loha": Part("a LoHa", ("lora", "loras"), _LORA_USE),
+    "lokr": Part("a LoKr", ("lora", "loras"), _LORA_USE),
+    "ia3": Part("an (IA)^3", ("lora", "loras"), _LORA_USE),
+    "norm": Part("trained norms (LyCORIS)", ("lora", "loras"), _LORA_USE),
+    "full": Part("full differences of weights (LyCORIS)", ("lora", "loras"), _LORA_USE),
     "vae": Part("an autoencoder (VAE)", ("vae",), "Give it as weights.vae={source}."),
     "text_encoder": Part(
         "a CLIP text encoder",
@@ -332,7 +314,22 @@ READ = {
         "SDXL's second text encoder", ("text_encoder_2",), "Give it as weights.text_encoder_2={source}."
     ),
     "image_encoder": Part("a CLIP image encoder", ("image_encoder",), "Give it as weights.image_encoder={source}."),
-    "controlnet": Part("a ControlNet", ("controlnet",), _ONLY_CONVERTED),
+    "controlnet": Part(
+        "a ControlNet",
+        ("controls", "controlnet"),
+        "Give it as weights.controls={source}, with --control=PICTURES of `python sample.py`.",
+    ),
+    "sparse_controlnet": Part(
+        "a SparseCtrl, control by a few frames",
+        ("controls",),
+        "Give it as weights.controls={source}, its pictures as controls.pictures, and as controls.frames where they "
+        "stand.",
+    ),
+    "t2i_adapter": Part(
+        "a T2I-Adapter",
+        ("controls",),
+        "Give it as weights.controls={source}, its pictures as controls.pictures.",
+    ),
     "unet_ema": Part(
         "averaged weights of a UNet",
         (),
@@ -354,6 +351,8 @@ SLOTS = {
     "text_encoder": ("CLIP text encoder", "openai/clip-vit-large-patch14"),
     "text_encoder_2": ("second text encoder", "stabilityai/stable-diffusion-xl-base-1.0/text_encoder_2"),
     "lora": ("LoRA", "latent-consistency/lcm-lora-sdv1-5"),
+    "controls": ("control network", "lllyasviel/control_v11p_sd15_openpose"),
+    "loras": ("LoRA", "latent-consistency/lcm-lora-sdv1-5"),
     "trained": ("weights in the form that train.py writes", "trained.safetensors"),
 }
 """Key of `config.weights` -> what it takes, and an example; "lora" is `--lora` of `python -m convert`."""

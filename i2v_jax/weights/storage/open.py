@@ -22,7 +22,7 @@ WEIGHTS = MODEL_STEMS + LORA_STEMS
 """File stems of diffusers, transformers and PEFT."""
 SUFFIXES = ("safetensors", "bin", "msgpack")  # in the order of preference
 WEIGHT_SUFFIXES = (".safetensors", ".msgpack", *PICKLE_SUFFIXES)
-FOLDERS = ("unet", "motion_adapter", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+FOLDERS = ("unet", "motion_adapter", "controlnet", "adapter", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 """The components' folders within a pipeline's."""
 OTHER_FILES = {
     b"GGUF": ", but GGUF, quantised weights: take the same model as .safetensors in float16 or bfloat16",

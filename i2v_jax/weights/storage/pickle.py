@@ -2,8 +2,9 @@
 
 import importlib.util
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,11 @@ def _torch_entry(path: Path, name: str, tensor) -> Entry:
 
 
 def save_pickle(
-    path: str | Path, tensors: Tensors, nesting: str | None, progress: Callable[[int], object] = lambda count: None
+    path: str | Path,
+    tensors: Tensors,
+    nesting: str | None,
+    progress: Callable[[int], object] = lambda count: None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a PyTorch pickle, beside its place and then renamed into it. All of it is in memory before.
 
@@ -95,8 +100,9 @@ def save_pickle(
         path: the file.
         tensors: what to write.
         nesting: the one name that all tensors are put below, such as `state_dict`; None: the first part of each name is
-            a dictionary of its own, as in IP-Adapter files.
+            a dictionary of its own, as in IP-Adapter files; "": they stand side by side.
         progress: called with the bytes of each tensor once they are read.
+        beside: plain values to keep beside the tensors.
 
     Raises:
         InputError: PyTorch is not installed, or the file cannot be written.
@@ -105,13 +111,16 @@ def save_pickle(
         raise InputError(f"{path} would be a PyTorch pickle, which takes `pip install torch`; or write safetensors.")
     import torch
 
-    state: dict = {}
+    state: dict = dict(beside or {})
     for name, entry in tensors.entries.items():
         array = np.array(entry.read(), order="C")
         dtype = getattr(torch, entry.dtype.name)  # by bytes: torch does not take NumPy's bfloat16
         tensor = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
-        outer, inner = (nesting, name) if nesting else name.split(".", 1)
-        state.setdefault(outer, {})[inner] = tensor
+        if nesting == "":
+            state[name] = tensor
+        else:
+            outer, inner = (nesting, name) if nesting else name.split(".", 1)
+            state.setdefault(outer, {})[inner] = tensor
         progress(entry.nbytes)
     with replacing(path) as file:
         try:

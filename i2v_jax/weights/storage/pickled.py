@@ -56,7 +56,7 @@ ORIGINS = (
         "a textual inversion",
         ("torch.nn.modules.container.ParameterDict",),
         ("string_to_param", "string_to_token"),
-        "Embeddings are not read here: say in the prompt what it stands for, or use a LoRA of the same subject.",
+        "Fetch it as .safetensors, or save it again in a web UI: then weights.embeddings reads it.",
     ),
     Origin(
         "a detector of Ultralytics (YOLO)", ("ultralytics", "models.yolo"), (), "It is no part of a diffusion model."

@@ -1,0 +1,1 @@
+"""Control pictures: what control networks see, from videos, pictures and poses (I2V-Adapter, section 4.5)."""
