@@ -136,8 +136,7 @@ def test_both_texts_are_dropped_together():
     dropped, kept = loss.conditions(weights, batch, draws), loss.conditions(weights, batch, draws._replace(drop=no))
     assert not dropped.text[0].any() and not dropped.pooled[0].any()
     assert kept.text[0].any() and kept.pooled[0].any()
-    for name in dropped._fields:
-        np.testing.assert_array_equal(getattr(dropped, name)[1], getattr(kept, name)[1])
+    jax.tree.map(lambda one, other: np.testing.assert_array_equal(one[1], other[1]), dropped, kept)
     np.testing.assert_array_equal(dropped.sizes[:, 0], batch["sizes"])
     np.testing.assert_array_equal(dropped.image_tokens, kept.image_tokens)
     empty = {name: batch[name][1] for name in ("tokens", "tokens_2")}
