@@ -256,7 +256,7 @@ def _sparse_names(c: SparseControlNetConfig) -> Table:
     return sparse_control.DIFFUSERS_SPARSE_LINEAR if c.linear_projection else sparse_control.DIFFUSERS_SPARSE
 
 
-def _other_resampler(c: ResamplerConfig | FaceResamplerConfig) -> str:
+def _other_resampler(c: ResamplerConfig) -> str:
     is_theirs = (c.depth, c.head_dim, c.mlp_width) == (4, 64, 4 * c.width)
     theirs = "diffusers loads resamplers of 4 layers, with heads of 64 channels, four times as wide inside"
     return "" if is_theirs else theirs

@@ -116,11 +116,11 @@ def test_what_an_earlier_run_fetched_is_not_missing(offline, tmp_path):
 
 
 def networks_by_size():
-    """(size that is told, network's config), of each file of whole networks."""
+    """(size that is told, network's config), of each file of whole networks of which a size is told."""
     for source, part in PUBLISHED.items():
         repo, inside = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
         if not isinstance(part, dict):
-            yield source, SIZES[repo][inside], part
+            yield from ((source, size, part) for name, size in SIZES.get(repo, {}).items() if name == inside)
         elif "unet" in part:
             parts = ((name, config) for name, config in part.items() if name != "unet")  # whose tracing takes seconds
             yield from ((f"{source}/{name}", SIZES[repo][name], config) for name, config in parts)

@@ -200,8 +200,8 @@ def test_dropped_image_tokens_add_nothing():
     def each(drop, strength):
         unet = UNet(config)
 
-        def apply(variables, *inputs):
-            return unet.apply(variables, *inputs, dict(image_tokens=strength))
+        def apply(variables, *inputs, residuals):
+            return unet.apply(variables, *inputs, dict(image_tokens=strength), residuals=residuals)
 
         loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), dict(text=jnp.zeros_like(batch["text"][0])))
         with pytest.MonkeyPatch.context() as patch:

@@ -115,36 +115,20 @@ class FaceProjectionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FaceResamplerConfig:
+class FaceResamplerConfig(ResamplerConfig):
     """FaceID plus: tokens of a face embedding read a picture's states. Defaults: `ip-adapter-faceid-plus_sd15`.
 
     Attributes:
       face_dim: width of the face embedding (ArcFace).
       face_width: of the layer within its projection.
-      embed_dim: width of the picture's penultimate states.
-      num_tokens: image tokens made.
-      width: channels within, and of the tokens.
-      depth, num_heads, head_dim, mlp_width: as of `ResamplerConfig`.
-      cross_attention_dim: width of a token.
+      num_tokens: image tokens made, the resampler's queries.
       shortcut: the face embedding's tokens are added to the resampler's (FaceID plus v2); no shape tells.
-      dtype: of activations; norms and softmax are float32 all the same.
-      param_dtype: of new parameters.
     """
 
-    reads: ClassVar[str] = "penultimate"
     face_dim: int = 512
     face_width: int = 1024
-    embed_dim: int = 1280
     num_tokens: int = 4
-    width: int = 768
-    depth: int = 4
-    num_heads: int = 12
-    head_dim: int = 64
-    mlp_width: int = 3072
-    cross_attention_dim: int = 768
     shortcut: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig | FaceProjectionConfig | FaceResamplerConfig
@@ -254,7 +238,7 @@ class ImageProjection(nn.Module):
 class PerceiverAttention(nn.Module):
     """Latents attend to the picture's states and to themselves (Flamingo, Alayrac et al. 2022, section 2.1)."""
 
-    config: ResamplerConfig | FaceResamplerConfig
+    config: ResamplerConfig
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
@@ -275,7 +259,7 @@ class PerceiverAttention(nn.Module):
 class MLP(nn.Module):
     """Norm, dense, exact GELU, dense, without biases."""
 
-    config: ResamplerConfig | FaceResamplerConfig
+    config: ResamplerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
@@ -288,7 +272,7 @@ class MLP(nn.Module):
 class ResamplerLayer(nn.Module):
     """Attention and feed-forward, each added to the latents."""
 
-    config: ResamplerConfig | FaceResamplerConfig
+    config: ResamplerConfig
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:

@@ -175,9 +175,7 @@ def _motion_settings(imported: Imported, settings: Mapping[str, Any], blocks: li
     if own and isinstance(own.motion, MotionConfig):
         return dataclasses.asdict(own.motion)
     config = {**settings, **(imported.parameters.config or {})}
-    heads = config.get("motion_num_attention_heads") or config.get("motion_module_kwargs", {}).get(
-        "num_attention_heads", MotionConfig.num_heads
-    )
+    heads = config.get("motion_num_attention_heads") or _training_heads(config) or MotionConfig.num_heads
     norms = (imported.parameters.entries[path] for path in blocks if path.endswith("/motion/norm/scale"))
     widths = {width for norm in norms for width in norm.shape[-1:]}
     if not widths <= {320, 640, 1280} and not any(key.startswith("motion_") for key in config):
@@ -190,12 +188,18 @@ def _motion_settings(imported: Imported, settings: Mapping[str, Any], blocks: li
         )
     return dict(
         max_positions=config.get("motion_max_seq_length"),
-        num_heads=heads if isinstance(heads, int) else heads[0],
+        num_heads=heads[0] if isinstance(heads, list | tuple) else heads,
         # in diffusers' UNetMotionModel the one setting serves both sorts of norm
         norm_groups=config.get("motion_norm_num_groups")
         or ("motion_max_seq_length" in config and config.get("norm_num_groups"))
         or math.gcd(MotionConfig.norm_groups, *widths),
     )
+
+
+def _training_heads(config: Mapping[str, Any]) -> Any:
+    """Attention heads that AnimateDiff's own training config tells."""
+    settings = config.get("motion_module_kwargs")
+    return settings.get("num_attention_heads") if isinstance(settings, Mapping) else None
 
 
 def pools_frames(layout: MotionConfig | None, settings: Mapping[str, Any]) -> bool:
