@@ -36,6 +36,16 @@ def get_config() -> ConfigDict:
         )
     )
 
+    # A LoRA: factors beside kernels, whose paths end in /lora/down and /lora/up; wants `train` to name them.
+    config.lora = ConfigDict(
+        dict(
+            rank=0,  # of the factors; 0: no LoRA
+            layers=(
+                r"unet/.*/attention/blocks_\d+/attn[12]/to_(q|k|v|out)",
+            ),  # patterns of the layers that they change
+        )
+    )
+
     add_loss(config)
     config.noise_schedule = sd15.noise_schedule()
     add_optimizer(config)
@@ -119,9 +129,9 @@ def add_clips(config: ConfigDict) -> None:
     """What is trained on."""
     config.data = ConfigDict(
         dict(
-            source="data/webvid",  # a prepared dataset, a folder of *.mp4 + *.txt, a CSV, or stored latents
+            source="data/webvid",  # a prepared dataset, a folder of *.mp4 + *.txt or pictures, a CSV, or stored latents
             videos=placeholder(str),  # the folder that a CSV's paths are relative to
-            frames=16,  # of a clip, 2 or more
+            frames=16,  # of a clip; 1 for pictures
             stride=4,  # 4: every fourth frame of the video
             height=256,  # in pixels, a multiple of 8
             width=256,  # in pixels, a multiple of 8

@@ -9,6 +9,7 @@ import numpy as np
 from i2v_jax.data.decoding import BadClip, Cut, Frames
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # in any case; of two, the first is taken
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # likewise
 CAPTION_SUFFIX = ".txt"
 
 

@@ -14,7 +14,9 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
+from i2v_jax import media
 from i2v_jax.data import colours
 from i2v_jax.data.showing import WHOLE, Orientation, Showing, of_stream
 from i2v_jax.errors import InputError
@@ -23,6 +25,7 @@ CAUSES = {
     "missing file": "there is no file, or it may not be read",
     "empty file": "it has no bytes",
     "not a video": "no container that FFmpeg knows, or one whose header is damaged or cut off",
+    "not a picture": "a file that begins as a picture does, and is damaged, animated, or of a kind that is not read",
     "no video stream": "sound or text alone",
     "unknown codec": "no decoder here knows how its pictures are coded",
     "damaged": "the decoder raised an error",
@@ -39,6 +42,10 @@ CAUSES = {
 """Why a clip cannot be used."""
 
 SKIPS_SAFELY = ("h264", "hevc")  # one packet is one picture, and a picture that no other needs says so
+
+
+PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+"""How PNG, JPEG, BMP and TIFF begin."""
 
 
 class BadClip(Exception):
@@ -117,11 +124,27 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
     Raises:
       BadClip: says why the clip cannot be used.
     """
-    frames, showing = _chosen(video, lambda count: choose_frames(count, cut, rng))
+    content = read_bytes(video)
+    if content.startswith(PICTURES) or (content[:4], content[8:12]) == (b"RIFF", b"WEBP"):
+        return _read_picture(content, cut)
+    frames, showing = _chosen(content, lambda count: choose_frames(count, cut, rng))
     pictures = resize(frames, cut, showing)
     if cut.frames > 1 and (pictures == pictures[0]).all():
         raise BadClip("frozen", f"{cut.frames} equal frames")
     return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut))
+
+
+def _read_picture(content: bytes, cut: Cut) -> Frames:
+    """A picture is a clip of one frame."""
+    if cut.frames > 1:
+        raise BadClip("too short", f"a picture is one frame, {cut.frames} are wanted: data.frames=1 trains on pictures")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            picture = media.to_picture(image)
+    except Exception as error:  # Pillow's decoders raise errors of a dozen types on broken files
+        raise BadClip("not a picture", str(error)) from None
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+    return Frames(resize([frame], cut), central_sizes(*picture.shape[:2], cut))
 
 
 def read_frames(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> UInt8[np.ndarray, "f h w 3"]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIXES, Clip, Source, check_caption
+from i2v_jax.data.clip import CAPTION_SUFFIX, PICTURE_SUFFIXES, VIDEO_SUFFIXES, Clip, Source, check_caption
 from i2v_jax.data.decoding import CAUSES, BadClip
 from i2v_jax.data.small_world.source import SmallWorld
 from i2v_jax.data.stored import Stored, is_stored
@@ -30,8 +30,8 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
     """Opens a source.
 
     Args:
-      path: a folder of `NAME.mp4`, or another video, with `NAME.txt`; a CSV file, see `Table`; a folder prepared by
-        `data.builder` or stored by `training.store`; or "small_world:SPLIT", see `data.small_world`.
+      path: a folder of `NAME.mp4`, or another video, or of pictures, with `NAME.txt`; a CSV file, see `Table`; a folder
+        prepared by `data.builder` or stored by `training.store`; or "small_world:SPLIT", see `data.small_world`.
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
@@ -96,16 +96,18 @@ def _beside(file: Path) -> str:
 class Folder:
     """`NAME.mp4`, or a video with another of `VIDEO_SUFFIXES`, with its caption in `NAME.txt`, in one folder.
 
-    NAME is the clip's id. Endings are taken in any case. What macOS keeps beside files (`._NAME.mp4`) is passed over.
+    In a folder without videos, pictures (`PICTURE_SUFFIXES`) are clips of one frame. NAME is the clip's id. Endings are
+    taken in any case. What macOS keeps beside files (`._NAME.mp4`) is passed over.
 
     Raises:
-      InputError: there are no videos; says what there is.
+      InputError: there are neither videos nor pictures; says what there is.
     """
 
     def __init__(self, path: Path):
         self.path = path
         files = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("._"))
-        self.videos, self.captions = _by_stem(files, VIDEO_SUFFIXES), _by_stem(files, (CAPTION_SUFFIX,))
+        self.videos = _by_stem(files, VIDEO_SUFFIXES) or _by_stem(files, PICTURE_SUFFIXES)
+        self.captions = _by_stem(files, (CAPTION_SUFFIX,))
         self.names = sorted(self.videos.keys() | self.captions.keys())
         if self.videos:
             return
@@ -113,7 +115,10 @@ class Folder:
         hint = f"prepared folder inside: {' or '.join(inside)}" if inside else "folder that they are in"
         seen = Counter("folders" if (path / name).is_dir() else Path(name).suffix or "others" for name in files)
         there = ", ".join(f"{count} {kind}" for kind, count in seen.most_common()) or "nothing"
-        raise InputError(f"{str(path)!r} holds no videos ({', '.join(VIDEO_SUFFIXES)}), but {there}. Give the {hint}.")
+        raise InputError(
+            f"{str(path)!r} holds no videos ({', '.join(VIDEO_SUFFIXES)}) and no pictures, but {there}. "
+            f"Give the {hint}."
+        )
 
     def __reduce__(self):
         return Folder, (self.path,)

@@ -36,6 +36,7 @@ from i2v_jax.weights.assemble import (
 )
 from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
 from i2v_jax.weights.controls import assemble_control, assemble_controlnet, new_controlnet
+from i2v_jax.weights.new_lora import with_new_lora
 from i2v_jax.weights.styles import merge_styles
 from i2v_jax.weights.tensors import Entry
 
@@ -256,8 +257,9 @@ def parts_named(weights: Weights, configs: Mapping[str, Any]) -> dict[str, Part]
 
 
 def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembled]:
-    """As `assemble`, of a training's config on a device; with `control.process`, a ControlNet as "controlnet". Raises
-    InputError also for control networks to sample with, and for a FaceID, which no data are for."""
+    """As `assemble`, of a training's config on a device; with `control.process`, a ControlNet as "controlnet"; with
+    `lora.rank`, factors beside kernels. Raises InputError also for control networks to sample with, and for a FaceID,
+    which no data are for."""
     if config.weights.get("controls"):
         raise InputError(
             f"weights.controls={tuple(config.weights.controls)}: these are sampled with. Leave it out; a ControlNet to "
@@ -273,6 +275,8 @@ def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembl
         )
     if config.get("control", {}).get("process"):
         found["controlnet"] = controlnet_to_train(config, found, arithmetic)
+    if rank := config.get("lora", {}).get("rank"):
+        found = with_new_lora(found, config.lora.layers, rank, np.random.default_rng(config.seed))
     return found
 
 

@@ -215,7 +215,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     configs = {name: network for name, network in configs.items() if not controls.components([name])}
     made = setup.make(config, configs, placement.empty_conditions(configs, stored))
     needed = ["unet"] if stored else list(configs)
-    weights = placement.abstract_weights({component: configs[component] for component in needed})
+    weights = placement.abstract_weights({component: configs[component] for component in needed}, config.get("lora"))
     trained, frozen = tree.split(weights, config.train)
     state = placement.abstract_state(config, trained, made.optimizer, mesh)
     frozen = placement.abstract_frozen(config, frozen, mesh)

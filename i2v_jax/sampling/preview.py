@@ -18,6 +18,7 @@ from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.tree import unflatten
+from i2v_jax.weights.new_lora import merged
 
 FPS = 8
 
@@ -79,7 +80,7 @@ class Preview:
     def show(self, step: int, trained: Mapping[str, jax.Array], folder: Path, monitor: Any) -> None:
         """Writes an mp4 of each picture, and puts it beside the curves; every process must call it."""
         narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in trained.items()}
-        weights = unflatten(on_this_host(self.frozen | narrow, self.mesh))
+        weights = unflatten(on_this_host(merged(self.frozen | narrow), self.mesh))
         configs, controls = self.configs, None
         if "controlnet" in configs:  # is shown the picture, which then stands still
             configs, weights = (in_sampling(of_all) for of_all in (configs, weights))

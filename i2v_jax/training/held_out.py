@@ -25,6 +25,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.training.objective import Batch, Loss
 from i2v_jax.training.reconstruction import ReconstructionLoss
 from i2v_jax.training.step import Flat, State
+from i2v_jax.weights.new_lora import merged
 
 LEVELS = 4  # timesteps at which each clip's loss is measured
 SEED = 0  # of the draws and of which frames are taken, whatever the run's own: runs can be compared
@@ -160,7 +161,7 @@ class HeldOutLoss:
     def _sums(self, trained: Flat, frozen: Flat, batch: Batch, timestep: Int[Array, ""] | None) -> dict[str, Array]:
         batch = dict(batch)
         numbers, weight = batch.pop(NUMBER), batch.pop(WEIGHT)
-        weights = tree.unflatten(frozen | trained)
+        weights = tree.unflatten(merged(frozen | trained))
         draws = draws_of_each(self.loss, batch, numbers)
         if timestep is not None:
             draws = draws._replace(timesteps=jnp.full_like(draws.timesteps, timestep))

@@ -129,7 +129,10 @@ def denoising_loss(
     """
     given = objective.first_frame != "noisy"
     if given and latents.shape[1] < 2:
-        raise InputError("Clips of one frame have nothing to learn beside a clean first frame. Give 2 frames or more.")
+        raise InputError(
+            "Clips of one frame have nothing to learn beside a clean first frame. Give 2 frames or more, or, to train "
+            "on pictures, objective.first_frame='noisy'."
+        )
     noisy = schedule.add_noise(latents, noise, timesteps)
     if given:
         clean = timesteps >= (0 if objective.first_frame == "clean" else schedule.num_train_timesteps // 2)

@@ -18,6 +18,7 @@ from i2v_jax.families.family import family_of
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.training.step import State, init_state
 from i2v_jax.weights.assemble import Assembled
+from i2v_jax.weights.new_lora import FACTORS, factor_shapes
 
 
 def jit_step(step: Callable, state: State, mesh: jax.sharding.Mesh) -> Callable:
@@ -57,6 +58,12 @@ def trained_paths(assembled: Mapping[str, Assembled], patterns: Sequence[str]) -
         raise InputError("`train` names no weights; wanted one pattern or more, such as 'unet/.*/first_frame/.*'.")
     whole = {name: tree.unflatten(it.parameters.entries) for name, it in assembled.items()}
     chosen = set(tree.flatten(tree.select(whole, patterns)))
+    for path in tree.flatten(whole).keys() - chosen:
+        if FACTORS in path:
+            raise InputError(
+                f"lora.rank is set, and `train` leaves out {path}, which would stay as it is: nothing. Name all "
+                "factors, by the pattern '.*/lora/.*'."
+            )
     if added := sorted(path for path in chosen if path.endswith("/added_embedding")):
         raise InputError(
             f"`train` matches {added[0]}, the vectors of weights.embeddings, which are not trained. Leave them out of "
@@ -182,6 +189,11 @@ def empty_conditions(configs: Mapping[str, Any], stored: bool) -> dict[str, Arra
     return {name: jnp.zeros(*wanted[name]) for name in names if name in wanted}
 
 
-def abstract_weights(configs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {component: nested shapes} of networks' weights."""
-    return {component: tree.unflatten(parameter_shapes(config)) for component, config in configs.items()}
+def abstract_weights(configs: Mapping[str, Any], lora: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns {component: nested shapes} of networks' weights, and of the factors of a LoRA that is trained."""
+    weights = {component: tree.unflatten(parameter_shapes(config)) for component, config in configs.items()}
+    if not lora or not lora["rank"]:
+        return weights
+    flat = tree.flatten(weights)
+    factors = factor_shapes({path: leaf.shape for path, leaf in flat.items()}, lora["layers"], lora["rank"])
+    return tree.unflatten(flat | {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in factors.items()})

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from i2v_jax.errors import InputError
 from i2v_jax.training.objective import Batch, Loss
 from i2v_jax.tree import flatten, unflatten
+from i2v_jax.weights.new_lora import merged
 
 Flat = dict[str, Array]
 """Path (`unet/...`) -> leaf."""
@@ -76,7 +77,7 @@ def make_step(
 
     def gradients(trained: Flat, frozen: Flat, batch: Batch, draws):
         def of_trained(trained):
-            value, details = loss(unflatten(frozen | trained), batch, draws)
+            value, details = loss(unflatten(merged(frozen | trained)), batch, draws)
             return value, details["each"]
 
         return jax.value_and_grad(of_trained, has_aux=True)(trained)
@@ -96,7 +97,7 @@ def make_step(
             gradient, (values, each) = jax.lax.scan(add, zeros, parts)
             value, each = jnp.mean(values), each.swapaxes(0, 1).reshape(-1)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
-        counts = _reached(lambda trained: loss(unflatten(frozen | trained), batch, draws)[0], state.trained)
+        counts = _reached(lambda trained: loss(unflatten(merged(frozen | trained)), batch, draws)[0], state.trained)
         updates = {path: leaf if counts[path] else jnp.zeros_like(leaf) for path, leaf in updates.items()}
         trained = optax.apply_updates(state.trained, updates)
         average = state.average

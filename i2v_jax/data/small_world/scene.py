@@ -10,6 +10,7 @@ same at any size.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -139,6 +140,14 @@ class Scene:
         """Such as "a red disc moves left", or "a blue star and a red ring, the camera zooms in"."""
         motion_of = {motion.of: motion.name for motion in self.motions}
         camera = motion_of.pop(CAMERA, None)
+        return self._subjects(motion_of) + (f", the camera {camera}" if camera else "")
+
+    @property
+    def still_caption(self) -> str:
+        """What the caption says of things: "a blue star and a red ring"."""
+        return self._subjects({})
+
+    def _subjects(self, motion_of: Mapping[int, str]) -> str:
         subjects = []
         for number, thing in enumerate(self.objects):
             article = "an" if thing.colour[0] in "aeiou" else "a"
@@ -146,7 +155,7 @@ class Scene:
             if motion_of:
                 words.append(motion_of.get(number, STILL))
             subjects.append(" ".join(words))
-        return " and ".join(subjects) + (f", the camera {camera}" if camera else "")
+        return " and ".join(subjects)
 
     @property
     def motion_caption(self) -> str:

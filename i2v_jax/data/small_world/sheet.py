@@ -1,8 +1,9 @@
 """Writes clips of the small world for people to look at, and a contact sheet of them with their optical flow.
 
-    python -m i2v_jax.data.small_world FOLDER [--clips=18] [--split=train] [--frames=16] [--size=64]
+    python -m i2v_jax.data.small_world FOLDER [--clips=18] [--split=train] [--frames=16] [--size=64] [--look=blueprint]
 
-Clips are NAME.mp4 with NAME.txt; the sheet is contact_sheet.png.
+Clips are NAME.mp4 with NAME.txt; the sheet is contact_sheet.png. With a look, first frames alone, in that look, are
+NAME.png: what a style is learned from.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from skimage import color
 from i2v_jax import media
 from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIXES
 from i2v_jax.data.small_world.drawing import RenderedClip, make
+from i2v_jax.data.small_world.looks import LOOKS
 from i2v_jax.data.small_world.scene import CLIPS, FRAMES, KINDS, SIZE
 from i2v_jax.data.small_world.source import clip_id
 from i2v_jax.errors import InputError
@@ -57,11 +59,17 @@ def main() -> None:
     parser.add_argument("--split", default="train", choices=CLIPS)
     parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of a side")
+    parser.add_argument("--look", choices=LOOKS, help="of pictures, which are then written in the place of clips")
     arguments = parser.parse_args()
     for option in ("clips", "frames", "size"):
         if getattr(arguments, option) < 2:
             raise InputError(f"--{option}={getattr(arguments, option)}: wanted 2 or more.")
     folder, split = Path(arguments.folder).expanduser(), arguments.split
+    if arguments.look:
+        numbers = range(arguments.clips)
+        media.write_files({folder / name: it for i in numbers for name, it in _picture(i, arguments).items()})
+        print(f"{arguments.clips} pictures in {folder}")
+        return
     clips = [make(index, split, arguments.frames, arguments.size) for index in range(arguments.clips)]
     files = {folder / "contact_sheet.png": media.encode_png(contact_sheet(clips))}
     for index, clip in enumerate(clips):
@@ -69,3 +77,11 @@ def main() -> None:
         files[folder / f"{clip_id(index, split)}{CAPTION_SUFFIX}"] = clip.caption.encode()
     media.write_files(files)
     print(f"{len(clips)} clips and contact_sheet.png in {folder}")
+
+
+def _picture(index: int, arguments: argparse.Namespace) -> dict[str, bytes]:
+    """A clip's first frame in a look, and its caption: "a red disc, blueprint"."""
+    clip, name = make(index, arguments.split, 2, arguments.size), clip_id(index, arguments.split)
+    picture = LOOKS[arguments.look](clip.video[0])
+    caption = f"{clip.scene.still_caption}, {arguments.look}"
+    return {f"{name}.png": media.encode_png(picture), f"{name}{CAPTION_SUFFIX}": caption.encode()}
