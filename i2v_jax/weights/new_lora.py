@@ -59,7 +59,7 @@ def factor_shapes(kernels: Mapping[str, tuple[int, ...]], layers: Sequence[str],
 def with_new_lora(
     assembled: Mapping[str, Assembled], layers: Sequence[str], rank: int, rng: np.random.Generator
 ) -> dict[str, Assembled]:
-    """Returns components with factors that change nothing yet: `down` is uniform, as PyTorch's layers begin, `up` zeros.
+    """Returns components with factors that change nothing yet: `down` as PyTorch's layers begin, uniform; `up` zeros.
 
     Args:
       assembled: component -> what was found.
