@@ -1,0 +1,114 @@
+"""Whether objects go where a control shows, against what the prompt says: a ControlNet on the small world.
+
+    python train.py --config configs/train/controlnet.py:small_world
+    python -m benchmarks.control_following [--controlnet runs/controlnet/trained.safetensors] [--clips 100]
+
+Each held-out clip's first frame is animated three times: with the outlines of the same clip in which every motion goes
+the other way, which its prompt denies; with those of the clip itself; with none. Motions are named by the renderings
+that videos are most like, and by their optical flow. Writes a picture of some clips, `OUTPUT.png`.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from i2v_jax import media
+from i2v_jax.data.small_world import RenderedClip, Scene, draw, render_clip
+from i2v_jax.devices.mesh import make_mesh
+from i2v_jax.evaluation import direction, flow, report
+from i2v_jax.families.model import Model
+from i2v_jax.sampling.controls.preprocess import find
+from i2v_jax.sampling.controls.settings import ControlSettings
+from i2v_jax.sampling.pipeline import Pipeline
+from i2v_jax.sampling.presets import preset
+from i2v_jax.sampling.settings import Settings
+
+SIZE, FRAMES, BATCH = 48, 8, 10
+FIRST = 500  # held-out clips from here on, as evaluate.py takes
+OUTLINES = "canny:low=40,high=80"  # as configs/train/controlnet.py trains on
+
+
+def animate(pipeline: Pipeline, clips: list[RenderedClip], outlines: list[np.ndarray], settings: Settings) -> list:
+    """Videos of the clips' first frames and captions, with these outlines as control; clip n has the seed n."""
+    videos = []
+    for first in range(0, len(clips), BATCH):
+        some = slice(first, first + BATCH)
+        videos += pipeline(
+            [clip.video[0] for clip in clips[some]],
+            [clip.caption for clip in clips[some]],
+            list(range(first, first + len(clips[some]))),
+            settings=settings,
+            controls=[tuple(list(pictures) for pictures in outlines[some])],
+        )
+    return videos
+
+
+def shares(videos: list, scenes: list[Scene], clips: list[RenderedClip]) -> dict[str, list[float]]:
+    """{method: of each video, the share of its scene's motions that it shows}."""
+    found = {"by rendering": [], "by flow": []}
+    for video, scene, clip in zip(videos, scenes, clips):
+        ahead, _ = flow.estimated(video, flow.dis)
+        found["by rendering"].append(direction.direction_accuracy(direction.motions_by_rendering(video, scene)))
+        named = direction.motions_by_flow(ahead, clip.masks[:, 0], scene.motions)
+        found["by flow"].append(direction.direction_accuracy(named))
+    return found
+
+
+def figure(clips, outlines, videos: dict[str, list], shown: list[int]) -> media.Picture:
+    """Rows of clips: the picture, the contradicting outlines, the video that follows them, the video without."""
+    times = [FRAMES // 2, FRAMES - 1]
+    rows, titles = [], ["picture"]
+    for title in ("control", "with it", "by the prompt alone"):
+        titles += [f"{title}, frame {time + 1}" for time in times]
+    for number in shown:
+        of_clip = [outlines[number], videos["denied"][number], videos["none"][number]]
+        rows.append([clips[number].video[:1], *(video[time][None] for video in of_clip for time in times)])
+    return report.side_by_side(rows, titles, [clips[number].caption for number in shown], tile=96)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--controlnet", default="runs/controlnet/trained.safetensors")
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the control")
+    parser.add_argument("--output", default="output/control_following", type=Path)
+    parser.add_argument("--show", type=int, nargs="+", default=[0, 2, 8, 13], help="numbers of clips in the picture")
+    args = parser.parse_args()
+    scenes = [draw(FIRST + number, "held_out") for number in range(args.clips)]
+    others = [scene.opposite() for scene in scenes]
+    clips, contrary = ([render_clip(scene, FRAMES, SIZE) for scene in of] for of in (scenes, others))
+    outline = find(OUTLINES)
+    agreeing, denying = ([outline(clip.video) for clip in of] for of in (clips, contrary))
+
+    bundled = preset("default")
+    weights = dataclasses.replace(bundled.weights, controls=(args.controlnet,))
+    mesh = make_mesh({"data": 1})
+    pipeline = Pipeline(Model.load(weights, schedule=bundled.schedule, mesh=mesh), mesh)
+    videos, rows = {}, []
+    for name, pictures, scale, truth in (
+        ("denied", denying, args.scale, others),
+        ("agreed", agreeing, args.scale, scenes),
+        ("none", agreeing, 0.0, scenes),
+    ):
+        settings = dataclasses.replace(bundled.settings, controls=ControlSettings(scales=scale))
+        videos[name] = animate(pipeline, clips, pictures, settings)
+        rows.append((name, shares(videos[name], truth, clips)))
+    print("| prompt and control | motions that go | by rendering | by flow |\n|---|---|---|---|")
+    what = {"denied": ("disagree", "by the control"), "agreed": ("agree", "by both"), "none": ("none", "by the prompt")}
+    for name, found in rows:
+        cells = []
+        for values in found.values():
+            mean, low, high, _ = report.summarise(values)
+            cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+        print(f"| {' | '.join((*what[name], *cells))} |")
+    path = args.output.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = [number for number in args.show if number < args.clips]
+    media.write_png(path, figure(clips, denying, videos, shown), overwrite=True)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
