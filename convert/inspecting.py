@@ -9,6 +9,7 @@ from convert import embeddings
 from convert.parts import adapter_part, part_of
 from convert.tables import megabytes, table
 from i2v_jax.errors import InputError
+from i2v_jax.families.downloads import Part, telling_all
 from i2v_jax.families.few_steps import sort_of
 from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
 from i2v_jax.models.adapters import ADAPTERS
@@ -54,27 +55,31 @@ FORMATS_OF_TOOLS = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a description of every source."""
-    for source in arguments.sources:
-        if embeddings.inspect(source):
-            continue
-        opened = open_files(source, arguments.variant)
-        tensors = [tensors for tensors, _ in opened]
-        unread = next((kind for held in tensors if (kind := unread_kind(held))), None)
-        found = _recognised(opened, unread is not None)
-        told = first_told([told_by_source(source, held) for held in tensors])
-        about = [f"{unread[0].title}, which {unread[0].why}"] if unread else describe(found)
-        about += [*_bundled(tensors), *_distilled(source, unread is not None), *filter(None, [told.sentence()])]
-        print(f"{source}: {'; '.join(about)}")
-        if unread:
-            print(unread[0].instead)
-            print(table(("tensors", "parameters", "size"), [_totals(tensors)]))
-        else:
-            print(table(("part", "format", "tensors", "parameters", "dtype", "size"), _rows(found)))
-        _print_notes(found, tensors, arguments.skip_unknown)
-        if arguments.keys:
-            print(table(("name", "path", "shape", "dtype"), _keys(found) if found else _raw_keys(tensors)))
+    """Prints a description of every source; InputError for those that are not here, all at once."""
+    with telling_all(lambda: [Part("SOURCE", source, variant=arguments.variant) for source in arguments.sources]):
+        for source in arguments.sources:
+            if not embeddings.inspect(source):
+                _inspect(source, arguments)
     return 0
+
+
+def _inspect(source: str, arguments: argparse.Namespace) -> None:
+    opened = open_files(source, arguments.variant)
+    tensors = [tensors for tensors, _ in opened]
+    unread = next((kind for held in tensors if (kind := unread_kind(held))), None)
+    found = _recognised(opened, unread is not None)
+    told = first_told([told_by_source(source, held) for held in tensors])
+    about = [f"{unread[0].title}, which {unread[0].why}"] if unread else describe(found)
+    about += [*_bundled(tensors), *_distilled(source, unread is not None), *filter(None, [told.sentence()])]
+    print(f"{source}: {'; '.join(about)}")
+    if unread:
+        print(unread[0].instead)
+        print(table(("tensors", "parameters", "size"), [_totals(tensors)]))
+    else:
+        print(table(("part", "format", "tensors", "parameters", "dtype", "size"), _rows(found)))
+    _print_notes(found, tensors, arguments.skip_unknown)
+    if arguments.keys:
+        print(table(("name", "path", "shape", "dtype"), _keys(found) if found else _raw_keys(tensors)))
 
 
 def _recognised(opened: list[tuple[Tensors, str]], may_fail: bool) -> list[tuple[str, Imported]]:

@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # tests run in several processes
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compiling's, here and in commands
 
 import jax
 import numpy as np
@@ -24,7 +25,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests s
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compiling's; commands do without
 
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second

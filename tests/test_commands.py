@@ -380,11 +380,21 @@ def test_a_csv_gives_one_job_per_row(tmp_path):
         ("picture,prompt,seed\ncat.jpg,a,4294967296\n", "line 2: the seed '4294967296'"),
         ("picture,prompt,seed\ncat.jpg,a," + "9" * 5000, "line 2: the seed '9"),
         ('picture,prompt\ncat.jpg,"a cat\n', "line 2: .*quotes"),
+        ('picture,prompt,image_prompts.pictures\ncat.jpg,a,"(1,)"\n', "line 2: image_prompts.pictures has 1, the path"),
+        ('picture,prompt,controls.pictures\ncat.jpg,a,"(None,)"\n', "line 2: controls.pictures has None, the path"),
     ],
 )
 def test_a_bad_csv_is_named_with_its_line(tmp_path, text, message):
+    files = {"image_prompts.pictures": (), "controls.pictures": ()}
     with pytest.raises(InputError, match=message):
-        read_jobs(write_csv(tmp_path, text))
+        read_jobs(write_csv(tmp_path, text), settings=files)
+
+
+def test_a_row_names_one_file_as_it_is(tmp_path):
+    files = {"image_prompts.pictures": ()}
+    text = "picture,prompt,image_prompts.pictures\ncat.jpg,a,style.png\n"
+    (job,) = read_jobs(write_csv(tmp_path, text), settings=files)
+    assert job.changes == (("image_prompts.pictures", (str(tmp_path / "style.png"),)),)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

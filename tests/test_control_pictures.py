@@ -11,6 +11,7 @@ from i2v_jax.data.small_world.drawing import make
 from i2v_jax.errors import InputError
 from i2v_jax.sampling.controls import preprocess
 from i2v_jax.sampling.controls.given import read_all
+from i2v_jax.sampling.controls.numbered import in_order
 from i2v_jax.sampling.controls.pictures import read
 from i2v_jax.sampling.controls.preview import main
 from i2v_jax.sampling.controls.settings import ControlSettings
@@ -223,6 +224,12 @@ def test_folders_with_holes(folder, tmp_path):
     bad("holds no pictures or keypoints .*but nothing", tmp_path / "empty")
     (tmp_path / "empty" / "a.mp4").touch()
     bad("holds no pictures .*1 .mp4. Give a video's path, such as '.*a.mp4'", tmp_path / "empty")
+
+
+def test_digits_that_are_no_numbers_are_letters(tmp_path):
+    for name in ("1\u00b21.png", "10.png", "9.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in in_order(tmp_path, (".png",))] == ["1\u00b21.png", "9.png", "10.png"]
 
 
 def test_sources_that_are_not_there(folder, tmp_path):

@@ -291,6 +291,9 @@ def test_control_pictures_that_do_not_pair_are_refused(given, networks, message)
         (dict(frames=(0, 3)), "wanted different frames from 0 to 2, and not 3"),
         (dict(frames=(1, 1)), "wanted different frames from 0 to 2"),
         (dict(first_frame=1), "1 is not true or false"),
+        (dict(frames=1), "controls.frames=1: wanted a tuple"),
+        (dict(frame_scales=np.ones(3)), "controls.frame_scales=.*wanted a tuple"),
+        (dict(starts=0.5, ends=0.52), "steps none lies whole between 0.5 and 0.52 of the run"),
         (dict(process=3), "3 is not the name of a preprocessor"),
     ],
 )

@@ -41,8 +41,8 @@ from tests import test_formats_original as original
 from tests.test_ip_adapter import PROJECTIONS
 from tests.torch_models import randomise
 
-FILES = 2000
-FIRST = int(os.environ.get("I2V_FIRST_DAMAGE", 0))  # other files than those of the suite: 2000, 4000, ...
+FILES = 1000
+FIRST = int(os.environ.get("I2V_FIRST_DAMAGE", 0))  # other files than those of the suite: 1000, 2000, ...
 SECONDS = 20  # for one file
 MEGABYTES = 500  # that all of them may add to this process
 

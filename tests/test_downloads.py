@@ -101,7 +101,7 @@ def test_just_what_is_needed_is_fetched(offline):
     of_weights = {name for name in chosen if not name.endswith((".json", ".txt"))}
     assert of_weights == {name for name in REPOSITORY if name.endswith(".fp16.safetensors")} and " GB" not in half
     alone = message_of(lambda: convert(["inspect", f"{source}/v1-5-pruned-emaonly.safetensors"]))
-    assert f"`hf download {source} v1-5-pruned-emaonly.safetensors --local-dir {source}`" in alone
+    assert downloads(alone) == {source: ["v1-5-pruned-emaonly.safetensors"]}
 
 
 def test_what_an_earlier_run_fetched_is_not_missing(offline, tmp_path):
@@ -113,6 +113,12 @@ def test_what_an_earlier_run_fetched_is_not_missing(offline, tmp_path):
     (folder / "snapshots" / "0" / "mm_sd_v15.ckpt").touch()
     message = message_of(lambda: weights.tokenizer_of(SD15.text.encoders[0]))
     assert downloads(message).keys() == {weights.base}
+
+
+def test_inspect_tells_all_that_is_missing(offline):
+    message = message_of(lambda: convert(["inspect", MOTION, f"{BASE}/v1-5-pruned.ckpt", "/nowhere/x.safetensors"]))
+    assert downloads(message).keys() == {BASE, "guoyww/animatediff"}
+    assert "/nowhere/x.safetensors' is no file" in message or "/nowhere/x.safetensors': no such file" in message
 
 
 def networks_by_size():

@@ -265,6 +265,19 @@ def test_a_token_defined_twice_is_refused(tmp_path):
         Weights(base="x", embeddings=(str(first), f"style={other}")).read_embeddings()
 
 
+def test_vectors_of_different_precisions_go_together(tmp_path):
+    for name, dtype in dict(a=np.float16, b=ml_dtypes.bfloat16).items():
+        save_file({"emb_params": vectors(1).astype(dtype)}, tmp_path / f"{name}.safetensors")
+    both = [embedding for name in "ab" for embedding in read(str(tmp_path / f"{name}.safetensors"))]
+    found = vectors_for(by_token(both), {"text_encoder": 768}, "SD1.5")
+    assert found["text_encoder"].shape == (2, 768) and found["text_encoder"].dtype == np.float32
+
+
+def test_a_lora_given_twice_brings_its_embeddings_once(tmp_path):
+    save_file({"bundle_emb.tok.clip_l": vectors(1)}, lora := tmp_path / "lora.safetensors")
+    assert list(Weights(base="x", loras=(f"{lora}=0.5", f"{lora}=0.2")).read_embeddings()) == ["tok"]
+
+
 def test_a_lora_of_onetrainer_brings_its_own(tmp_path):
     lora, own = tmp_path / "lora.safetensors", write(tmp_path / "style.safetensors", "kohya", vectors(1))
     save_file({"bundle_emb.tok.clip_l": vectors(2), "bundle_emb.tok.clip_g": vectors(2, 1280)}, lora)

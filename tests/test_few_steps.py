@@ -95,6 +95,12 @@ def test_timesteps_are_those_of_the_makers(name, timesteps, kind):
     assert preset("sdxl_lightning:1").schedule.prediction_type == "sample"
 
 
+def test_reuse_of_features_is_not_for_so_few_steps():
+    config = load("hyper_sd:sdxl_2")
+    config.deep_cache_every = 2
+    assert "deep_cache_every=2" in warnings_of(config, chosen_of(config))[0]
+
+
 def test_an_unknown_row_is_refused():
     with pytest.raises(InputError, match="animatediff_lightning.py:3: wanted one of 1, 2, 4, 8"):
         load("animatediff_lightning:3")

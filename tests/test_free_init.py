@@ -1,6 +1,7 @@
 """FreeInit: filters and re-initialisations equal diffusers'; in the pipeline it goes with the held first frame."""
 
 import dataclasses
+import warnings
 
 import diffusers
 import numpy as np
@@ -13,7 +14,7 @@ from i2v_jax.diffusion import free_init, samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.frame_similarity_prior import degrade
 from i2v_jax.diffusion.free_init import FILTERS, FreeInit
-from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.sampling.watch import Watch
@@ -116,6 +117,17 @@ def test_mixing_keeps_the_middle_of_the_low_and_the_rest_of_the_high():
 def test_bad_settings_say_what_to_mend(change, message):
     with pytest.raises(InputError, match=message):
         FreeInit(**change)
+
+
+def test_few_frames_of_which_nothing_is_kept_are_warned_of():
+    schedule = ANIMATEDIFF_SD15
+    few = dataclasses.replace(SETTINGS, frames=3, free_init=FreeInit(3))
+    with pytest.warns(UserWarning, match="keeps 9% of the lowest frequency of 3 frames"):
+        few.check_values(schedule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataclasses.replace(few, frames=16).check_values(schedule)
+        dataclasses.replace(few, free_init=FreeInit()).check_values(schedule)
 
 
 def test_configs_have_it_and_earlier_records_need_not():

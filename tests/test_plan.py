@@ -93,6 +93,23 @@ def test_a_sampling_step_with_control_networks_is_traced(slice_):
     assert not any("control" in path for path in tree.flatten(kinds["frozen"]))
 
 
+@pytest.mark.parametrize(
+    "changes, added", [({"control.process": "canny"}, "controlnet/"), ({"lora.rank": 4}, "/lora/")]
+)
+def test_what_is_trained_beside_the_unet_is_planned(changes, added, slice_):
+    """A ControlNet that there is not yet, and a LoRA's factors."""
+    config = tiny()
+    config.update_from_flattened_dict(
+        changes | {"branches": (), "train": (".*/lora/.*" if "lora" in added else "controlnet/.*",)}
+    )
+    found = plan.training_program(config, slice_[1])
+    state, metrics = jax.eval_shape(found.function, *found.arguments)
+    assert state.trained and all(added in path for path in state.trained) and metrics.loss.shape == ()
+    assert ("control" in found.arguments[2]) == (added == "controlnet/")
+    if "control" in found.arguments[2]:
+        plan.sampling_program(config, slice_[1])
+
+
 def test_every_round_of_a_loop_counts(slice_):
     """Products and sends in a loop; XLA's own analysis sees one round."""
 

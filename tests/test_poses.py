@@ -213,6 +213,10 @@ def test_a_frame_without_people_is_black(empty, tmp_path):
         (3, "no keypoints; wanted COCO's"),
         (openpose(hand_left_keypoints_2d=flat(BODY)), "a hand of 18 keypoints; wanted 21"),
         ([{"image_id": i, "keypoints": flat(BODY[COCO])} for i in (0, 1, 3)], "image_id 2 is missing"),
+        (
+            [{"image_id": f"{i}.jpg", "keypoints": flat(BODY[COCO])} for i in (9, 10, 12)],
+            "lacks number 11: after '10.jpg'",
+        ),
         ({"bodies": {"candidate": [[0.5, 0.5]], "subset": [[4] * 18]}}, "does not number 'candidate'"),
     ],
 )
@@ -252,6 +256,25 @@ def test_whatever_is_in_the_wrong_place_is_bad_input_or_drawn(tmp_path):
                     read(write(tmp_path / "pose.json", document), 1, 16, 16)
                 except InputError as error:
                     assert "pose.json" in str(error)
+
+
+def test_frames_named_by_text_are_in_the_order_of_their_numbers(tmp_path):
+    shifted = [{"image_id": f"{i}.jpg", "keypoints": flat(BODY[COCO] + [i, 0])} for i in (10, 2, 11, 1)]
+    shifted += [{"image_id": f"{i}.jpg", "keypoints": flat(BODY[COCO] + [i, 0])} for i in range(3, 10)]
+    poses = read_poses(write(tmp_path / "pose.json", shifted))
+    assert [pose.people[0].body[0, 0] - BODY[0, 0] for pose in poses] == list(range(1, 12))
+
+
+def test_damaged_files_of_keypoints_are_bad_input(tmp_path):
+    np.savez(tmp_path / "a.npz", keypoints=np.zeros((4, 1, 18, 3)))
+    content = (tmp_path / "a.npz").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:60] + b"xxxx" + content[64:]):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match="a.npz': no arrays of numbers"):
+            read_poses(tmp_path / "a.npz")
+    (tmp_path / "pose.json").write_text("[" * 50_000)
+    with pytest.raises(InputError, match="pose.json"):
+        read_poses(tmp_path / "pose.json")
 
 
 def test_other_bad_poses(drawn, tmp_path):

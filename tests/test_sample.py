@@ -132,7 +132,6 @@ def picture(path: Path, mode: str = "RGB", size=(80, 64)) -> Path:
 def test_the_command_in_a_process_of_its_own(tmp_path, good):
     flags = [flag for flag in FLAGS if "compilation_cache" not in flag]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
     command = [sys.executable, "-X", "importtime", ROOT / "sample.py", *flags]
     command += [f"--config.compilation_cache={CACHE}", "--config.output=here", "--config.fps=12", "--config.seed=7"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

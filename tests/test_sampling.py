@@ -317,6 +317,11 @@ def test_a_run_from_a_record_names_what_differs(tmp_path):
     other = config(f"--config={path}", f"--config.image={picture(tmp_path / 'other.png', 'green')}")
     assert record.differences(record.read(path), other, HASHES) == []  # another picture is meant
     assert "other.png is not" in record.differences(record.read(path), other, HASHES, strict=True)[0]
+    folder = config(f"--config={path}", f"--config.image={tmp_path}")
+    assert record.differences(record.read(path), folder, HASHES) == []
+    assert (
+        "is no picture, and the record is of" in record.differences(record.read(path), folder, HASHES, strict=True)[0]
+    )
 
 
 def test_a_record_of_an_earlier_version_says_nothing_of_its_picture(tmp_path):
@@ -550,6 +555,22 @@ def test_the_command_warns_or_refuses_where_a_record_differs(tmp_path, command):
     assert code == 2 and re.search(f"error: {message}", shown) and not Painter.calls
     code, _, shown = command(source=path)
     assert code == 0 and re.search(f"warning: {message}.*The video may differ", shown)
+
+
+def test_rows_take_the_place_of_a_records_picture(tmp_path, command):
+    assert command()[0] == 0
+    for name in ("one.png", "two.png"):
+        picture(tmp_path / name)
+    (tmp_path / "rows.csv").write_text("picture,prompt\none.png,a\ntwo.png,b\n")
+    code, _, _ = command(f"--config.csv={tmp_path / 'rows.csv'}", source=tmp_path / "out" / "cat.json")
+    assert code == 0 and stems(tmp_path / "out") == ["cat", "one", "two"]
+
+
+def test_second_prompts_are_looked_at_before_anything_is_made(tmp_path, command):
+    code, _, shown = command("--config.prompt_2=a b")
+    assert code == 2 and "a prompt for a second text encoder, and Stable Diffusion 1.5 has one" in shown
+    code, _, shown = command(f"--config.prompt_2={'word ' * 100}")
+    assert code == 2 and "77" in shown and not Painter.calls
 
 
 def test_the_command_says_what_the_bundled_model_knows(tmp_path, command):

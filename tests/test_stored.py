@@ -387,3 +387,10 @@ def test_commands_that_make_no_sense(tmp_path, monkeypatch, flags, message):
     monkeypatch.setattr(store.jax.config, "update", lambda *_: None)  # the tests' own cache stays
     with pytest.raises(InputError, match=message):
         store.main()
+
+
+def test_every_encoder_is_frozen_where_clips_are_stored():
+    stored.check_frozen(["unet/conv_in/kernel"])
+    for name in ("vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj"):
+        with pytest.raises(InputError, match=f"'{name}/x/kernel' is to be trained"):
+            stored.check_frozen([f"{name}/x/kernel"])

@@ -477,6 +477,8 @@ def test_what_a_resume_changes_is_told():
     before = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
     now = json.loads(commands.load_config("tests/configs/train.py").to_json_best_effort())
     assert changes(before, now) == []
+    del before["lora"], before["control"]  # which a run of before had not, and which are off
+    assert changes(before, now) == []
     now["folder"], now["mesh"]["fsdp"], now["log"]["every_steps"], now["data"]["workers"] = "other", 2, 7, 3
     assert changes(before, now) == []
     now["optimizer"]["learning_rate"], now["data"]["source"], now["optimizer"]["clip_norm"] = 3e-4, "other", 1.0

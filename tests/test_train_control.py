@@ -135,6 +135,8 @@ def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
     "changes, words",
     [
         (dict(control__process="cany"), "No preprocessor 'cany'.*Did you mean 'canny'"),
+        (dict(control__process="pose"), "process='pose' draws keypoints, and clips have none"),
+        (dict(control__process="canny:low=-5"), "low=-5"),
         (dict(control__process="", control__source="x.safetensors"), "control.source='x.safetensors' without"),
         (dict(loss="reconstruction"), "with loss='reconstruction'"),
         (dict(weights__controls="('x.safetensors',)"), "these are sampled with"),

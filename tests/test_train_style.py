@@ -19,6 +19,7 @@ from i2v_jax.data.small_world import make
 from i2v_jax.data.small_world.looks import LOOKS
 from i2v_jax.data.sources import open_source
 from i2v_jax.errors import InputError
+from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.weights.assemble import Assembled
 from i2v_jax.weights.low_rank import load_lora, merge_lora
 from i2v_jax.weights.new_lora import factor_shapes, merged, with_new_lora
@@ -99,6 +100,33 @@ def test_gradients_of_factors_are_those_of_the_kernel_by_the_chain_rule():
     np.testing.assert_allclose(of_up, down.T @ of_kernel, rtol=1e-4, atol=1e-4)
 
 
+def test_the_program_is_the_same_in_every_process(tmp_path):
+    """The order of layers is not that of a set of texts, which differs from process to process."""
+    script = (
+        "import jax, numpy as np; from i2v_jax.weights.new_lora import merged;"
+        "flat = {f'l{i}/{leaf}': np.ones(s, 'f') for i in range(6) for leaf, s in "
+        "(('kernel', (i + 2, 3)), ('lora/down', (i + 2, 1)), ('lora/up', (1, 3)))};"
+        "print(jax.jit(merged).lower(flat).as_text())"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=ONE_DEVICE | {"PYTHONHASHSEED": seed}, capture_output=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(texts) == 1 and b"dot_general" in texts.pop()
+
+
+def test_muon_takes_factors_for_matrices():
+    flat = {path: jnp.ones(shape) for path, shape in (("a/lora/down", (5, 2)), ("a/lora/up", (2, 4)), ("a/bias", (4,)))}
+    state = Optimizer(kind="muon").make(10).init(flat)
+    text = str(jax.tree.structure(state))
+    assert jax.tree.leaves(state) and "MuonState" in text
+    updates, _ = Optimizer(kind="muon", learning_rate=1.0, weight_decay=0.0).make(10).update(flat, state, flat)
+    singular = np.linalg.svd(updates["a/lora/down"], compute_uv=False)  # made orthogonal, but for what is of rank 1
+    assert singular[0] > 0.1
+
+
 def test_new_factors_change_nothing_and_are_the_same_for_a_seed():
     whole = kernels(np.random.default_rng(0))
     entries = Tensors.of({path.removeprefix("unet/"): leaf for path, leaf in whole.items()})
@@ -149,6 +177,11 @@ def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
         (dict(lora__layers="('unet/.*/to_qq',)"), "the pattern 'unet/.*/to_qq' matches no layer"),
         (dict(lora__layers="('unet/(',)"), "is not a regular expression"),
         (dict(train="('unet/.*/attn1/to_q/lora/.*',)"), "`train` leaves out unet/.*/lora/"),
+        (
+            dict(train="('.*/lora/.*', 'unet/conv_out/.*')"),
+            "`train` also matches unet/conv_out/bias.*Train one at a time",
+        ),
+        (dict(lora__layers="('vae/.*',)"), "matches 'vae/.*'; a LoRA is of unet, text_encoder, text_encoder_2"),
         (dict(objective__first_frame="clean"), "Clips of one frame .* objective.first_frame='noisy'"),
         (dict(data__frames=4), "a picture is one frame, 4 are wanted: data.frames=1"),
     ],

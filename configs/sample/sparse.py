@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = sd15.get_config()
     config.weights.motion = "guoyww/animatediff/v3_sd15_mm.ckpt"
     config.weights.adapter = ""  # SparseCtrl ties the video to its pictures, the first among them
+    config.weights.loras = ("guoyww/animatediff/v3_sd15_adapter.ckpt=1.0",)  # the look of the clips it was trained on
     config.weights.controls = ("guoyww/animatediff/v3_sd15_sparsectrl_rgb.ckpt",)
     config.controls.frames = (0, 15)  # the first and the last of 16
     return config

@@ -1,8 +1,12 @@
 """A ControlNet beside a frozen model, trained on the outlines of clips: `controlnet.py:small_world` or `:sd15`.
 
     python train.py --config configs/train/controlnet.py:sd15 --config.data.source=CLIPS
-    python sample.py --config.weights.controls="('runs/controlnet/trained.safetensors',)" \\
-        --control=VIDEO --config.controls.process=canny --image=PICTURE --prompt="..."
+    python sample.py --config configs/sample/sd15.py \\
+        --config.weights.controls="('runs/controlnet/trained.safetensors',)" --control=VIDEO \\
+        --config.controls.process=canny --image=PICTURE --prompt="..."
+
+That of the small world is sampled with by the default config, with the outlines that it was trained on:
+`--config.controls.process=canny:low=40,high=80`.
 
 It begins as a copy of the UNet's first half, with outputs of zeros (Zhang et al. 2023); half of the prompts are
 dropped, so that it learns to read the outlines.

@@ -1,7 +1,7 @@
 """A style, or a thing, from a few pictures: a LoRA beside the UNet, or the whole UNet (as in DreamBooth, Ruiz et al.).
 
     python train.py --config configs/train/style.py:sd15_lora --config.data.source=PICTURES
-    python sample.py --config configs/sample/style.py --image=PICTURE --prompt="a cat, ink" \\
+    python sample.py --config configs/sample/sd15.py --image=PICTURE --prompt="a cat, ink" \\
         --config.weights.loras="('runs/style/trained.safetensors=0.8',)"
 
 PICTURES is a folder of NAME.png (or .jpg, .webp) with NAME.txt, what each shows and a word for the style. What has

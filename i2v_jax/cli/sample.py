@@ -37,10 +37,13 @@ def main() -> None:
     # Whatever can be wrong is found before anything costly begins.
     source = command_line.source(argv)
     recorded = record.read(source)
+    given = command_line.given_keys(argv)
+    if config.csv and "csv" in given and "image" not in given:
+        config.image = ""  # the rows in the place of a record's picture
     if recorded and config.image:
         config.image = record.find_picture(recorded, source, config.image)
         config.controls.pictures = record.find_control_pictures(recorded, source, config.controls.pictures)
-    todo = jobs.of_config(config, command_line.given_keys(argv))
+    todo = jobs.of_config(config, given)
     schedule = NoiseSchedule(**config.noise_schedule)
     run.check(config, todo, schedule)
     weights = Weights.of_config(config.weights)

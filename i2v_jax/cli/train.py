@@ -305,7 +305,7 @@ def check_control(config: ConfigDict) -> None:
                 "clips, such as --config.control.process=canny."
             )
         return
-    preprocess.find(control.process)
+    preprocess.check_on(control.process, config.data.frames, config.data.height, config.data.width)
     if config.loss != "denoising":
         raise InputError(f"control.process={control.process!r} with loss={config.loss!r}: wanted loss='denoising'.")
     if stored.is_stored(config.data.source):

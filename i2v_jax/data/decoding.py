@@ -327,7 +327,8 @@ def _crop_and_scale(frame: av.VideoFrame, showing: Showing, height: int, width: 
     high, wide = showing.seen(frame.height, frame.width)
     aspect = float(showing.aspect)
     scale = max(height / high, width / (wide * aspect))
-    size = f"{min(wide, round(width / scale / aspect))}:{min(high, round(height / scale))}"  # the crop is central
+    sides = min(wide, round(width / scale / aspect)), min(high, round(height / scale))
+    size = ":".join(str(max(1, side)) for side in sides)  # the crop is central
     seen = [] if (high, wide) == (frame.height, frame.width) else [f"{wide}:{high}:{showing.left}:{showing.top}"]
     flags = "bicubic+accurate_rnd+full_chroma_int"
     graph = av.filter.Graph()

@@ -90,7 +90,9 @@ def _beside(file: Path) -> str:
     if not os.path.isdir(file.parent):
         return f"; there is no folder {str(file.parent)!r}"
     others = sorted(name for name in os.listdir(file.parent) if Path(name).stem == file.stem)
-    return f"; there is {', '.join(others)}" if others else ""
+    pictures = any(name.lower().endswith(PICTURE_SUFFIXES) for name in others)
+    why = "; pictures are clips only in a folder without videos" if pictures else ""
+    return f"; there is {', '.join(others)}{why}" if others else ""
 
 
 class Folder:

@@ -24,7 +24,7 @@ from i2v_jax.hub import on_disk
 
 ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
 EXACT = ("sizes",)  # float16 rounds counts of pixels above 2048
-ENCODERS = ("vae", "text_encoder", "image_encoder", "image_proj")
+ENCODERS = ("vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
 IDS = "ids-{host:05d}-{part:05d}.json"  # of a part's clips, in its order
 PROGRESS = "progress-{host:05d}.json"

@@ -4,6 +4,7 @@ A noise of video that is drawn element by element lacks what low frequencies a n
 clips keep some of their content; those that a finished run has, replace them. Filters are over frames, height, width.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def low_pass(settings: FreeInit, shape: tuple[int, int, int]) -> Float[np.ndarra
     Args:
         settings: which filter, and where it ends. The formulas are those of the published code; "ideal" is as in
             diffusers, where frequencies up to a distance of sqrt(2 spatial) are low.
-        shape: frames, height and width of the latents. Frequency 0 is in the middle, at size // 2 of each axis.
+        shape: frames, height and width of the latents. Frequency 0 is in the middle, at size // 2 of each axis; where a
+            size is odd, the published formula lies half a frequency beside it.
     """
     if not settings.spatial or not settings.temporal:
         return np.zeros(shape, np.float32)
@@ -78,6 +80,23 @@ def low_pass(settings: FreeInit, shape: tuple[int, int, int]) -> Float[np.ndarra
     else:
         kept = distance <= 2 * settings.spatial
     return kept.astype(np.float32)
+
+
+def warn_if_nothing_is_kept(settings: FreeInit, shape: tuple[int, int, int]) -> None:
+    """Warns where a filter keeps less than half of frequency 0, as of few frames: then each run begins anew.
+
+    Args:
+        settings, shape: as of `low_pass`.
+    """
+    frames, height, width = shape
+    kept = low_pass(settings, shape)[frames // 2, height // 2, width // 2]
+    if kept < 0.5:
+        warnings.warn(
+            f"free_init.filter={settings.filter!r} keeps {kept:.0%} of the lowest frequency of {frames} frames, with "
+            f"spatial={settings.spatial} and temporal={settings.temporal}: every run all but begins from noise alone. "
+            "Give more frames, larger free_init.temporal, or free_init.iterations=0.",
+            stacklevel=4,
+        )
 
 
 def mix(

@@ -155,7 +155,7 @@ class Chosen(NamedTuple):
     Attributes:
       sampler: in `diffusion.samplers.SAMPLERS`.
       spacing, timesteps: of the sampler's options.
-      steps, guidance_scale: of the run.
+      steps, guidance_scale, deep_cache_every: of the run.
       schedule: its noise schedule.
     """
 
@@ -165,6 +165,7 @@ class Chosen(NamedTuple):
     guidance_scale: float | None = None
     schedule: NoiseSchedule | None = None
     timesteps: tuple[int, ...] | None = None
+    deep_cache_every: int = 1
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], schedule: NoiseSchedule) -> "Chosen":
@@ -177,6 +178,7 @@ class Chosen(NamedTuple):
             config["guidance_scale"],
             schedule,
             tuple(options["timesteps"]),
+            config.get("deep_cache_every", 1),
         )
 
 
@@ -281,6 +283,8 @@ def _departures(sort: FewSteps, name: str, chosen: Chosen) -> Iterator[str]:
         yield f"steps={chosen.steps}"
     if chosen.guidance_scale is not None and not sort.guidance[0] <= chosen.guidance_scale <= sort.guidance[1]:
         yield f"guidance_scale={chosen.guidance_scale:g}"
+    if chosen.deep_cache_every > 1:
+        yield f"deep_cache_every={chosen.deep_cache_every}"
     if chosen.schedule and sort.kind and chosen.schedule.kind != sort.kind:
         yield f"noise_schedule.kind={chosen.schedule.kind}"
     if chosen.schedule and sort.prediction_type and chosen.schedule.prediction_type != sort.prediction_type:

@@ -1,6 +1,7 @@
 """Networks of published weights by the names that configs give them, for planning a run whose weights are not here."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.hub import local
 from i2v_jax.models import clip, controlnet, image_projection, motion, sparse_control, t2i_adapter, unet, vae
 from i2v_jax.models.adapters import at_site, import_modules
+from i2v_jax.weights.controls import assemble_controlnet, new_config
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": dict(unet=unet.SD15, vae=vae.SD_VAE, text_encoder=clip.SD15_TEXT),
@@ -69,7 +71,25 @@ UNREAD = (
 def networks_of_config(config: ConfigDict, device: jax.Device, **changes: Any) -> dict[str, Any]:
     """As `networks`, of a training's config on a device; `changes` are of the arithmetic."""
     arithmetic = Arithmetic.of_config(config, device)._replace(**changes)
-    return networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
+    found = networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
+    if config.get("control", {}).get("process"):
+        found["controlnet"] = _controlnet(config.control.source, found, arithmetic)
+    return found
+
+
+def _controlnet(source: str | None, found: Mapping[str, Any], arithmetic: Arithmetic) -> Any:
+    """The config of the ControlNet that is trained: of a source, or a new one's."""
+    if not source:
+        return new_config(found["unet"], found["vae"].downscale)
+    dtypes = dict(dtype=arithmetic.dtype, param_dtype=arithmetic.dtype)
+    if local(source):
+        return dataclasses.replace(assemble_controlnet(source).config, **arithmetic.of_unet, **dtypes)
+    if source not in PUBLISHED:
+        raise InputError(
+            f"control.source={source!r} is not on this machine, and its network is not known by name; known: "
+            f"{', '.join(PUBLISHED)}.{nearest(source, PUBLISHED)}"
+        )
+    return dataclasses.replace(_computed(PUBLISHED[source], arithmetic), **dtypes)
 
 
 def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...] = ()) -> dict[str, Any]:

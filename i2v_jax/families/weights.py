@@ -154,7 +154,7 @@ class Weights:
         with telling_all(self.parts):
             for text in self.embeddings:
                 found += read_embeddings(str(text))
-            for source, _ in self.styles():
+            for source in dict.fromkeys(str(local(source) or source) for source, _ in self.styles()):
                 for token, vectors in embeddings_of(source).items():
                     found.append(Embedding(token, dict(check_finite(Tensors.of(vectors, source))), source))
         return by_token(found)

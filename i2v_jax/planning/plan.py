@@ -232,7 +232,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
 def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: bool = False) -> Program:
     """One denoising step of the samples that a config's run draws, a video on each device; weights as in training."""
     mesh = make_mesh(config.mesh, devices)
-    configs = networks_of_config(config, devices[0], remat="none")
+    configs = preview.in_sampling(networks_of_config(config, devices[0], remat="none"))
     networks = ("unet", *controls.components(configs))
     weights = placement.abstract_weights({name: configs[name] for name in networks})
     parameters = {name: placement.abstract_frozen(config, weights[name], mesh) for name in networks}

@@ -79,8 +79,9 @@ class Preview:
 
     def show(self, step: int, trained: Mapping[str, jax.Array], folder: Path, monitor: Any) -> None:
         """Writes an mp4 of each picture, and puts it beside the curves; every process must call it."""
-        narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in trained.items()}
-        weights = unflatten(on_this_host(merged(self.frozen | narrow), self.mesh))
+        whole = merged(self.frozen | dict(trained))
+        narrow = {path: leaf.astype(self._dtype(path)) for path, leaf in whole.items()}
+        weights = unflatten(on_this_host(narrow, self.mesh))
         configs, controls = self.configs, None
         if "controlnet" in configs:  # is shown the picture, which then stands still
             configs, weights = (in_sampling(of_all) for of_all in (configs, weights))

@@ -141,7 +141,10 @@ def differences(
             found.append(f"{file} (SHA-256 {digest[:12]}...) was not among the weights")
     wanted, recorded = _hash_of_picture(record), record["config"].get("image")
     if wanted and config.image and (strict or Path(config.image).name == Path(recorded).name):
-        if sha256(Path(config.image).expanduser()) != wanted:
+        picture = Path(config.image).expanduser()
+        if not picture.is_file():
+            found.append(f"{config.image} is no picture, and the record is of {recorded}")
+        elif sha256(picture) != wanted:
             found.append(f"the picture {config.image} is not the one that was {recorded} (SHA-256 {wanted[:12]}...)")
     before = record["config"].get("controls", {}).get("pictures", ())
     for source, recorded, wanted in zip(_control_pictures(config), before, _hashes_of_controls(record)):

@@ -61,7 +61,7 @@ def check_prompts(config: ConfigDict, todo: Sequence[jobs.Job], tokenizer: ClipT
         settings = Settings.of_config(job.config(config))
         prompts, others = [job.prompt, job.negative_prompt], [job.prompt_2 or "", job.negative_prompt_2 or ""]
         if settings.prompt_syntax == "plain":
-            tokenizer.encode(prompts, settings.truncate_prompts)
+            tokenizer.encode(prompts + others, settings.truncate_prompts)
         else:
             text.count_chunks({"": tokenizer}, (prompts + others, None), truncate=settings.truncate_prompts)
         every += prompts + others
@@ -94,6 +94,12 @@ def plan(
     """
     configs = [job.config(config) for job in todo]
     settings = [Settings.of_config(own) for own in configs]
+    second = [job for job in todo if job.prompt_2 or job.negative_prompt_2]
+    if second and len(model.family.text.encoders) < 2:
+        raise InputError(
+            f"{second[0].picture.name} has a prompt for a second text encoder, and {model.family.title} has one. Leave "
+            "prompt_2 and negative_prompt_2 out."
+        )
     for chosen in dict.fromkeys(settings):
         chosen.check(model)
         if message := trained_at.departures(trained, chosen):

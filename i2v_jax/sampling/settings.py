@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from i2v_jax.diffusion import samplers
-from i2v_jax.diffusion.free_init import FreeInit
+from i2v_jax.diffusion.free_init import FreeInit, warn_if_nothing_is_kept
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.encoders.emphasis import check_emphasis
 from i2v_jax.encoders.picture_input import LIKENESS
@@ -123,15 +123,17 @@ class Settings:
         self.image_prompts.check(model)
         if self.free_init.runs > 1 and model.takes_picture:
             raise InputError(
-                f"free_init.iterations={self.free_init.iterations}: PIA's motion modules take the picture by the first "
-                "layer, which FreeInit was not made for. Leave it out, or give other motion modules."
+                f"free_init.iterations={self.free_init.iterations}: FreeInit is not built for PIA's motion modules, "
+                "which sample frame 1 too. Leave it out, or give other motion modules."
             )
         if self.motion_scale and not model.takes_picture:
             raise InputError(
                 f"motion_scale={self.motion_scale} is of PIA's motion modules, and the model has others. Leave it out, "
                 "or give weights.motion=openmmlab/PIA-condition-adapter."
             )
-        return self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
+        sampler = self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
+        self.controls.check_steps(len(model.controls), sampler.num_steps - sampler.start_index(self.t0))
+        return sampler
 
     def check_values(self, schedule: NoiseSchedule, factor: int = 8, max_frames: int | None = None) -> samplers.Sampler:
         """As `check`, with no model at hand: its VAE's factor is taken to be 8, its frames to be enough."""
@@ -168,6 +170,8 @@ class Settings:
             raise InputError(f"clip_skip={self.clip_skip}: wanted 0, as trained, or more layers to skip.")
         for name in SIZES:
             self._check_size(name)
+        if self.free_init.runs > 1:
+            warn_if_nothing_is_kept(self.free_init, (self.frames, self.height // factor, self.width // factor))
         sampler = samplers.make(self.sampler, schedule, self.steps, **dict(self.sampler_options))
         sampler.start_index(self.t0)
         return sampler

@@ -98,15 +98,19 @@ def _row(header: list[str], cells: list[str], where: str, folder: Path, settings
             raise InputError(f"{where}: {name!r} cannot be the name of a file. Leave out slashes, and dots before it.")
     own = [name for name in header if name in settings and row[name]]
     changes = [(name, _value(row[name], settings[name], name, where)) for name in own]
-    changes = [(name, _from_folder(value, folder) if name in FILES else value) for name, value in changes]
+    changes = [
+        (name, _from_folder(value, folder, f"{where}: {name}") if name in FILES else value) for name, value in changes
+    ]
     return dict(picture=picture, prompt=row["prompt"], changes=tuple(changes), **given)
 
 
-def _from_folder(value: Any, folder: Path) -> Any:
+def _from_folder(value: Any, folder: Path, name: str) -> Any:
     """A file, or several, sought from the CSV's folder."""
     if isinstance(value, str):
         return str(folder / Path(value).expanduser())
-    return tuple(_from_folder(each, folder) for each in value)
+    if not isinstance(value, tuple | list):
+        raise InputError(f"{name} has {value!r}, the path of a file is wanted.")
+    return tuple(_from_folder(each, folder, name) for each in value)
 
 
 def _value(text: str, known: Any, name: str, where: str) -> Any:
@@ -115,7 +119,7 @@ def _value(text: str, known: Any, name: str, where: str) -> Any:
     try:
         if kind is bool:
             return TRUTHS[text.lower()]
-        if name == CONTROL_PICTURES and not text.startswith(("(", "[", "'", '"')):
+        if name in FILES and kind is tuple and not text.startswith(("(", "[", "'", '"')):
             return (text,)
         if kind is tuple:
             value = ast.literal_eval(text)

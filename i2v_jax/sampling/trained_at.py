@@ -32,6 +32,10 @@ PUBLISHED = {
 """Widths of a UNet, and what pictures (Stable Diffusion) and clips (AnimateDiff) such a one was trained at."""
 
 
+HOTSHOT_POSITIONS = 24
+"""Frames that Hotshot-XL's motion modules know positions of; AnimateDiff's for SDXL know 32. It was trained at 8."""
+
+
 def of_folder(weights: Weights) -> TrainedAt:
     """Returns what the base's folder says; nothing where it says nothing."""
     found: Mapping[str, Any] = weights.settings(FILE)
@@ -40,8 +44,12 @@ def of_folder(weights: Weights) -> TrainedAt:
 
 def of_model(weights: Weights, model: Model) -> TrainedAt:
     """Returns what the base's folder says, or what is published of models as wide as this one."""
-    found = of_folder(weights)
-    return found if found.sides or found.frames else PUBLISHED.get(model.configs["unet"].block_out_channels, found)
+    found, unet_config = of_folder(weights), model.configs["unet"]
+    if found.sides or found.frames:
+        return found
+    found = PUBLISHED.get(unet_config.block_out_channels, found)
+    is_sdxl = unet_config.block_out_channels == unet.SDXL.block_out_channels
+    return found._replace(frames=(8, 8)) if is_sdxl and model.max_frames == HOTSHOT_POSITIONS else found
 
 
 def departures(trained: TrainedAt, settings: Settings) -> str | None:

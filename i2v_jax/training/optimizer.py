@@ -94,7 +94,8 @@ def _matrices(parameters: Any) -> Any:
     """How each kernel is a matrix of inputs and outputs; None for what is no kernel."""
 
     def matrix(path, leaf):
-        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("kernel") or leaf.ndim < 2:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.endswith(("kernel", "/lora/down", "/lora/up")) or leaf.ndim < 2:
             return None
         return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

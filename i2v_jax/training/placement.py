@@ -58,8 +58,14 @@ def trained_paths(assembled: Mapping[str, Assembled], patterns: Sequence[str]) -
         raise InputError("`train` names no weights; wanted one pattern or more, such as 'unet/.*/first_frame/.*'.")
     whole = {name: tree.unflatten(it.parameters.entries) for name, it in assembled.items()}
     chosen = set(tree.flatten(tree.select(whole, patterns)))
-    for path in tree.flatten(whole).keys() - chosen:
-        if FACTORS in path:
+    factors = [path for path in tree.flatten(whole) if FACTORS in path]
+    if others := sorted(chosen.difference(factors)) if factors else []:
+        raise InputError(
+            f"lora.rank is set, and `train` also matches {others[0]}: what comes out would be neither a LoRA nor "
+            "weights. Train one at a time: train=('.*/lora/.*',), or lora.rank=0."
+        )
+    for path in factors:
+        if path not in chosen:
             raise InputError(
                 f"lora.rank is set, and `train` leaves out {path}, which would stay as it is: nothing. Name all "
                 "factors, by the pattern '.*/lora/.*'."

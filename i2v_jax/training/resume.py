@@ -15,6 +15,10 @@ SILENT = (
 """Keys of a config, or groups of them, that change where and how a run computes, but not what, rounding apart."""
 
 
+SWITCHES = {"lora": "lora/rank", "control": "control/process"}
+"""Groups of keys that do nothing where one of them is off."""
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a line for each key that changes what a run comes to: which, from which value to which.
 
@@ -25,7 +29,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     before, now = (flatten(json.loads(json.dumps(config))) for config in (before, now))
     changed = [key for key in dict.fromkeys((*now, *before)) if before.get(key) != now.get(key)]
+    off = [f"{group}/" for group, switch in SWITCHES.items() if not (before.get(switch) or now.get(switch))]
     changed = [key for key in changed if (key in before or now[key]) and not _is_silent(key)]
+    changed = [key for key in changed if not key.startswith(tuple(off))]
     return [f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in changed]
 
 

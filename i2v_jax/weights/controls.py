@@ -14,6 +14,7 @@ from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.sparse_control import SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
+from i2v_jax.models.unet import UNetConfig
 from i2v_jax.weights.assemble import Assembled, Place, Source, assembled_whole, import_component, to_device
 from i2v_jax.weights.configs import config_of, replaced
 from i2v_jax.weights.kinds.find import refuse_unread
@@ -28,6 +29,15 @@ FOLDER = "controlnet"
 PICTURE_EMBEDDING = "controlnet_cond_embedding"
 
 
+def new_config(unet: UNetConfig, picture_scale: int) -> ControlNetConfig:
+    """Returns the config of a new ControlNet; arguments as of `new_controlnet`, but for the UNet's config alone."""
+    plain = dataclasses.replace(
+        unet, motion=None, pooled_norms=False, self_attention_branches=(), cross_attention_branches=()
+    )
+    levels = picture_scale.bit_length()
+    return dataclasses.replace(of_unet(plain), picture_widths=ControlNetConfig.picture_widths[:levels])
+
+
 def new_controlnet(unet: Assembled, picture_scale: int, rng: np.random.Generator) -> Assembled:
     """Returns a ControlNet that changes nothing yet (Zhang et al. 2023): copies of a UNet's layers, outputs of zeros.
 
@@ -36,11 +46,7 @@ def new_controlnet(unet: Assembled, picture_scale: int, rng: np.random.Generator
         picture_scale: side of a picture over that of its latents, a power of 2.
         rng: draws the first layers of the picture's embedding.
     """
-    plain = dataclasses.replace(
-        unet.config, motion=None, pooled_norms=False, self_attention_branches=(), cross_attention_branches=()
-    )
-    levels = picture_scale.bit_length()
-    config = dataclasses.replace(of_unet(plain), picture_widths=ControlNetConfig.picture_widths[:levels])
+    config = new_config(unet.config, picture_scale)
 
     def begin(path: str, shape: tuple[int, ...]) -> Entry:
         if path in unet.parameters:

@@ -216,7 +216,7 @@ def vectors_for(
                 f"one that was trained on {title}."
             )
         for component, array in held.items():
-            rows[component].append(array)
+            rows[component].append(np.asarray(array, np.float32))
     return {component: np.concatenate(arrays) for component, arrays in rows.items()}
 
 

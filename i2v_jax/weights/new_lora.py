@@ -21,6 +21,8 @@ from i2v_jax.weights.changes import merged_weight
 from i2v_jax.weights.tensors import Entry
 
 FACTORS = "/lora/"
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+"""Those that LoRA files are of."""
 KERNEL = "/kernel"
 
 
@@ -49,6 +51,10 @@ def factor_shapes(kernels: Mapping[str, tuple[int, ...]], layers: Sequence[str],
             raise InputError(f"lora.layers: {pattern!r} is not a regular expression: {error}.") from error
         if not chosen:
             raise InputError(f"lora.layers: the pattern {pattern!r} matches no layer.{nearest(pattern, list(known))}")
+        if others := [layer for layer in chosen if layer.partition("/")[0] not in COMPONENTS]:
+            raise InputError(
+                f"lora.layers: the pattern {pattern!r} matches {others[0]!r}; a LoRA is of {', '.join(COMPONENTS)}."
+            )
         for layer in chosen:
             *window, inputs, outputs = known[layer]
             shapes[f"{layer}{FACTORS}down"] = (*window, inputs, rank)
@@ -85,7 +91,7 @@ def merged(flat: Mapping[str, Array]) -> dict[str, Any]:
     """Returns a model's parameters by path with all factors merged into their kernels, in these' own dtype."""
     whole = {path: leaf for path, leaf in flat.items() if FACTORS not in path}
     with jax.default_matmul_precision("highest"):
-        for layer in {path.rpartition(FACTORS)[0] for path in flat.keys() - whole.keys()}:
+        for layer in dict.fromkeys(path.rpartition(FACTORS)[0] for path in flat if path not in whole):  # in one order
             kernel, factors = whole[layer + KERNEL], {leaf: flat[f"{layer}{FACTORS}{leaf}"] for leaf in ("down", "up")}
             factors = {leaf: jnp.asarray(factor, jnp.float32) for leaf, factor in factors.items()}
             change = merged_weight(jnp.asarray(kernel, jnp.float32), factors, 1.0)

@@ -5,6 +5,8 @@ Whatever the skeleton, a person here has the 18 points of OpenPose's COCO model,
 
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from jaxtyping import Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.hub import read_text
+from i2v_jax.sampling.controls.numbered import check_numbers, key
 
 SUFFIXES = (".json", ".npz", ".npy")
 Points = Float[np.ndarray, "n 3"]  # x, y, confidence; 0 where a point is missing
@@ -59,7 +62,7 @@ def read_poses(path: Path) -> list[Pose]:
         poses = _of_arrays(path) if path.suffix.lower() != ".json" else _of_document(_json(path))
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{str(path)!r} has not the form of keypoints that its names promise ({type(error).__name__}: {error}). "
             "Wanted: COCO's, OpenPose's, MMPose's or DWPose's."
@@ -113,6 +116,8 @@ def _of_coco(annotations: Sequence[dict], images: Sequence[dict]) -> list[Pose]:
             raise InputError(f"an annotation of image_id {image!r}, which is not among its images.")
         people.setdefault(image, []).append(_person(annotation, f"of image_id {image!r}"))
     ids = sorted(people, key=_order)
+    if not images and all(isinstance(image, str) for image in ids):
+        check_numbers("a list of image_ids that", ids, "Add 'images', which lists every frame, or its keypoints.")
     steps = [after - before for before, after in zip(ids, ids[1:])] if all(isinstance(i, int) for i in ids) else []
     if not images and steps and max(steps) > min(steps):
         lacking = ids[int(np.argmax(steps))] + min(steps)
@@ -121,7 +126,7 @@ def _of_coco(annotations: Sequence[dict], images: Sequence[dict]) -> list[Pose]:
 
 
 def _order(image: Any) -> tuple[bool, Any]:
-    return isinstance(image, str), image
+    return (True, key(image)) if isinstance(image, str) else (False, image)
 
 
 def _frame(frame: Any, number: int | str) -> Pose:
@@ -192,7 +197,7 @@ def _of_arrays(path: Path) -> list[Pose]:
     try:
         stored = np.load(path, allow_pickle=False)
         arrays = {"keypoints": stored} if isinstance(stored, np.ndarray) else {name: stored[name] for name in stored}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"no arrays of numbers ({error}). Pickled objects could run code: save arrays.") from None
     size = tuple(float(arrays.pop(name)) if name in arrays else None for name in ("height", "width"))
     if len(arrays) == 1:

@@ -14,7 +14,9 @@ PURE = 0.99  # share of pixels that are black or white, from which on a picture 
 
 
 def check_alpha(given: Any) -> None:
-    """Raises InputError for a file or an image of Pillow's of one colour whose shapes are in its transparency alone."""
+    """Raises InputError for a picture (file, array, Pillow's) of one colour, with its shapes in transparency alone."""
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3 and given.shape[-1] == 4:
+        given = Image.fromarray(given)
     if isinstance(given, Image.Image):
         _check_alpha(given, "The picture")
     elif isinstance(given, str | os.PathLike):

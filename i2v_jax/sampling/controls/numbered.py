@@ -9,7 +9,8 @@ from pathlib import Path
 from i2v_jax.data.clip import VIDEO_SUFFIXES
 from i2v_jax.errors import InputError
 
-DIGITS = re.compile(r"(\d+)")
+DIGITS = re.compile(r"([0-9]+)")
+MEND = "Put the picture there; or, for frames without one, give a list with an empty line for each."
 
 
 def in_order(folder: Path, suffixes: Sequence[str], others: Sequence[str] = ()) -> list[Path]:
@@ -25,21 +26,31 @@ def in_order(folder: Path, suffixes: Sequence[str], others: Sequence[str] = ()) 
     files = _ending_in(names, suffixes) or _ending_in(names, others)
     if not files:
         raise InputError(_nothing_in(folder, names, [*suffixes, *others]))
-    _check_numbers(folder, files)
+    check_numbers(repr(str(folder)), files, MEND)
     return [folder / name for name in files]
 
 
 def _ending_in(names: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-    return sorted((name for name in names if Path(name).suffix.lower() in suffixes), key=_key)
+    return sorted((name for name in names if Path(name).suffix.lower() in suffixes), key=key)
 
 
-def _key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sorts digits by value, and before letters; equal ones by the text."""
+def key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """Returns what names are sorted by: digits by value, and before letters; equal ones by the text."""
     parts = [part for part in DIGITS.split(name) if part]
-    return [(False, int(part), "") if part.isdigit() else (True, 0, part) for part in parts], name
+    return [(False, int(part), "") if DIGITS.fullmatch(part) else (True, 0, part) for part in parts], name
 
 
-def _check_numbers(folder: Path, files: Sequence[str]) -> None:
+def check_numbers(where: str, files: Sequence[str], mend: str) -> None:
+    """Checks names that differ by one number alone.
+
+    Args:
+      where: what holds them, for messages.
+      files: names, sorted by `key`.
+      mend: what to do where one is missing.
+
+    Raises:
+      InputError: a number is there twice, or one is missing.
+    """
     stems = [DIGITS.split(Path(name).stem) for name in files]
     if len(files) < 2 or len({tuple(stem[::2]) for stem in stems}) > 1:
         return  # names of several forms
@@ -52,13 +63,10 @@ def _check_numbers(folder: Path, files: Sequence[str]) -> None:
     steps = [after - before for before, after in zip(numbers, numbers[1:])]
     if 0 in steps:
         one, other = files[steps.index(0) :][:2]
-        raise InputError(f"{str(folder)!r} has {one!r} and {other!r}: one number twice. Remove one.")
+        raise InputError(f"{where} has {one!r} and {other!r}: one number twice. Remove one.")
     for step, before, after, number in zip(steps, files, files[1:], numbers):
         if step > min(steps):
-            raise InputError(
-                f"{str(folder)!r} lacks number {number + min(steps)}: after {before!r} comes {after!r}. Put the "
-                "picture there; or, for frames without one, give a list with an empty line for each."
-            )
+            raise InputError(f"{where} lacks number {number + min(steps)}: after {before!r} comes {after!r}. {mend}")
 
 
 def _nothing_in(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> str:

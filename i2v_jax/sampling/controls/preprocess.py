@@ -154,6 +154,17 @@ def find(process: str) -> Process:
     return functools.partial(PROCESSES[name], **settings)
 
 
+def check_on(process: str, frames: int, height: int, width: int) -> None:
+    """Tries a preprocessor on black frames of a size.
+
+    Raises:
+      InputError: no such preprocessor, one that draws keypoints, or settings or a size that it cannot work with.
+    """
+    if split(process)[0] == POSE:
+        raise InputError(f"process={process!r} draws keypoints, and clips have none; known: {', '.join(PROCESSES)}.")
+    find(process)(np.zeros((frames, height, width, 3), np.uint8))
+
+
 def split(process: str) -> tuple[str, dict[str, float]]:
     """Returns name and settings of a preprocessor's text.
 

@@ -73,6 +73,20 @@ class ControlSettings:
                     + (f", and not {wrong[0]}." if wrong else ".")
                 )
 
+    def check_steps(self, count: int, steps: int) -> None:
+        """Raises InputError for a network whose share of the run holds none of so many steps.
+
+        Args:
+          count: of control networks.
+          steps: that are run.
+        """
+        for scale, start, end in zip(*(self.of_each(name, count) for name in ("scales", "starts", "ends"))):
+            if scale and not any(_works(start, end, step, steps) for step in range(steps)):
+                raise InputError(
+                    f"controls.starts={self.starts}, controls.ends={self.ends}: of {steps} steps none lies whole "
+                    f"between {start} and {end} of the run, so the network never works. Widen it, or give scale 0."
+                )
+
     def of_each(self, name: str, count: int) -> list[Any]:
         """Returns a setting of each of so many networks.
 
@@ -81,6 +95,8 @@ class ControlSettings:
         """
         value = getattr(self, name)
         if name in OF_FRAMES:
+            if not isinstance(value, tuple | list):
+                raise InputError(f"controls.{name}={value!r}: wanted a tuple, of a number for each frame, or ().")
             one = not value or not any(isinstance(item, tuple | list) for item in value)
             values = [value] if one else list(value)
         else:
@@ -97,11 +113,14 @@ class ControlSettings:
         names = ("scales", "starts", "ends", "frame_scales", "first_frame")
         rows = []
         for scale, start, end, of_frames, first in zip(*(self.of_each(name, count) for name in names), strict=True):
-            works = step / steps >= start and (step + 1) / steps <= end
-            row = scale * works * np.asarray(of_frames or [1.0] * frames, np.float64)
+            row = scale * _works(start, end, step, steps) * np.asarray(of_frames or [1.0] * frames, np.float64)
             row[0] *= first
             rows.append(row)
         return np.asarray(rows, np.float32).reshape(count, frames)
+
+
+def _works(start: float, end: float, step: int, steps: int) -> bool:
+    return step / steps >= start and (step + 1) / steps <= end
 
 
 @dataclass(frozen=True)
