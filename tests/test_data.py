@@ -685,7 +685,9 @@ def test_broken_tables(tmp_path, text, message):
 
 
 def test_sources_that_are_none(tmp_path):
-    with pytest.raises(InputError, match=r"holds no videos \(.mp4, .m4v, .*\) and no pictures, but nothing. Give the folder"):
+    with pytest.raises(
+        InputError, match=r"holds no videos \(.mp4, .m4v, .*\) and no pictures, but nothing. Give the folder"
+    ):
         open_source(tmp_path)
     (tmp_path / "inside").mkdir()
     for name in ("a.wmv", "b.wmv", "a.txt", "notes"):
