@@ -213,7 +213,7 @@ def test_the_config_of_sparse_control_is_of_published_networks():
     assert [PUBLISHED_NETWORKS[source] for source in config.weights.controls] == [RGB]
     assert PUBLISHED_NETWORKS[config.weights.motion]["motion"].max_positions == RGB.motion.max_positions
     ControlSettings.of_config(config.controls).check(1, config.frames)
-    changed = {"weights.motion", "weights.adapter", "weights.controls", "controls.frames"}
+    changed = {"weights.motion", "weights.adapter", "weights.loras", "weights.controls", "controls.frames"}
     assert {key for key, value in flat(config).items() if value != flat(plain)[key]} == changed
 
 

@@ -103,7 +103,7 @@ class Match(NamedTuple):
 
 def under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     """Returns the rows moved below a prefix on each side; both prefixes carry their separator (`.` and `/`)."""
-    return [row._replace(theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
+    return [Row(theirs + row.theirs, ours + row.ours, row.kind, row.piece) for row in rows]
 
 
 class Index(NamedTuple):
@@ -121,9 +121,9 @@ class Index(NamedTuple):
             for their_leaf, (our_leaf, layout) in row.kind.items():
                 theirs = f"{row.theirs}.{their_leaf}".rstrip(".")
                 ours = f"{row.ours}/{our_leaf}".rstrip("/")
-                match = Match(ours, layout, row.kind is BUFFER, row.piece)
-                index.theirs[_outline(theirs)].append((theirs, match))
-                index.ours[_outline(ours)].append((ours, match._replace(name=theirs)))
+                common = layout, row.kind is BUFFER, row.piece
+                index.theirs[_outline(theirs)].append((theirs, Match(ours, *common)))
+                index.ours[_outline(ours)].append((ours, Match(theirs, *common)))
         return index
 
 

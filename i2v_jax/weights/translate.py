@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.models.motion import frame_positions
 from i2v_jax.weights.formats import TABLES
 from i2v_jax.weights.kinds.find import likeness, refuse_unread
@@ -80,11 +81,8 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
         for component in tables
         for table in tables[component]
     )
-    known = _own_tables(tensors) or [(component, table.of_file(shapes)) for component, table in tried]
-    fitting = [
-        set() if table.is_empty() else {name for name, shape in shapes.items() if table.fits(name, shape)}
-        for _, table in known
-    ]
+    own = _own_tables(tensors)
+    known, fitting = _fitting(tuple(own or tried), tuple(shapes.items()), tuple(ADAPTERS))
     left, found = dict(tensors.entries), {}
     while left:
         counts = [0 if c in found else len(fits & left.keys()) for (c, _), fits in zip(known, fitting)]
@@ -108,6 +106,24 @@ def recognise(tensors: Tensors, more_tables: Mapping[str, Iterable[Table]] | Non
         name: dataclasses.replace(imported, beside=tuple(found), unknown=unknown[name], component=name)
         for name, imported in found.items()
     }
+
+
+@functools.lru_cache(maxsize=4)  # a command asks the same of a file several times
+def _fitting(
+    tables: tuple[tuple[str, Table], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], adapters: tuple[str, ...]
+) -> tuple[list[tuple[str, Table]], list[set[str]]]:
+    """The tables of a file, each with its component, and which names each knows in their shapes.
+
+    Args:
+        tables: of any file.
+        shapes: of the file's tensors, by name.
+        adapters: that are registered, of which some tables' rows are made.
+    """
+    held = dict(shapes)
+    known = [(component, table.of_file(held)) for component, table in tables]
+    return known, [
+        set() if table.is_empty() else {name for name, shape in shapes if table.fits(name, shape)} for _, table in known
+    ]
 
 
 def _by_component(unknown: Iterable[str], found: Mapping[str, "Imported"]) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ kohya-ss (with LyCORIS' convolutions), the same with dots (OneTrainer, ComfyUI),
 times, motion LoRA of AnimateDiff and of MotionDirector.
 """
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -145,7 +146,11 @@ class LoraTable(GrowingTable):
         return self._with(leaves_in_tree(shapes))
 
     def _with(self, leaves: Collection[str]) -> Table:
-        return self if leaves <= set(PLAIN) else Table(self.name, self._rows_of(leaves))
+        return self if leaves <= set(PLAIN) else self._with_more(frozenset(leaves), tuple(ADAPTERS))
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 (tables live as long as the program)
+    def _with_more(self, leaves: frozenset[str], adapters: tuple[str, ...]) -> Table:
+        return Table(self.name, self._rows_of(leaves))
 
 
 def _spelled(
