@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v_jax import media
+from i2v_jax import commands, media
 from i2v_jax.data.small_world import RenderedClip, Scene, draw, render_clip
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.evaluation import direction, flow, report
@@ -35,13 +35,14 @@ def animate(pipeline: Pipeline, clips: list[RenderedClip], outlines: list[np.nda
     videos = []
     for first in range(0, len(clips), BATCH):
         some = slice(first, first + BATCH)
-        videos += pipeline(
+        made = pipeline(
             [clip.video[0] for clip in clips[some]],
             [clip.caption for clip in clips[some]],
             list(range(first, first + len(clips[some]))),
             settings=settings,
             controls=[tuple(list(pictures) for pictures in outlines[some])],
         )
+        videos += list(made)
     return videos
 
 
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

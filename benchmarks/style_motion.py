@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v_jax import media
+from i2v_jax import commands, media
 from i2v_jax.data.small_world import RenderedClip, draw, render_clip
 from i2v_jax.data.small_world.looks import BLUEPRINT, LOOKS
 from i2v_jax.devices.mesh import make_mesh
@@ -25,6 +25,7 @@ from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.presets import preset
+from i2v_jax.weights.storage.open import open_tensors
 
 SIZE, FRAMES, BATCH = 48, 8, 10
 FIRST = 500  # held-out clips from here on, as evaluate.py takes
@@ -41,7 +42,7 @@ def animate(weights: Weights, clips: list[RenderedClip], look: bool, adapter_sca
     for first in range(0, len(clips), BATCH):
         some = clips[first : first + BATCH]
         pictures, prompts = [change(clip.video[0]) for clip in some], [clip.caption + end for clip in some]
-        videos += pipeline(pictures, prompts, list(range(first, first + len(some))), settings=settings)
+        videos += list(pipeline(pictures, prompts, list(range(first, first + len(some))), settings=settings))
     return videos
 
 
@@ -72,6 +73,8 @@ def main() -> None:
         "LoRA": (dataclasses.replace(base, loras=(f"{args.lora}={args.scale}",)), True),
         "whole UNet": (dataclasses.replace(base, trained=(args.whole,)), True),
     }
+    for file in (args.lora, args.whole):
+        open_tensors(file)  # before anything costly begins
     print("| model | direction by flow | PSNR, dB | off the look |\n|---|---|---|---|")
     made = {}
     for name, (weights, look) in models.items():
@@ -99,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)
