@@ -19,6 +19,7 @@ from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.kinds.find import unread_kind
 from i2v_jax.weights.low_rank import LORA, kernel_shapes
+from i2v_jax.weights.mivas import KEY, about_of, sentence
 from i2v_jax.weights.save import EXPORTED_CONFIGS
 from i2v_jax.weights.styles import BUNDLED, ENCODERS
 from i2v_jax.weights.tensors import Entry, Tensors
@@ -122,6 +123,7 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
         *_sparse(paths),
         *_t2i(paths),
         *_motion(paths),
+        *_mivas(found),
         *_adapters(paths),
         *_image_tokens(paths),
         *_encoders(paths),
@@ -144,6 +146,9 @@ def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
             if "/motion/" not in path:
                 yield FAMILIES.get(shape[0], f"prompt tokens {shape[0]} wide, no published family")
                 return
+        if path.endswith("/attn2/miva/states"):
+            yield FAMILIES.get(shape[-1], f"prompt tokens {shape[-1]} wide, no published family")
+            return
     widths = {shape[-1] for path, shape in paths.items() if path.endswith("/motion/norm/scale")}
     if widths == {320, 640, 1280}:
         yield "for Stable Diffusion XL" if _levels(paths) == 3 else "for Stable Diffusion 1.5"
@@ -156,7 +161,7 @@ def _levels(paths: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    modules = [path for path in paths if re.match(r"unet/(?!.*/lora/).*/motion/", path)]
+    modules = [path for path in paths if re.match(r"unet/(?!.*/(lora|miva)/).*/motion/", path)]
     if not modules:
         return
     positions = {shape[1] for path, shape in paths.items() if path.endswith("/positions") and len(shape) == 3}
@@ -191,6 +196,13 @@ def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         yield f"T2I-Adapter{light}, of pictures of {config.in_channels} channel{'s' * (config.in_channels > 1)}"
         return
     yield "T2I-Adapter"
+
+
+def _mivas(found: list[tuple[str, Imported]]) -> Iterator[str]:
+    """What a MIVA's file says of it."""
+    for component, imported in found:
+        if component == "unet" and KEY in imported.parameters.metadata:
+            yield sentence(about_of(imported.parameters))
 
 
 def _adapters(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import re
 
 from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS
+from i2v_jax.models.adapters.miva import PATH
 
 LORA = re.compile(r".*/lora/\w+")
 
@@ -11,6 +12,8 @@ def part_of(component: str, path: str) -> str:
     """Returns the part that a tensor belongs to: `unet: motion modules`, or the component where it has no parts."""
     if LORA.fullmatch(path):
         return f"{component}: LoRA"
+    if PATH in path:
+        return f"{component}: MIVA"
     if "/motion/" in path:
         return f"{component}: motion modules"
     if match := ADAPTER_PATH.fullmatch(path):

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from i2v_jax.models.conditions import Conditions
+from tests.processes import QUICKLY
 
 
 def relative_error(out, ref) -> float:
@@ -13,6 +15,11 @@ def relative_error(out, ref) -> float:
     out, ref = np.asarray(out, np.float64), np.asarray(ref, np.float64)
     assert out.shape == ref.shape, (out.shape, ref.shape)
     return float(np.linalg.norm(out - ref) / np.linalg.norm(ref))
+
+
+def exact_jit(function, **options):
+    """`jax.jit`, compiled as users' programs are: what two programs both do has the same bits in both."""
+    return jax.jit(function, compiler_options={name: not value for name, value in QUICKLY.items()}, **options)
 
 
 def with_conditions(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,32 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
+QUICKLY = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
+"""XLA's options with which programs compile in half the time; later ones have none, and end at unknown ones."""
+
+
+def xla_flags(devices: int) -> str:
+    """Flags for virtual devices, and for programs that compile quickly."""
+    flags = {"xla_force_host_platform_device_count": devices} | QUICKLY
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items())
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The variables of a program that runs on virtual devices."""
+    return os.environ | {"XLA_FLAGS": xla_flags(devices)}
+
+
 def start(arguments, devices=1, **options) -> subprocess.Popen:
     """Starts `python ARGUMENTS` on virtual devices; its output is one stream of lines."""
-    environment = os.environ | {
+    variables = environment(devices) | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        env=environment,
+        env=variables,
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -38,6 +53,11 @@ def finish(process, code=0, seconds=600) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == code, output
     return output
+
+
+def run(arguments, code=0, devices=1) -> str:
+    """Runs `python ARGUMENTS` to its end; returns what it has printed."""
+    return finish(start(arguments, devices), code, 1800)
 
 
 def wait_for(process, text, count=1) -> bool:

@@ -1,7 +1,6 @@
 """The installed package: one program with all commands, configs and the bundled model, in any folder; nothing else on
 the import path."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 25e6  # bytes of the wheel
@@ -32,16 +33,16 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def i2v(wheel, tmp_path_factory):
     """Returns `i2v(*arguments, cwd=folder)`, which runs the program of an environment with the wheel installed."""
-    environment = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install"]
+    home = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install"]
     subprocess.run([*pip, "--no-deps", "--no-index", "-q", wheel], check=True)
-    packages = next(environment.glob("lib/python*/site-packages"))
+    packages = next(home.glob("lib/python*/site-packages"))
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
+    variables = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
 
     def run(*arguments, cwd: Path, code: int = 0, program: str = "i2v") -> subprocess.CompletedProcess:
-        command = [environment / "bin" / program, *map(str, arguments)]
+        command = [home / "bin" / program, *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
         return done

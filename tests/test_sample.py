@@ -36,6 +36,7 @@ from i2v_jax.weights import assemble
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "tests" / "data" / "small"
@@ -131,10 +132,9 @@ def picture(path: Path, mode: str = "RGB", size=(80, 64)) -> Path:
 
 def test_the_command_in_a_process_of_its_own(tmp_path, good):
     flags = [flag for flag in FLAGS if "compilation_cache" not in flag]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-X", "importtime", ROOT / "sample.py", *flags]
     command += [f"--config.compilation_cache={CACHE}", "--config.output=here", "--config.fps=12", "--config.seed=7"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["loading weights onto 1 cpu", "here/cat.mp4  .gif  .png  .json"]
     assert "video 1 of 1: steps 100%" in done.stderr and re.search(r"2/2 steps .* left", done.stderr)

@@ -1,8 +1,6 @@
 """An adapter in a module of the user's, named in one config: trained, gone on with, sampled with, planned."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -14,7 +12,7 @@ from i2v_jax.devices.mesh import use_mesh
 from i2v_jax.models.adapters import ADAPTERS
 from i2v_jax.planning import plan
 from tests import train_runs
-from tests.processes import ROOT
+from tests.processes import ROOT, run
 
 CONFIG = "tests/configs/toy.py"
 MODULE = "tests.toy_adapter"
@@ -26,16 +24,6 @@ def forget():
     yield
     ADAPTERS.pop("toy", None)
     sys.modules.pop(MODULE, None)
-
-
-def run(command) -> str:
-    """Runs a command of Python in a process of its own, on one device; returns what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1800, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

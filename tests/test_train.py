@@ -327,6 +327,12 @@ def test_the_config_that_a_run_leaves_is_the_one_that_it_was_started_with(source
     assert repr(sorted(tree.flatten(again.to_dict()).items())) == repr(sorted(tree.flatten(config.to_dict()).items()))
 
 
+@pytest.mark.parametrize("source", TRAINING)
+def test_the_pictures_that_a_shipped_config_samples_from_are_there(source):
+    config = commands.load_config(source, commands.load_config("configs/train/sd15_stage1.py"))
+    assert [picture for picture in config.samples.pictures if not Path(picture).is_file()] == []
+
+
 def test_a_run_goes_on_with_the_share_that_it_began_with(tmp_path):
     assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=False) == 0.1
     assert summary.held_out_share(tmp_path, 0.1, has_checkpoints=True) == 0  # an earlier version's

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
 import sys
 
 import diffusers
@@ -21,10 +19,9 @@ from i2v_jax.families.model import assemble_config
 from i2v_jax.sampling.controls.preprocess import canny
 from i2v_jax.training.objective import Loss, Objective
 from tests import train_runs
-from tests.processes import ROOT
+from tests.processes import ROOT, run
 
 SMALL = ROOT / "tests" / "configs" / "train.py"
-ONE_DEVICE = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 CONTROL = dict(control__process="canny", train="('controlnet/.*',)", batch=8, branches="()")
 
 
@@ -81,14 +78,6 @@ def test_it_begins_as_the_unet():
         "controlnet_mid",
     }
     assert np.any(own["controlnet_cond_embedding/conv_in/kernel"])
-
-
-def run(command, code=0) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1800, env=ONE_DEVICE
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
 
 
 def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):

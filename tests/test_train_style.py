@@ -1,6 +1,5 @@
 """A LoRA is trained by the command, from pictures; what comes out is a LoRA like any other."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +24,8 @@ from i2v_jax.weights.low_rank import load_lora, merge_lora
 from i2v_jax.weights.new_lora import factor_shapes, merged, with_new_lora
 from i2v_jax.weights.tensors import Tensors
 from tests import train_runs
-from tests.processes import ROOT
+from tests.processes import ROOT, environment, run
 
-ONE_DEVICE = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 STYLE = dict(
     lora__rank=2,
     train="('.*/lora/.*',)",
@@ -49,14 +47,6 @@ def write_pictures(folder, count=3, suffix=".png"):
         Image.fromarray(pixels).save(folder / f"{number}{suffix}")
         (folder / f"{number}.txt").write_text(f"thing number {number}, ink")
     return folder
-
-
-def run(command, code=0):
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1800, env=ONE_DEVICE
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
 
 
 def kernels(rng):
@@ -110,7 +100,7 @@ def test_the_program_is_the_same_in_every_process(tmp_path):
     )
     texts = {
         subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, env=ONE_DEVICE | {"PYTHONHASHSEED": seed}, capture_output=True
+            [sys.executable, "-c", script], cwd=ROOT, env=environment() | {"PYTHONHASHSEED": seed}, capture_output=True
         ).stdout
         for seed in "123"
     }

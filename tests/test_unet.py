@@ -25,7 +25,7 @@ from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.tree import flatten, unflatten
 from tests import oracles
-from tests.helpers import relative_error, with_conditions
+from tests.helpers import exact_jit, relative_error, with_conditions
 from tests.torch_models import our_parameters, randomise
 
 KERNELS = [("xla", "xla"), ("blocked", "winograd")]
@@ -231,7 +231,7 @@ def test_new_adapter_changes_nothing():
     tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
 
     def run(config, flat):
-        return np.asarray(jax.jit(UNet(config).apply)({"params": unflatten(flat)}, *given, **tokens))
+        return np.asarray(exact_jit(UNet(config).apply)({"params": unflatten(flat)}, *given, **tokens))
 
     wanted = run(base, {path: x for path, x in flat.items() if "/first_frame/" not in path})
     np.testing.assert_array_equal(run(with_adapter, zeroed), wanted)
@@ -300,7 +300,7 @@ def gradient(**settings):
     config, rng = dataclasses.replace(SMALLEST, **settings), np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     shared = Shared(normal(2, 128), Conditions.of_videos(normal(2, 7, 32)))
-    layer, x = unet.remat(unet.Layer, config)(config, 0, True), normal(2, 3, 4, 4, 32)
+    layer, x = unet.remat(unet.Layer, config.remat)(config, 0, True), normal(2, 3, 4, 4, 32)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared)
     weights = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), shapes)
     return jax.jit(jax.grad(lambda given: jnp.mean(layer.apply(*given, shared) ** 2)))((weights, x))

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.split = "held_out"  # held_out, train
     config.first_clip = 500  # number of the first clip
     config.clips = 100  # how many, 1 or more
+    config.with_prompts = True  # False: none, as for what was trained without (LoRA of configs/train/miva.py:lora)
     config.opposite = False  # the same first frames, but every motion the other way: does the prompt decide?
     config.height = config.width = 48
     config.frames = 8

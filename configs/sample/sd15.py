@@ -37,6 +37,11 @@ def get_config() -> ConfigDict:
     config.preview_every = 0  # steps from one look at the unfinished video to the next, NAME-preview.png; 0: none
     config.strict = False  # begun from a record: refuse, rather than warn, where versions, weights or picture differ
 
+    # MIVAs: small adapters of one motion each, docs/miva.md. None needs a prompt.
+    config.mivas = ()  # "FILE=SCALE" each, which work at once: ("swing.safetensors=1.0", "zoom.safetensors=0.7")
+    config.miva_masks = ()  # where each works: a picture, white there; "rest": where no other does; "": everywhere
+    config.miva_with_prompt = False  # heed prompts beside their own implicit ones
+
     add_sampling(config)
     add_controls(config)
     config.weights = sd15.weights()

@@ -46,6 +46,17 @@ def get_config() -> ConfigDict:
         )
     )
 
+    # A MIVA: one motion from a few clips, see configs/train/miva.py and docs/miva.md; wants `train` to name it.
+    config.miva = ConfigDict(
+        dict(
+            rank=0,  # of its changes of weights; 0: no MIVA
+            tokens=0,  # of its implicit prompt
+            parts=(),  # of it: frames, prompt, motion
+            name="",  # of its motion, as its file has it; "": that of the folder
+            source=placeholder(str),  # a MIVA to go on with; unset: a new one
+        )
+    )
+
     add_loss(config)
     config.noise_schedule = sd15.noise_schedule()
     add_optimizer(config)
@@ -78,6 +89,7 @@ def get_config() -> ConfigDict:
             share=0.0,  # of the clips, chosen by a hash of their ids, not trained on, whose loss is a curve; 0: none
             every_steps=200,  # between two points of that curve
             clips=32,  # of them that are measured, at most; kept in memory
+            patience=0,  # points without a lower loss after which the run ends, with the best weights; 0: it never does
         )
     )
     return config
@@ -93,6 +105,7 @@ def add_loss(config: ConfigDict) -> None:
             prompt_dropout=0.1,  # share of prompts replaced by the empty one
             image_dropout=0.0,  # share of clips without image tokens
             joint_dropout=0.0,  # share of clips with the empty prompt and a zero picture's image tokens
+            implicit_dropout=0.0,  # share of clips without a MIVA's implicit prompt
             min_snr_gamma=placeholder(float),  # weigh timesteps by min(SNR, gamma)
             vae_slice=1,  # frames that the VAE encodes at a time; 0: all
         )
@@ -138,6 +151,8 @@ def add_clips(config: ConfigDict) -> None:
             workers=8,  # processes that decode, on each host
             buffer=4,  # clips that each of them holds ready
             max_bad=0.2,  # share of unusable clips at which the run stops
+            flip=False,  # mirror every other clip, drawn by chance, left to right
+            no_captions=False,  # take clips without captions, and none of the others'
             bad_list="",  # file that unusable clips are listed in; "" is bad_clips.{host}.jsonl in the run's folder
         )
     )

@@ -48,7 +48,7 @@ def main() -> None:
         settings.check_values(NoiseSchedule(**config.noise_schedule))
     check(config, runs)
     estimate = flow.estimator(config.flow)
-    weights = Weights.of_config(config.weights)
+    weights = Weights.of_run(config)
     if weights.controls:
         raise InputError(
             f"weights.controls={weights.controls}: clips of the small world have no control pictures. Leave it out."
@@ -102,7 +102,7 @@ def animate(
         videos += list(
             pipeline(
                 [example.picture for example in batch],
-                [example.prompt for example in batch],
+                [example.prompt if config.with_prompts else "" for example in batch],
                 seeds[first : first + size],
                 [config.negative_prompt] * len(batch),
                 settings,
@@ -169,7 +169,8 @@ def measure(
     rows, motions = [], {"by flow": [], "by rendering": []}
     for video, (ahead, visible), clip in zip(videos, flows, clips):
         picture = clip.video[0]
-        motions["by flow"].append(by_flow := direction.motions_by_flow(ahead, clip.masks[:, 0], clip.motions))
+        by_flow = direction.motions_by_flow(ahead, clip.masks[:, 0], clip.motions, clip.scene)
+        motions["by flow"].append(by_flow)
         motions["by rendering"].append(by_rendering := direction.motions_by_rendering(video, clip.scene))
         row = dict(
             flow_score=metrics.flow_score(ahead),
@@ -212,7 +213,7 @@ def write(config: ConfigDict, results: list[report.Run], references: list[report
         config=json.loads(config.to_json()),
         captions=[clip.caption for clip in clips],
         versions=record.versions(),
-        weights=record.hashes(Weights.of_config(config.weights).files()),
+        weights=record.hashes(Weights.of_run(config).files()),
     )
     way = ", told the other way" if config.opposite else ""
     note = (

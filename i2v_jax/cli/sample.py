@@ -46,7 +46,7 @@ def main() -> None:
     todo = jobs.of_config(config, given)
     schedule = NoiseSchedule(**config.noise_schedule)
     run.check(config, todo, schedule)
-    weights = Weights.of_config(config.weights)
+    weights = Weights.of_run(config)
     weights.check()
     check_schedule(weights, schedule)
     few_steps.warn(weights, [few_steps.Chosen.of_config(job.config(config), schedule) for job in todo])

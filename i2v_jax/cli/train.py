@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import multihost
 
-from i2v_jax import commands
+from i2v_jax import commands, media
 from i2v_jax.data import loader as clips
 from i2v_jax.data import stored
 from i2v_jax.data.sources import open_source
@@ -33,7 +33,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
 from i2v_jax.sampling import preview
 from i2v_jax.sampling.controls import preprocess
-from i2v_jax.training import held_out, placement, setup
+from i2v_jax.training import early_stop, held_out, placement, setup
 from i2v_jax.training.checkpoints import Checkpoints
 from i2v_jax.training.fingerprint import fingerprint
 from i2v_jax.training.flops import count_flops
@@ -43,8 +43,16 @@ from i2v_jax.training.optimizer import Optimizer
 from i2v_jax.training.preemption import Preemption
 from i2v_jax.training.resume import changes
 from i2v_jax.training.step import State
-from i2v_jax.training.summary import describe_clips, describe_curves, duration, held_out_share, write_config
-from i2v_jax.tree import count, unflatten
+from i2v_jax.training.summary import (
+    describe_clips,
+    describe_curves,
+    describe_weights,
+    duration,
+    held_out_share,
+    write_config,
+)
+from i2v_jax.tree import unflatten
+from i2v_jax.weights import mivas
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.trained_for import TrainedFor
 
@@ -63,8 +71,10 @@ class Run(NamedTuple):
     monitor: Monitor
     preview: preview.Preview | None
     held_out: held_out.HeldOutLoss | None
+    early_stop: early_stop.EarlyStop | None
     preemption: Preemption
     about: dict[str, Any]  # what checkpoints keep beside the arrays
+    configs: Mapping[str, Any]  # of the networks
 
 
 def main() -> None:
@@ -103,7 +113,7 @@ def main() -> None:
     if on_stored and not config.samples.every_steps:  # then nothing is left to encode
         assembled = {"unet": assembled["unet"]}
     trained, frozen = placement.load_weights(assembled, chosen, config, mesh)
-    say(f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen")
+    say(describe_weights(trained, frozen))
 
     # The state: the last checkpoint's, or new.
     used = {path: leaf for path, leaf in frozen.items() if path.startswith("unet/") or not on_stored}
@@ -136,15 +146,17 @@ def main() -> None:
     if open_held_out:
         wait = functools.partial(wait_for_all, "held-out loss compiled")
         of_held_out = held_out.HeldOutLoss(open_held_out, config, loss, mesh, wait)
-    run = Run(config, folder, mesh, loader, checkpoints, monitor, samples, of_held_out, preemption, about)
+    ending = early_stop.of_config(config, folder, int(state.step)) if of_held_out else None
+    of_run = config, folder, mesh, loader, checkpoints, monitor, samples, of_held_out, ending, preemption, about
+    run = Run(*of_run, configs)
     state, stopped = loop(run, state, frozen, placement.jit_step(step, abstract, mesh))
     monitor.close()
     loader.close()
     if stopped:
         say(f"stopped by a signal after step {int(state.step)}; the same command goes on from there")
         sys.exit(preemption.exit_code)
-    write_weights(state, config, configs, mesh)
-    say(f"{config.steps:,} steps in {duration(monitor.seconds())}, compiling, checkpoints and samples included")
+    write_weights(state, config, configs, mesh, run.early_stop, len(loader.source))
+    say(f"{int(state.step):,} steps in {duration(monitor.seconds())}, compiling, checkpoints and samples included")
 
 
 def say(*words: Any) -> None:
@@ -212,7 +224,8 @@ def loop(run: Run, state: State, frozen: Mapping[str, jax.Array], step: Callable
     rate = Optimizer(**config.optimizer).rate(config.steps)
     # whatever ends the loop, the checkpoint that is being written is finished
     with use_mesh(run.mesh, config.rules), contextlib.closing(run.checkpoints):
-        for number in range(first + 1, config.steps + 1):
+        is_over = run.early_stop and run.early_stop.is_over
+        for number in range(first + 1, config.steps + 1) if not is_over else ():
             began = time.perf_counter()
             batch, ids = next(run.loader)
             waited = time.perf_counter() - began
@@ -234,9 +247,10 @@ def loop(run: Run, state: State, frozen: Mapping[str, jax.Array], step: Callable
                 wait_for_all(f"sampled {number}")
                 monitor.resume()
             if run.held_out and (number % config.held_out.every_steps == 0 or number == config.steps):
-                monitor.pause("measuring clips that are held out")
-                monitor.held_out_loss(number, run.held_out(state, frozen))
-                monitor.resume()
+                if measure_held_out(run, number, state, frozen):
+                    if number % config.checkpoints.every_steps and number < config.steps:
+                        save_checkpoint(run, number, state)
+                    break
     run.preemption.unsaved = False
     return state, stopping
 
@@ -264,17 +278,64 @@ def save_checkpoint(run: Run, number: int, state: State) -> None:
     run.monitor.resume()
 
 
-def write_weights(state: State, config: ConfigDict, configs: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
-    """Writes the trained weights, and their average where one is kept; their metadata tell the noise schedule."""
-    folder, schedule = on_disk(config.folder), config.noise_schedule
+def write_weights(
+    state: State,
+    config: ConfigDict,
+    configs: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    ending: early_stop.EarlyStop | None = None,
+    clips: int = 0,
+) -> None:
+    """Writes the trained weights, those best for held-out clips where these decide, and their average where one is
+    kept."""
+    folder, best = on_disk(config.folder), ending and ending.best
+    about = Writing(config, configs, mesh, clips)
+    if best is None:
+        save(about, folder / "trained.safetensors", state.trained, config.get("steps"))
+    elif jax.process_index() == 0:
+        say(f"step {best} is the best for clips that are held out, with a loss of {ending.losses[best]:.4f}")
+        media.write_files({folder / "trained.safetensors": (folder / early_stop.BEST).read_bytes()}, overwrite=True)
+        print(folder / "trained.safetensors")
+    if state.average is not None:
+        save(about, folder / "average.safetensors", state.average, config.get("steps"))
+
+
+class Writing(NamedTuple):
+    """What weights are written with."""
+
+    config: ConfigDict
+    configs: Mapping[str, Any]
+    mesh: jax.sharding.Mesh
+    clips: int  # that they were trained on
+
+
+def save(
+    about: Writing, path: Path, weights: Mapping[str, jax.Array], step: int | None, loss: float | None = None
+) -> None:
+    """Writes weights; their metadata tell the noise schedule and, of a MIVA, how it was trained. Every process must
+    call it."""
+    config, schedule = about.config, about.config.noise_schedule
     told = TrainedFor(schedule.prediction_type, schedule.zero_terminal_snr)
     metadata = told.metadata() if config.loss == "denoising" else {}
-    for name, weights in (("trained", state.trained), ("average", state.average)):
-        if weights is not None:
-            whole = on_this_host(weights, mesh)
-            if jax.process_index() == 0:
-                save_own(folder / f"{name}.safetensors", unflatten(jax.device_get(whole)), configs, metadata)
-                print(folder / f"{name}.safetensors")
+    if config.get("miva", {}).get("rank"):
+        metadata |= mivas.metadata_of(config, about.clips, step, loss)
+    whole = on_this_host(weights, about.mesh)
+    if jax.process_index() == 0:
+        save_own(path, unflatten(jax.device_get(whole)), about.configs, metadata)
+        print(path)
+
+
+def measure_held_out(run: Run, number: int, state: State, frozen: Mapping[str, jax.Array]) -> bool:
+    """Measures the clips that are held out; returns whether the run ends for want of gain."""
+    run.monitor.pause("measuring clips that are held out")
+    values, is_over = run.held_out(state, frozen), False
+    run.monitor.held_out_loss(number, values)
+    if run.early_stop:
+        about, loss = Writing(run.config, run.configs, run.mesh, len(run.loader.source)), values["loss"]
+        keep = functools.partial(save, about, weights=state.trained, step=number, loss=loss)
+        is_over = run.early_stop.measured(number, loss, keep, jax.process_index() == 0)
+    run.monitor.resume()
+    return is_over
 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -59,7 +59,8 @@ def make(
     """Opens the data of a config, see `configs/train`, for one host.
 
     Args:
-      config: `source`, `videos`, `frames`, `stride`, `height`, `width`, `workers`, `buffer`, `max_bad`, `bad_list`.
+      config: `source`, `videos`, `frames`, `stride`, `height`, `width`, `workers`, `buffer`, `max_bad`, `bad_list`, and
+        perhaps `flip` and `no_captions`.
       batch_size: clips in a batch of this host.
       seed: of the order and of what is drawn of each clip.
       host, hosts: which one of how many this is.
@@ -74,10 +75,17 @@ def make(
     """
     cut = Cut(config["frames"], config["stride"], config["height"], config["width"])
     source = open_source(config["source"], config["videos"])
-    check_files(source, config["max_bad"])
+    flip, no_captions = (bool(config.get(name, False)) for name in ("flip", "no_captions"))
+    check_files(source, config["max_bad"], no_captions)
+    if isinstance(source, Stored) and flip:
+        raise InputError(
+            f"data.flip=True, and {config['source']} holds stored latents, which are not mirrored. Set data.flip=False "
+            "and have `python -m i2v_jax.training.store` flip them, with data.flip=True and several --epochs."
+        )
+    reader = Reader(cut, image_size, control, flip, no_captions)
     return Loader(
         choose(source),
-        source.reader(cut, wanted) if isinstance(source, Stored) else Reader(cut, image_size, control),
+        source.reader(cut, wanted) if isinstance(source, Stored) else reader,
         batch_size,
         seed=seed,
         host=host,
@@ -91,10 +99,23 @@ def make(
 
 
 class Reader:
-    """Makes of a source's clip what a batch holds of it."""
+    """Makes of a source's clip what a batch holds of it: perhaps mirrored, perhaps without its caption."""
 
-    def __init__(self, cut: Cut, image_size: int | None, control: Control | None = None):
-        self.cut, self.image_size, self.control = cut, image_size, control
+    def __init__(
+        self,
+        cut: Cut,
+        image_size: int | None,
+        control: Control | None = None,
+        flip: bool = False,
+        no_captions: bool = False,
+    ):
+        self.cut, self.image_size, self.control, self.flip, self.no_captions = (
+            cut,
+            image_size,
+            control,
+            flip,
+            no_captions,
+        )
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
         """Returns `caption`, `video`, its `sizes` (see `data.decoding.Frames`) and, where wanted, `pixels`, `control`.
@@ -102,9 +123,13 @@ class Reader:
         Raises:
           BadClip: says why the clip cannot be used.
         """
-        check_caption(clip)
+        if not self.no_captions:
+            check_caption(clip)
         frames = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
-        item = {"caption": clip.caption, "video": frames.video, "sizes": frames.sizes}
+        if self.flip and rng.random() < 0.5:
+            frames = frames._replace(video=np.ascontiguousarray(frames.video[:, :, ::-1]))
+        caption = "" if self.no_captions else clip.caption
+        item = {"caption": caption, "video": frames.video, "sizes": frames.sizes}
         if self.image_size:
             item["pixels"] = clip_pixels(frames.video[0], self.image_size)
         if self.control:

@@ -5,13 +5,14 @@ a similarity, v(z) = shift + rate z with points z = x + iy; the rate's real part
 clockwise. Objects are followed from where they are in the first frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Complex
+from jaxtyping import Bool, Complex, Float
 
-from i2v_jax.data.small_world.drawing import render
+from i2v_jax.data.small_world.drawing import render, truth
+from i2v_jax.data.small_world.paths import BY_VERB
 from i2v_jax.data.small_world.scene import CAMERA, STILL, Effect, Motion, Scene, motions_of
 from i2v_jax.evaluation.flow import Flows, Video
 
@@ -86,7 +87,7 @@ def nearest_motion(movement: Movement, names: Mapping[str, Effect]) -> str:
 
 
 def motions_by_flow(
-    flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion]
+    flows: Flows, regions: Bool[np.ndarray, "o h w"], motions: Sequence[Motion], scene: Scene | None = None
 ) -> list[tuple[str, str]]:
     """Returns the name of each motion of a caption, and of what the video shows in its place.
 
@@ -94,7 +95,12 @@ def motions_by_flow(
       flows: from each frame to the next, pixels.
       regions: where each object is in the first frame.
       motions: of the caption.
+      scene: of the caption. Where its motions are novel, which come back to where they began or turn things over, the
+        one is shown whose true flow the video's goes along the farthest, as `motions_by_rendering` compares videos.
     """
+    if scene is not None and any(motion.name in BY_VERB for motion in motions):
+        times = np.linspace(0, 1, len(flows) + 1)
+        return _most_alike(scene, np.asarray(flows, np.float32), lambda it: truth(it, times, flows.shape[1])[0])
     shown = movements(flows, regions)
     return [(motion.name, nearest_motion(shown[motion.of], motions_of(motion.of))) for motion in motions]
 
@@ -110,15 +116,20 @@ def motions_by_rendering(video: Video, scene: Scene) -> list[tuple[str, str]]:
       video: from the scene's first frame on.
       scene: of the caption.
     """
-    times, named = np.linspace(0, 1, len(video)), []
+    times = np.linspace(0, 1, len(video))
+    return _most_alike(scene, video, lambda other: render(other, times, video.shape[1]).astype(np.float32))
+
+
+def _most_alike(
+    scene: Scene, shown: Float[np.ndarray, "f h w c"], make: Callable[[Scene], Float[np.ndarray, "f h w c"]]
+) -> list[tuple[str, str]]:
+    """The name of each motion of a scene, and of the alternative whose change of what stands still is most like."""
+    named = []
     for number, prompted in enumerate(scene.motions):
-        rendered = {
-            name: render(other, times, video.shape[1]).astype(np.float32)
-            for name, other in scene.alternatives(number).items()
-        }
-        still = rendered.pop(STILL)
-        sizes = {name: np.linalg.norm(other - still) for name, other in rendered.items()}
-        along = {name: np.vdot(video - still, other - still) / sizes[name] for name, other in rendered.items()}
+        made = {name: make(other) for name, other in scene.alternatives(number).items()}
+        still = made.pop(STILL)
+        sizes = {name: np.linalg.norm(other - still) for name, other in made.items()}
+        along = {name: np.vdot(shown - still, other - still) / sizes[name] for name, other in made.items()}
         best = max(along, key=along.get)
         named.append((prompted.name, best if along[best] >= LEAST_CHANGE * sizes[best] else STILL))
     return named

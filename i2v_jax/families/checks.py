@@ -50,7 +50,8 @@ def check_schedule(weights: Weights, schedule: Any, fetched: bool = False) -> No
     """
     for source in (weights.of("unet"), *weights.trained):
         refuse_other_schedule(told_by_source(source, fetched=fetched), source, schedule)
-    for source in filter(None, (weights.motion, weights.adapter, weights.image_adapter)):
+    of_mivas = [source for source, _ in weights.given_mivas()]
+    for source in filter(None, (weights.motion, weights.adapter, weights.image_adapter, *of_mivas)):
         refuse_other_schedule(told_by_training(source), source, schedule)
     for source, _ in weights.styles():
         told = told_by_source(source)

@@ -24,8 +24,9 @@ from i2v_jax.families.slots import check_slots
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import NotHere
 from i2v_jax.models.adapters import at_site, import_modules
+from i2v_jax.models.adapters.miva import MivaConfig
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.weights import embeddings
+from i2v_jax.weights import embeddings, mivas
 from i2v_jax.weights.assemble import (
     Assembled,
     assemble_image_encoder,
@@ -36,6 +37,7 @@ from i2v_jax.weights.assemble import (
 )
 from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
 from i2v_jax.weights.controls import assemble_control, assemble_controlnet, new_controlnet
+from i2v_jax.weights.mivas import Miva
 from i2v_jax.weights.new_lora import with_new_lora
 from i2v_jax.weights.styles import merge_styles
 from i2v_jax.weights.tensors import Entry
@@ -50,6 +52,7 @@ class Model:
       parameters: component -> its parameters, nested.
       tokenizers: text encoder -> its tokenizer, in the family's order.
       schedule: the noise schedule that the UNet was trained with.
+      mivas: MIVAs beside the UNet, in the order of their weights.
       zeros_for_empty_prompt: whether text conditions without a prompt are zeros; None: as in the family.
     """
 
@@ -58,6 +61,7 @@ class Model:
     tokenizers: Mapping[str, ClipTokenizer]
     schedule: NoiseSchedule = ANIMATEDIFF_SD15
     zeros_for_empty_prompt: bool | None = None
+    mivas: tuple[Miva, ...] = ()
 
     def __post_init__(self):
         check_fit(self.family, self.configs)
@@ -81,6 +85,12 @@ class Model:
         return {component: self.configs[component] for component in controls.components(self.configs)}
 
     @property
+    def miva_count(self) -> int:
+        """How many MIVAs are beside the UNet."""
+        miva = self.configs["unet"].miva
+        return miva.count if miva else 0
+
+    @property
     def takes_picture(self) -> bool:
         """Whether the UNet's first layer takes the picture (PIA), so that frame 1 is sampled like the others."""
         motion = self.configs["unet"].motion
@@ -96,7 +106,7 @@ class Model:
         """Loads the model of a sampling command's config, whose `dtype` is decided."""
         print(f"loading weights onto {mesh.devices.size} {mesh.devices.flat[0].device_kind}", flush=True)
         return cls.load(
-            Weights.of_config(config.weights),
+            Weights.of_run(config),
             schedule=NoiseSchedule(**config.noise_schedule),
             dtype=jnp.dtype(config.dtype),
             attention=config.attention,
@@ -139,9 +149,12 @@ class Model:
         assembled = assemble(weights, arithmetic, **unet_settings)
         family = family_of(assembled["unet"].config)
         tokenizers, zeros = load_tokenizers(weights, family), weights.zeros_for_empty_prompt(family)
+        in_use = tuple(mivas.read(source, scale)[0] for source, scale in weights.given_mivas())
+        if in_use:
+            print(mivas.describe(in_use, assembled["unet"]), flush=True)
         loaded = {component: part.load(placer(mesh)) for component, part in assembled.items()}
         configs, parameters = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
-        return cls(configs, parameters, tokenizers, schedule, zeros)
+        return cls(configs, parameters, tokenizers, schedule, zeros, in_use)
 
 
 def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer]:
@@ -224,7 +237,10 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
     for number, source in enumerate(weights.controls):
         found[controls.component(number)] = assemble_control(source, weights.config_of, **kernels)
     check_trained(weights.trained, found)
+    mivas.refuse_among(weights.trained)
     found = merge_styles(found, weights.styles(), weights.skip_unknown)
+    if given := [mivas.read(source, scale) for source, scale in weights.given_mivas()]:
+        found["unet"] = mivas.with_mivas(found["unet"], given, weights.of("unet"))
     return found | _with_embeddings(found, weights, family)
 
 
@@ -257,9 +273,12 @@ def parts_named(weights: Weights, configs: Mapping[str, Any]) -> dict[str, Part]
 
 
 def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembled]:
-    """As `assemble`, of a training's config on a device; with `control.process`, a ControlNet as "controlnet"; with
-    `lora.rank`, factors beside kernels. Raises InputError also for control networks to sample with, and for a FaceID,
-    which no data are for."""
+    """As `assemble`, of a training's config on a device.
+
+    With `control.process`, there is a ControlNet as "controlnet"; with `lora.rank`, there are factors beside kernels;
+    with `miva.rank`, a MIVA. Raises InputError also for control networks to sample with, and for a FaceID, which no
+    data are for.
+    """
     if config.weights.get("controls"):
         raise InputError(
             f"weights.controls={tuple(config.weights.controls)}: these are sampled with. Leave it out; a ControlNet to "
@@ -275,9 +294,20 @@ def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembl
         )
     if config.get("control", {}).get("process"):
         found["controlnet"] = controlnet_to_train(config, found, arithmetic)
+    if wanted := miva_of_config(config):
+        rng, source = np.random.default_rng(config.seed), config.miva.source
+        found["unet"] = mivas.with_new_miva(found["unet"], wanted, rng, source, config.weights.base)
     if rank := config.get("lora", {}).get("rank"):
         found = with_new_lora(found, config.lora.layers, rank, np.random.default_rng(config.seed))
     return found
+
+
+def miva_of_config(config: ConfigDict) -> MivaConfig | None:
+    """Returns the MIVA that a training's config wants, None where it wants none."""
+    wanted = config.get("miva", {})
+    if not wanted.get("rank"):
+        return None
+    return MivaConfig(1, wanted.rank, wanted.tokens, tuple(wanted.parts))
 
 
 def controlnet_to_train(config: ConfigDict, found: Mapping[str, Assembled], arithmetic: Arithmetic) -> Assembled:

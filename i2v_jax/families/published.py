@@ -12,7 +12,7 @@ from i2v_jax.encoders.controls import component as control
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.family import family_of
-from i2v_jax.families.model import assemble
+from i2v_jax.families.model import assemble, miva_of_config
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import local
 from i2v_jax.models import clip, controlnet, image_projection, motion, sparse_control, t2i_adapter, unet, vae
@@ -72,6 +72,7 @@ def networks_of_config(config: ConfigDict, device: jax.Device, **changes: Any) -
     """As `networks`, of a training's config on a device; `changes` are of the arithmetic."""
     arithmetic = Arithmetic.of_config(config, device)._replace(**changes)
     found = networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
+    found["unet"] = dataclasses.replace(found["unet"], miva=miva_of_config(config))
     if config.get("control", {}).get("process"):
         found["controlnet"] = _controlnet(config.control.source, found, arithmetic)
     return found
@@ -101,7 +102,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     Raises:
       InputError: weights that are neither here nor known.
     """
-    weights = dataclasses.replace(weights, loras=(), embeddings=())  # which change no network
+    weights = dataclasses.replace(weights, loras=(), embeddings=(), mivas=())  # which change no published network
     sources = {name: source for name, source in vars(weights).items() if source and name not in UNREAD}
     controls = {control(number): source for number, source in enumerate(weights.controls)}
     sources |= controls
@@ -121,7 +122,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
         base["unet"],
         **arithmetic.of_unet,
         **(PUBLISHED[sources["motion"]] if "motion" in sources else {}),
-        self_attention_branches=at_site(adapters, "attn1"),
+        self_attention_branches=at_site((*adapters, *(("first_frame",) if weights.adapter else ())), "attn1"),
         cross_attention_branches=at_site(
             (*adapters, *(("image_tokens",) if "image_adapter" in sources else ())), "attn2"
         ),

@@ -12,6 +12,7 @@ from i2v_jax.families.downloads import COMPONENTS, Part, telling_all
 from i2v_jax.families.family import Family
 from i2v_jax.hub import fetch, local
 from i2v_jax.models.tokenizer import ClipTokenizer
+from i2v_jax.weights import mivas
 from i2v_jax.weights.controls import ASSEMBLE as CONTROL_KINDS
 from i2v_jax.weights.controls import FOLDER as CONTROL_FOLDER
 from i2v_jax.weights.embeddings import Embedding, by_token, files_of, token_and_file
@@ -59,6 +60,7 @@ class Weights:
       controls: control networks (ControlNet and its kin), of which kind their files tell.
       trained: files that `train.py` wrote; their weights replace those of the same paths, in all networks.
       loras: "FILE=SCALE" or "FILE": LoRA and its kin, merged into UNet, text encoders and motion modules in this order.
+      mivas: "FILE=SCALE" or "FILE": MIVAs, which work at once; the scale 0 leaves one out.
       embeddings: "TOKEN=FILE" or "FILE": textual inversions, which their tokens stand for in prompts.
       adapter_modules: Python modules that register adapters, see `models.adapters`.
       configs: component (`unet`, `vae`, `text_encoder`, ...) -> its diffusers or transformers config.json, in place of
@@ -82,11 +84,17 @@ class Weights:
     controls: tuple[str | Path, ...] = ()
     trained: tuple[str | Path, ...] = ()
     loras: tuple[str, ...] = ()
+    mivas: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     adapter_modules: tuple[str, ...] = ()
     configs: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
     motion_frames: int | None = None
     skip_unknown: bool = False
+
+    @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> "Weights":
+        """Returns the sources that a sampling command's config names: those of `config.weights`, and MIVAs."""
+        return dataclasses.replace(cls.of_config(config["weights"]), mivas=tuple(config.get("mivas", ())))
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Weights":
@@ -144,6 +152,14 @@ class Weights:
         except InputError as error:
             raise InputError(f"weights.loras: {error}") from error
 
+    def given_mivas(self) -> list[tuple[str, float]]:
+        """Returns the files of MIVAs, each with its scale; those of the scale 0 are left out, and change nothing.
+
+        Raises:
+          InputError: a scale is no finite number, or one file is given twice.
+        """
+        return [(source, scale) for source, scale in mivas.parse(self.mivas) if scale]
+
     def read_embeddings(self) -> dict[str, list[Embedding]]:
         """Reads textual inversions, those that LoRA files bring too, by token.
 
@@ -169,7 +185,8 @@ class Weights:
         if not self.image_adapter:  # then nothing looks at the picture's tokens
             named = [(source, folder) for source, folder in named if folder != "image_encoder"]
         named += [(source, CONTROL_FOLDER) for source in self.controls]
-        named += [(source, "") for source in (*self.trained, *(source for source, _ in self.styles()))]
+        files = (*self.styles(), *self.given_mivas())
+        named += [(source, "") for source in (*self.trained, *(source for source, _ in files))]
         named += [(file, "") for text in self.embeddings for file in files_of(token_and_file(text)[1])]
         return [(source, folder) for source, folder in named if source]
 
@@ -189,6 +206,7 @@ class Weights:
         parts += [Part("weights.controls", source, CONTROL_FOLDER) for source in dict.fromkeys(self.controls)]
         parts += [Part("weights.trained", source) for source in self.trained]
         parts += [Part("weights.loras", source) for source, _ in self.styles()]
+        parts += [Part("mivas", source) for source, _ in self.given_mivas()]
         return parts + [Part("weights.embeddings", token_and_file(text)[1]) for text in self.embeddings]
 
     def settings(self, file: str) -> dict[str, Any]:

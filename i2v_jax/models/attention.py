@@ -148,6 +148,8 @@ class Projections(NamedTuple):
     query: Float[Array, "b g s h d"]
     key: Float[Array, "b k t h d"]
     value: Float[Array, "b k t h d"]
+    to_key: Callable[[Array], Array] | None = None  # the frozen projections, of anything as wide as the context
+    to_value: Callable[[Array], Array] | None = None
 
 
 class Attention(nn.Module):
@@ -174,13 +176,16 @@ class Attention(nn.Module):
         context = hidden if context is None else context
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         project = functools.partial(Dense, channels, use_bias=False, **dtypes)
+        to_q, to_k, to_v = (project(name=name) for name in ("to_q", "to_k", "to_v"))
         projections = Projections(
             hidden,
-            split_heads(project(name="to_q")(hidden), self.num_heads),
-            split_heads(project(name="to_k")(context), self.num_heads),
-            split_heads(project(name="to_v")(context), self.num_heads),
+            split_heads(to_q(hidden), self.num_heads),
+            split_heads(to_k(context), self.num_heads),
+            split_heads(to_v(context), self.num_heads),
+            to_k,
+            to_v,
         )
-        inner = merge_heads(attention(*projections[1:], self.implementation))
+        inner = merge_heads(attention(*projections[1:4], self.implementation))
         outer = 0
         for name, branch in self.branches:
             module = branch(implementation=self.implementation, name=name, **dtypes)

@@ -17,6 +17,8 @@ class Conditions(NamedTuple):
       image_latents: what a first layer takes beside the latents: a mask, and a picture's latents (PIA).
       sizes: original height and width, crop's top and left, target height and width, in pixels (SDXL).
       controls: of each control network, what its pictures were encoded to, see `encoders.controls`.
+      implicit: 1 where MIVAs' implicit prompts are there, 0 where not; None: everywhere.
+      miva_masks: of n MIVAs, how much of each is there, 0 to 1, over the latents' height and width; None: all of it.
     """
 
     text: Float[Array, "b f t e"]
@@ -25,6 +27,8 @@ class Conditions(NamedTuple):
     sizes: Float[Array, "b f 6"] | None = None
     image_latents: Float[Array, "b f h w m"] | None = None
     controls: tuple[Any, ...] = ()
+    implicit: Float[Array, "b f"] | None = None
+    miva_masks: Float[Array, "b f n h w"] | None = None
 
     @classmethod
     def of_videos(

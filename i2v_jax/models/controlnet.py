@@ -75,7 +75,7 @@ _FIXED = {
 def of_unet(unet: UNetConfig) -> ControlNetConfig:
     """Returns the config of a ControlNet for a picture model's UNet."""
     fields = {field.name: getattr(unet, field.name) for field in dataclasses.fields(UNetConfig)}
-    return ControlNetConfig(**fields)
+    return ControlNetConfig(**fields | dict(miva=None))
 
 
 SD15_CONTROLNET, SDXL_CONTROLNET, TINY_CONTROLNET = of_unet(SD15), of_unet(SDXL), of_unet(TINY)

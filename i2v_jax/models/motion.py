@@ -1,6 +1,7 @@
 """AnimateDiff's temporal transformer (Guo et al. 2024): each place of the picture attends over its frames."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.adapters.adapter import Shared
+from i2v_jax.models.adapters.miva import MivaConfig, branches
 from i2v_jax.models.attention import Attention
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, parameter, shard
@@ -147,15 +150,19 @@ class TemporalBlock(nn.Module):
     attention: str = "xla"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    miva: MivaConfig | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s f c"]) -> Float[Array, "b s f c"]:
+    def __call__(self, x: Float[Array, "b s f c"], shared: Shared | None = None) -> Float[Array, "b s f c"]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        attend = functools.partial(
+            Attention, self.config.num_heads, branches(self.miva, "motion"), self.attention, **dtypes
+        )
         frames = min(x.shape[-2], self.config.max_positions)
         positions = jnp.asarray(frame_positions(frames, x.shape[-1]), self.dtype)
         for i in range(1, self.config.attentions + 1):
             hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
-            x = x + Attention(self.config.num_heads, implementation=self.attention, name=f"attn{i}", **dtypes)(hidden)
+            x = x + attend(name=f"attn{i}")(hidden, shared=shared)
         return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
 
 
@@ -166,9 +173,10 @@ class MotionModule(nn.Module):
     attention: str = "xla"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    miva: MivaConfig | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], shared: Shared | None = None) -> Float[Array, "b f h w c"]:
         b, f, h, w, c = x.shape
         if f > self.config.max_positions:
             raise ValueError(f"{f} frames, but the motion module knows {self.config.max_positions} positions")
@@ -178,6 +186,7 @@ class MotionModule(nn.Module):
         hidden = shard(hidden, "batch", "space", None, None)
         hidden = Dense(c, name="proj_in", **dtypes)(hidden)
         for i in range(self.config.num_layers):
-            hidden = TemporalBlock(self.config, self.attention, name=f"blocks_{i}", **dtypes)(hidden)
+            block = TemporalBlock(self.config, self.attention, miva=self.miva, name=f"blocks_{i}", **dtypes)
+            hidden = block(hidden, shared)
         hidden = Dense(c, name="proj_out", **dtypes)(hidden)
         return x + hidden.swapaxes(1, 2).reshape(x.shape)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.models.adapters import Shared, adapter
+from i2v_jax.models.adapters.miva import MivaConfig, branches
 from i2v_jax.models.attention import Attention
 from i2v_jax.models.layers import Dense, FeedForward, GroupNorm, LayerNorm, shard
 
@@ -23,13 +24,16 @@ class TransformerBlock(nn.Module):
     attention: str = "xla"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    miva: MivaConfig | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f s c"], shared: Shared) -> Float[Array, "b f s c"]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         attend = functools.partial(Attention, self.num_heads, implementation=self.attention, **dtypes)
         beside_self = tuple((name, adapter(name).module) for name in self.self_attention_branches)
+        beside_self += branches(self.miva, "frames")
         beside_cross = tuple((name, adapter(name).module) for name in self.cross_attention_branches)
+        beside_cross += branches(self.miva, "prompt")
 
         hidden = LayerNorm(name="norm1", **dtypes)(x)
         x = x + attend(branches=beside_self, name="attn1")(hidden, shared=shared)
@@ -53,6 +57,7 @@ class SpatialTransformer(nn.Module):
     scan: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    miva: MivaConfig | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], shared: Shared) -> Float[Array, "b f h w c"]:
@@ -66,6 +71,7 @@ class SpatialTransformer(nn.Module):
                 self.self_attention_branches,
                 self.cross_attention_branches,
                 self.attention,
+                miva=self.miva,
                 name=f"blocks_{i}",
                 **dtypes,
             )

@@ -5,20 +5,20 @@ AnimateDiff's UNet3DConditionModel, I2V-Adapter's merged UNet.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared
+from i2v_jax.models.adapters.miva import MivaConfig, masks_of_levels
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig, MotionModule, PictureInput
+from i2v_jax.models.remat import remat
 from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.resnet import ResnetBlock, nearest_resize
 from i2v_jax.models.transformer import SpatialTransformer
@@ -61,9 +61,10 @@ class UNetConfig:
       motion: layout of the motion modules, or None for a picture model.
       pooled_norms: resnet norms and the output norm pool over frames (AnimateDiff v1).
       self_attention_branches, cross_attention_branches: names in `models.adapters.ADAPTERS`.
+      miva: MIVAs beside the attentions, or None.
       attention, convolution: implementations, see `models.attention` and `models.convolution`.
       remat: what the backward pass makes again of a layer's activations: "none"; "products", what is cheap (see
-        `save_products`); "full", all; or a name in `jax.checkpoint_policies`.
+        `models.remat`); "full", all; or a name in `jax.checkpoint_policies`.
       scan_blocks: a transformer's blocks are a loop; compiles faster where they are many (SDXL's ten), but copies their
         weights once a pass.
       dtype: of activations; norms, softmax and timestep embedding are float32 all the same.
@@ -86,6 +87,7 @@ class UNetConfig:
     pooled_norms: bool = False
     self_attention_branches: tuple[str, ...] = ()
     cross_attention_branches: tuple[str, ...] = ()
+    miva: MivaConfig | None = None
     attention: str = "xla"
     convolution: str = "xla"
     remat: str = "none"
@@ -247,7 +249,7 @@ class Layer(nn.Module):
         if self.attention:
             x = transformer(c, self.level)(x, shared)
         if c.motion:
-            x = motion(c)(x)
+            x = motion(c)(x, shared)
         return shard(x, "batch", "frames", "height", "width", None)
 
 
@@ -262,7 +264,7 @@ class MidBlock(nn.Module):
         x = resnet(c, level, "resnet_0")(x, shared.time)
         x = transformer(c, level)(x, shared)
         if c.motion and c.motion.mid_block:
-            x = motion(c)(x)
+            x = motion(c)(x, shared)
         return resnet(c, level, "resnet_1")(x, shared.time)
 
 
@@ -279,7 +281,7 @@ class DownBlock(nn.Module):
         c, outputs = self.config, []
         attention = c.down_attention[self.level]
         for i in range(c.layers_per_block):
-            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, shared)
+            x = remat(Layer, c.remat)(c, self.level, attention, name=f"layers_{i}")(x, shared)
             outputs.append(x)
         if attention and residual is not None:
             x = outputs[-1] = x + residual
@@ -304,7 +306,7 @@ class UpBlock(nn.Module):
         attention = c.up_attention[len(c.block_out_channels) - 1 - self.level]
         for i in range(c.layers_per_block + 1):
             x = jnp.concatenate([x, skips.pop()], -1)
-            x = remat(Layer, c)(c, self.level, attention, name=f"layers_{i}")(x, shared)
+            x = remat(Layer, c.remat)(c, self.level, attention, name=f"layers_{i}")(x, shared)
         if self.level > 0:
             x = nearest_resize(x, *skips[-1].shape[-3:-1])  # odd sizes: exactly the next skip's
             x = conv(c, c.block_out_channels[self.level], "upsample")(x)
@@ -344,7 +346,8 @@ class UNet(nn.Module):
         dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         sample = shard(sample, "batch", "frames", "height", "width", None)
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
-        shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {})
+        masks = masks_of_levels(conditions.miva_masks, len(c.block_out_channels))
+        shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {}, masks)
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
         if c.motion and c.motion.conv_in_channels:
             if conditions.image_latents is None:
@@ -405,7 +408,7 @@ def down_and_middle(
     skips = [x]
     for level in range(levels):
         skips += DownBlock(c, level, name=f"down_blocks_{level}")(skips[-1], shared, residuals[level])
-    middle = remat(MidBlock, c)(c, name="mid_block")(skips[-1], shared)
+    middle = remat(MidBlock, c.remat)(c, name="mid_block")(skips[-1], shared)
     return skips, middle if residuals[levels] is None else middle + residuals[levels]
 
 
@@ -446,12 +449,13 @@ def transformer(c: UNetConfig, level: int) -> SpatialTransformer:
         c.scan_blocks,
         c.dtype,
         c.param_dtype,
+        c.miva,
         name="attention",
     )
 
 
 def motion(c: UNetConfig) -> MotionModule:
-    return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, name="motion")
+    return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, c.miva, name="motion")
 
 
 def picture_input(c: UNetConfig) -> PictureInput:
@@ -461,31 +465,3 @@ def picture_input(c: UNetConfig) -> PictureInput:
 
 def conv(c: UNetConfig, features: int, name: str, stride: int = 1) -> Conv:
     return Conv(features, stride, implementation=c.convolution, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
-
-
-def remat(module: type[nn.Module], c: UNetConfig) -> type[nn.Module]:
-    """Wraps a module so that its backward pass keeps what `UNetConfig.remat` says, and makes the rest again."""
-    if c.remat == "none":
-        return module
-    policy = REMAT[c.remat] if c.remat in REMAT else getattr(jax.checkpoint_policies, c.remat, None)
-    if policy is None and c.remat not in REMAT:
-        raise InputError(
-            f"Unknown remat {c.remat!r}; known: none, {', '.join(REMAT)}, or a name in jax.checkpoint_policies."
-        )
-    return nn.remat(module, policy=policy)
-
-
-def save_products(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """A checkpoint policy: keeps products, convolutions and attention, but not a product much wider than its input.
-
-    What lies between them is cheap to make again: norms, activations, sums. So is, for the memory it takes, the wide
-    middle of a feed-forward.
-    """
-    if primitive.name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        taken = math.prod(inputs[0].shape[axis] for axis in contracted)
-        return inputs[1].size <= 4 * taken * taken
-    return primitive.name in ("conv_general_dilated", "pallas_call")
-
-
-REMAT = {"full": None, "products": save_products}

@@ -294,6 +294,8 @@ def abstract_conditions(configs: dict[str, Any], rows: int, array: Callable) -> 
     if unet.cross_attention_branches:
         tokens = (rows, 1, image_tokens.count(configs), unet.cross_attention_dim)
         conditions = conditions._replace(image_tokens=array(tokens, dtype))
+    if unet.miva:
+        conditions = conditions._replace(implicit=array((rows, 1)))
     if family.text.pooled:
         conditions = conditions._replace(pooled=array((rows, 1, unet.added_conditioning.pooled_dim), dtype))
     if family.has_sizes:

@@ -23,7 +23,7 @@ from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.model import Model
 from i2v_jax.media import fit_picture, to_model_range
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling import feature_reuse
+from i2v_jax.sampling import feature_reuse, mivas
 from i2v_jax.sampling.controls import given as control_pictures
 from i2v_jax.sampling.denoiser import sampling_step, step_noise
 from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
@@ -141,6 +141,7 @@ class Pipeline:
             devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
             size = max(count, batch_size)
             size += -size % devices  # whole shares; the surplus is dropped at the end
+            mivas.check_memory(self.model, settings, size // devices, self.mesh.devices.flat[0])
             rows = [*range(count), *[count - 1] * (size - count)]
             pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
             texts = {name: [given[row] for row in rows] for name, given in texts.items()}
@@ -189,19 +190,23 @@ class Pipeline:
         tokens = None
         if self.model.wants_image_tokens:
             tokens = self._image_tokens(pictures, settings.image_prompts, self._spread)
+        prompts = mivas.without_prompts(self.model, prompts, settings.miva_with_prompt)
+        prompts_2 = prompts_2 and mivas.without_prompts(self.model, prompts_2, settings.miva_with_prompt)
         sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
         ids = self._tokenize(sides, settings)
+        masks = self._masks(pictures, settings)
         conditional = self._side(sides[0], ids[0], tokens, settings, negative=False)
         encoded = self._control_pictures(sources, settings)
         conditional = conditional._replace(controls=encoded)
         if not settings.guided:
-            return conditional
+            return mivas.with_implicit(self.model, None, conditional, masks)[1]
         if tokens is not None:
             tokens = self._image_tokens.nothing(tokens)
         unconditional = self._side(sides[1], ids[1], tokens, settings, negative=True)
         networks = self.model.controls.values()
         encoded = tuple(map(control_networks.unconditional, networks, encoded))
-        return join(unconditional._replace(controls=encoded), conditional)
+        sides = mivas.with_implicit(self.model, unconditional._replace(controls=encoded), conditional, masks)
+        return join(*sides)
 
     def count_chunks(
         self,
@@ -329,12 +334,19 @@ class Pipeline:
         empty = [not prompt for prompt in prompts]
         if prompts_2 is not None:
             empty = [nothing and not prompt for nothing, prompt in zip(empty, prompts_2)]
-        if negative and model.family.zeros_for_empty_prompt and any(empty):
+        is_dropped = negative or model.miva_count  # as MIVAs are trained
+        if is_dropped and model.family.zeros_for_empty_prompt and any(empty):
             found = text.zeroed(found, self._spread(np.array(empty)))
         numbers = None
         if model.family.has_sizes:
             numbers = self._spread(sizes.encode(*settings.size_conditions(negative), count))
         return Conditions.of_videos(found.states, tokens, found.pooled, numbers)
+
+    def _masks(self, pictures, settings) -> Any:
+        """Where each MIVA works, None where all do everywhere."""
+        size, downscale = (settings.height, settings.width), self.model.configs["vae"].downscale
+        masks = mivas.read_masks(settings.miva_masks, pictures, size, settings.fit, downscale)
+        return None if masks is None else self._spread(masks)
 
     def _control_pictures(self, sources, settings) -> tuple[Any, ...]:
         """What each control network makes of its pictures; the same at every step."""
@@ -352,6 +364,7 @@ class Pipeline:
             first_frame=settings.adapter_scale,
             image_tokens=settings.image_token_scale,
             **settings.image_prompts.strengths(),
+            **mivas.strengths(self.model),
         )
         total = settings.check(self.model).num_steps - start
         finite, networks = None, self._tree("unet", *self.model.controls)

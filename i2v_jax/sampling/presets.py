@@ -40,4 +40,4 @@ def preset(name: str | Path = "default") -> Preset:
         )
     config = commands.load_config(path, known)
     schedule = NoiseSchedule(**config.noise_schedule)
-    return Preset(Weights.of_config(config.weights), schedule, Settings.of_config(config))
+    return Preset(Weights.of_run(config), schedule, Settings.of_config(config))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from i2v_jax import __version__, commands
 from i2v_jax.errors import InputError
 from i2v_jax.hub import local, read_text
+from i2v_jax.sampling import mivas
 from i2v_jax.sampling.controls import given
 from i2v_jax.sampling.image_prompts import ImagePrompts
 from i2v_jax.weights.embeddings import token_and_file
@@ -63,8 +64,9 @@ def about(config: ConfigDict, weights: Mapping[str, str]) -> dict[str, Any]:
 
 
 def further_files(config: ConfigDict) -> list[Path]:
-    """Returns what a run reads beside weights and picture: pictures and face embedding of its image prompts."""
-    return ImagePrompts.of_config(config.get("image_prompts", {})).files
+    """Returns what a run reads beside weights and picture: masks; pictures and face embedding of its image prompts."""
+    masks = [Path(mask).expanduser() for mask in mivas.mask_files(config.get("miva_masks", ()))]
+    return [*ImagePrompts.of_config(config.get("image_prompts", {})).files, *masks]
 
 
 def travelling(config: ConfigDict) -> dict[str, Any]:
@@ -75,6 +77,10 @@ def travelling(config: ConfigDict) -> dict[str, Any]:
     for key, value in values.get("weights", {}).items():
         if key not in NOT_A_PATH:
             values["weights"][key] = [MARKED[key](text) for text in value] if key in MARKED else _absolute(value)
+    if given := values.get("mivas"):
+        values["mivas"] = [_absolute_style(text) for text in given]
+    if masks := values.get("miva_masks"):
+        values["miva_masks"] = [_absolute(mask) if mask in mivas.mask_files(masks) else mask for mask in masks]
     for group, key in PICTURES:
         if value := values.get(group, {}).get(key):
             values[group][key] = _absolute(value)

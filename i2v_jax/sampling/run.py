@@ -13,7 +13,7 @@ from i2v_jax.encoders import text
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.sampling import batches, jobs, trained_at, underway
+from i2v_jax.sampling import batches, jobs, mivas, trained_at, underway
 from i2v_jax.sampling.controls import given
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.progress import Progress, Work
@@ -30,6 +30,8 @@ def check(config: ConfigDict, todo: Sequence[jobs.Job], schedule: NoiseSchedule)
         settings = Settings.of_config(own)
         settings.check_values(schedule)
         settings.image_prompts.check_values()
+        size = (settings.height, settings.width)
+        mivas.read_masks(settings.miva_masks, [media.load_picture(job.picture)], size, settings.fit, downscale=1)
         media.check_fps(own.fps)
     check_controls(config, todo)
     media.check_folder(config.output)

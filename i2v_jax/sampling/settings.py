@@ -16,12 +16,13 @@ from i2v_jax.encoders.sizes import Pair
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.model import Model
 from i2v_jax.media import FITS
+from i2v_jax.sampling import mivas
 from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.image_prompts import ImagePrompts
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 
-OF_RUN = ("truncate_prompts", "vae_slice")  # not a row's own
+OF_RUN = ("truncate_prompts", "vae_slice", "miva_masks")  # not a row's own
 OF_FILES = ("fps", "match_colours")
 GROUPS = ("sampler_options", "sizes", "free_init", "controls", "image_prompts")
 
@@ -58,6 +59,9 @@ class Settings:
         `encoders.prompt_syntax`.
       prompt_weighting: what weights do, see `encoders.emphasis`.
       clip_skip: last layers of the text encoders to leave out, as diffusers counts them; 0: as trained.
+      miva_masks: where each MIVA works: a picture's file, white there; "rest": where no other does; "": everywhere; ():
+        all everywhere.
+      miva_with_prompt: MIVAs' implicit prompts stand beside the prompt, rather than in its place.
       vae_slice: frames that each device decodes at a time; bounds memory.
       original_size, crop, target_size: what SDXL is given of size and crop, (height, width) and (top, left) in pixels;
         () is the video's own size, and (0, 0).
@@ -87,6 +91,8 @@ class Settings:
     prompt_syntax: str = "plain"
     prompt_weighting: str = "a1111"
     clip_skip: int = 0
+    miva_masks: tuple[str, ...] = ()
+    miva_with_prompt: bool = False
     vae_slice: int = 1
     original_size: Pair | tuple[()] = ()
     crop: Pair | tuple[()] = ()
@@ -102,6 +108,7 @@ class Settings:
         """Returns the settings that a config has; those that it has not are the defaults."""
         plain = [name for name in cls.__dataclass_fields__ if name not in (*SIZES, *GROUPS)]
         given = {name: config[name] for name in plain if name in config}
+        given["miva_masks"] = tuple(config.get("miva_masks", ()))
         given["controls"] = ControlSettings.of_config(config.get("controls", {}))
         given |= {name: tuple(size) for name, size in config.get("sizes", {}).items()}
         given |= dict(free_init=FreeInit(**config.get("free_init", {})))
@@ -121,6 +128,7 @@ class Settings:
         self.controls.check(len(model.controls), self.frames)
         self._check_clip_skip(model)
         self.image_prompts.check(model)
+        mivas.check(self.miva_masks, model)
         if self.free_init.runs > 1 and model.takes_picture:
             raise InputError(
                 f"free_init.iterations={self.free_init.iterations}: FreeInit is not built for PIA's motion modules, "

@@ -39,6 +39,12 @@ def check(config: ConfigDict) -> None:
     for name in ("every_steps", "clips"):
         if config[name] < 1:
             raise InputError(f"held_out.{name}={config[name]}: wanted 1 or more.")
+    if config.patience < 0:
+        raise InputError(f"held_out.patience={config.patience}: wanted 0 (the run goes to its end) or more.")
+    if config.patience and not config.share:
+        raise InputError(
+            f"held_out.patience={config.patience} without clips that are held out: set held_out.share, such as 0.1."
+        )
 
 
 class Chosen:
@@ -201,7 +207,9 @@ def without_chance(loss: Loss | ReconstructionLoss) -> Loss | ReconstructionLoss
     """A loss that drops no condition, and looks at whole frames."""
     nothing = dict(crop=0)
     if isinstance(loss, Loss):
-        nothing = dict(prompt_dropout=0.0, image_dropout=0.0, joint_dropout=0.0)
+        nothing = dict(image_dropout=0.0, joint_dropout=0.0, implicit_dropout=0.0)
+        if not getattr(loss.configs.get("unet"), "miva", None):  # a MIVA has no prompt when it is sampled with either
+            nothing["prompt_dropout"] = 0.0
     return dataclasses.replace(loss, objective=dataclasses.replace(loss.objective, **nothing))
 
 

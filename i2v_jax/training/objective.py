@@ -49,6 +49,7 @@ class Objective:
       image_dropout: share of clips without image tokens: theirs are zeros, which add nothing.
       joint_dropout: share of clips with the empty prompt and a zero picture's image tokens, what classifier-free
         guidance leads away from, as IP-Adapter is trained.
+      implicit_dropout: share of clips without a MIVA's implicit prompt, for classifier-free guidance.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
       vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
     """
@@ -58,6 +59,7 @@ class Objective:
     prompt_dropout: float = 0.1
     image_dropout: float = 0.0
     joint_dropout: float = 0.0
+    implicit_dropout: float = 0.0
     min_snr_gamma: float | None = None
     vae_slice: int = 0
 
@@ -66,7 +68,7 @@ class Objective:
             raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean', 'noisy' or 'early'.")
         if self.timesteps not in ("uniform", "cubic"):
             raise InputError(f"timesteps={self.timesteps!r}; wanted 'uniform' or 'cubic'.")
-        for name in ("prompt_dropout", "image_dropout", "joint_dropout"):
+        for name in ("prompt_dropout", "image_dropout", "joint_dropout", "implicit_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: wanted a share in [0, 1].")
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
@@ -84,12 +86,13 @@ class Draws(NamedTuple):
     drop: Bool[Array, " b"]  # the prompt
     drop_image: Bool[Array, " b"]  # the image tokens
     drop_both: Bool[Array, " b"]  # for guidance
+    drop_implicit: Bool[Array, " b"] | None = None  # the implicit prompt of a MIVA
 
 
 def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, objective: Objective) -> Draws:
     """Draws noise, timesteps, dropped prompts and image tokens for latents of shape [b f h w c]."""
     posterior, noise, timesteps, drop = jax.random.split(key, 4)
-    drop_image, drop_both = (jax.random.fold_in(key, number) for number in (4, 5))
+    drop_image, drop_both, drop_implicit = (jax.random.fold_in(key, number) for number in (4, 5, 6))
     count = schedule.num_train_timesteps
     if objective.timesteps == "uniform":
         drawn = jax.random.randint(timesteps, latents[:1], 0, count)
@@ -103,6 +106,7 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
         jax.random.bernoulli(drop, float(objective.prompt_dropout), latents[:1]),
         jax.random.bernoulli(drop_image, float(objective.image_dropout), latents[:1]),
         jax.random.bernoulli(drop_both, float(objective.joint_dropout), latents[:1]),
+        jax.random.bernoulli(drop_implicit, float(objective.implicit_dropout), latents[:1]),
     )
 
 
@@ -221,7 +225,11 @@ class Loss:
         empty = None if (family.zeros_for_empty_prompt if zeros is None else zeros) else self.empty
         text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
         sizes = batch["sizes"] if family.has_sizes else None
-        return Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)
+        found = Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)
+        if self.configs["unet"].miva is None:
+            return found
+        without = draws.drop_implicit | draws.drop_both
+        return found._replace(implicit=1 - jnp.asarray(without, jnp.float32)[:, None])
 
     def _control(self, tree, batch, conditions) -> Callable[..., Residuals | None]:
         """What the ControlNet, where there is one, adds to the UNet's features, given noisy latents and timesteps."""

@@ -7,7 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from i2v_jax.models.adapters.miva import PATH
+from i2v_jax.tree import count
+
 CONFIG = "config.json"  # in a run's folder; `--config` takes it
+
+
+def describe_weights(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
+    """Returns how many parameters are trained; of a MIVA also how large it is beside its UNet, and as a file."""
+    text = f"{count(trained):,} parameters are trained, {count(frozen):,} are frozen"
+    if not any(PATH in path for path in trained):
+        return text
+    unet = count({path: leaf for path, leaf in frozen.items() if path.startswith("unet/")})
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in trained.values())
+    return f"{text}; the MIVA is {count(trained) / unet:.2%} of its UNet, a file of {size / 1e6:.1f} MB"
 
 
 def describe_clips(clips: int, held_out: int, steps: int, batch: int, done: int) -> list[str]:

@@ -171,6 +171,7 @@ def assemble_unet(
     names = [known.name for known in _known_adapters(pool)]
     derived = dict(
         motion=layout,
+        miva=None,
         pooled_norms=pools_frames(layout, settings),
         self_attention_branches=at_site(names, "attn1"),
         cross_attention_branches=at_site(names, "attn2"),

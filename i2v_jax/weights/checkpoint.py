@@ -13,6 +13,7 @@ from typing import Any
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
+from i2v_jax.models.adapters.miva import NAME
 from i2v_jax.weights.assemble import Assembled, assemble_unet, assemble_unet_parts
 from i2v_jax.weights.components import ASSEMBLE
 from i2v_jax.weights.fit import GO_ON
@@ -263,6 +264,11 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any], motion: dict[s
         where = strangers[0].parameters.source
         raise InputError(f"{where} holds tensors of unknown names or shapes: {names[:3]}. {GO_ON}")
     parts.pop("base", None)
+    if NAME in parts:
+        raise InputError(
+            f"{parts[NAME].parameters.source} is a MIVA, which no format of others has a place for. Sample with it as "
+            "it is: --config.mivas."
+        )
     of_motion = [piece for piece in pieces if "motion" in parts_of(piece.parameters)]
     given = given | {"motion_config": _earlier_motion(of_motion, motion) | motion}
     if base is not None:

@@ -1,6 +1,6 @@
 """The parts of a UNet that may each come from a file of its own: spatial layers, motion modules, every adapter.
 
-A part is called "base", "motion", or by the adapter's name.
+A part is called "base", "motion", "miva", or by the adapter's name.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS, adapter
+from i2v_jax.models.adapters.miva import NAME, PATH
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
 from i2v_jax.models.networks import Shapes
 from i2v_jax.models.unet import UNetConfig
@@ -31,6 +32,8 @@ FOLDERS = {"motion": "motion_adapter"}
 
 def part_of_path(path: str) -> str:
     """Returns which part of a UNet a path belongs to."""
+    if PATH in path:
+        return NAME
     if "/motion/" in path:
         return "motion"
     match = ADAPTER_PATH.fullmatch(path)
@@ -44,7 +47,7 @@ def parts_of(paths: Iterable[str]) -> set[str]:
 
 def title_of(part: str) -> str:
     """Returns what messages call a part."""
-    return {"base": "spatial layers", "motion": "motion modules"}.get(part) or adapter(part).title
+    return {"base": "spatial layers", "motion": "motion modules", NAME: "MIVA"}.get(part) or adapter(part).title
 
 
 def parameters_of(providers: Mapping[str, Imported]) -> Pool:

@@ -5,6 +5,7 @@ size hints at whether it grows, shrinks or rotates (`LARGER`); its caption says 
 """
 
 from i2v_jax.data.small_world.drawing import RenderedClip, make, render, render_clip
+from i2v_jax.data.small_world.paths import NOVEL
 from i2v_jax.data.small_world.scene import (
     CAMERA,
     CAMERA_MOTIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "CLIPS",
     "KINDS",
     "MOTIONS",
+    "NOVEL",
     "STILL",
     "Effect",
     "Motion",

@@ -15,14 +15,12 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 from skimage import color
 
-from i2v_jax.data.small_world.scene import CAMERA, COLOURS, FRAMES, PHOTOGRAPHS, SIZE, Effect, Motion, Object, Scene
+from i2v_jax.data.small_world.paths import BY_VERB, Maps, Times, affine
+from i2v_jax.data.small_world.scene import CAMERA, COLOURS, FRAMES, PHOTOGRAPHS, SIZE, Motion, Object, Scene
 from i2v_jax.data.small_world.scene import draw as draw_scene
 
 WORLD = 1.8  # side of the background: enough for every pan and zoom
 LOCAL = 3.5  # side of a shape's own square, in which its area is pi
-
-Times = Float[np.ndarray, "f"]
-Maps = Float[np.ndarray, "f 3 3"]
 
 
 class RenderedClip(NamedTuple):
@@ -92,7 +90,7 @@ def render(scene: Scene, times: Times, size: int) -> UInt8[np.ndarray, "f h w 3"
     else:
         video = _view(image, WORLD, background[:1], size).repeat(len(times), 0)
     for number, (thing, maps) in enumerate(zip(scene.objects, objects)):
-        scale = np.sqrt(np.linalg.det(maps))[:, None, None]  # pixels of a radius
+        scale = np.sqrt(np.abs(np.linalg.det(maps)))[:, None, None]  # pixels of a radius
         share = np.clip(0.5 - scale * _sample(edge_distance(thing.shape), LOCAL, maps, size, np.inf), 0, 1)
         where = share > 0
         colours = _sample(draw_sprite(scene, number, size), LOCAL, maps, size)[where]
@@ -132,7 +130,7 @@ def _layer_flow(step: Maps, x, y) -> Float32[np.ndarray, "f-1 h w 2"]:
 
 def layer_maps(scene: Scene, times: Times, size: int) -> list[Maps]:
     """From the background's and each object's own coordinates to pixels."""
-    moves = {motion.of: _move(motion.effect, amount, times) for motion, amount in zip(scene.motions, scene.amounts)}
+    moves = {motion.of: _move(motion, amount, times) for motion, amount in zip(scene.motions, scene.amounts)}
     still = np.broadcast_to(np.eye(3), (len(times), 3, 3))
     camera = affine((size / 2, size / 2), 0, size) @ moves.get(CAMERA, still)
     return [camera] + [
@@ -141,18 +139,11 @@ def layer_maps(scene: Scene, times: Times, size: int) -> list[Maps]:
     ]
 
 
-def affine(shift, angle, scale) -> Float[np.ndarray, "*maps 3 3"]:
-    """Scales, turns clockwise, then shifts; of one number each or of one for each map."""
-    shift = np.asarray(shift, float)
-    c, s = scale * np.cos(angle), scale * np.sin(angle)
-    maps = np.zeros((*np.broadcast_shapes(shift.shape[:-1], np.shape(c)), 3, 3))
-    maps[..., 0, 0], maps[..., 0, 1], maps[..., 1, 0], maps[..., 1, 1] = c, -s, s, c
-    maps[..., :2, 2], maps[..., 2, 2] = shift, 1
-    return maps
-
-
-def _move(effect: Effect, amount: float, times: Times) -> Maps:
-    """What a motion has done at each time: straight at one speed, round the middle, or by a factor."""
+def _move(motion: Motion, amount: float, times: Times) -> Maps:
+    """What a motion has done at each time: straight at one speed, round the middle, or by a factor; or its own path."""
+    if motion.name in BY_VERB:
+        return BY_VERB[motion.name].path(amount, times)
+    effect = motion.effect
     direction = np.array([effect.right, effect.down]) / max(1, math.hypot(effect.right, effect.down))
     return affine(
         amount * times[:, None] * direction, amount * effect.clockwise * times, amount ** (effect.growth * times)

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from i2v_jax.data.small_world.paths import BY_VERB, NOVEL
 from i2v_jax.errors import InputError, nearest
 
+NOVEL_CLIPS = 10  # of a motion that the bundled model was not taught, in a source
 FRAMES, SIZE = 16, 64  # of a clip, where nothing else is asked for
 CLIPS = {"train": 50_000, "held_out": 1_000}  # in a source; any other number can be made, too
 CAMERA = -1
@@ -97,8 +99,8 @@ class Motion(NamedTuple):
 
     Attributes:
       of: the object's number, or CAMERA.
-      name: of `MOTIONS` or `CAMERA_MOTIONS`.
-      effect: on the screen. A camera's is that on the background; an object's adds to it.
+      name: of `MOTIONS` or `CAMERA_MOTIONS`, or a verb of `paths.NOVEL`.
+      effect: on the screen. A camera's is that on the background; an object's adds to it. None of a novel motion.
     """
 
     of: int
@@ -163,9 +165,14 @@ class Scene:
         return " and ".join(("the camera " if motion.of == CAMERA else "") + motion.name for motion in self.motions)
 
     def opposite(self) -> "Scene":
-        """This scene with every motion the other way: the same first frame, another caption, another clip."""
+        """This scene with every motion the other way: the same first frame, another caption, another clip.
+
+        Novel motions have no other way: InputError.
+        """
         motions = []
         for motion in self.motions:
+            if motion.name in BY_VERB:
+                raise InputError(f"A thing that {motion.name} cannot do so the other way. Leave `opposite` out.")
             effect = Effect(*(-sign for sign in motion.effect))
             names = motions_of(motion.of)
             motions.append(Motion(motion.of, next(name for name in names if names[name] == effect), effect))
@@ -174,12 +181,16 @@ class Scene:
     def alternatives(self, number: int) -> dict[str, "Scene"]:
         """By name, this scene with each motion that its motion of a number could be, itself and none among them.
 
-        All go as far as the middle of what their kind goes.
+        All go as far as the middle of what their kind goes. Novel motions are among them where it is one.
         """
         of, found = self.motions[number].of, {}
-        for name, effect in (motions_of(of) | {STILL: Effect()}).items():
+        ranges = {name: (effect, amount_range(of, effect)) for name, effect in motions_of(of).items()}
+        if self.motions[number].name in BY_VERB:
+            is_camera = of == CAMERA
+            ranges |= {it.verb: (Effect(), it.amounts) for it in NOVEL.values() if it.of_camera == is_camera}
+        for name, (effect, amounts_of) in (ranges | {STILL: (Effect(), TRAVEL)}).items():
             motions, amounts = list(self.motions), list(self.amounts)
-            motions[number], amounts[number] = Motion(of, name, effect), sum(amount_range(of, effect)) / 2
+            motions[number], amounts[number] = Motion(of, name, effect), sum(amounts_of) / 2
             found[name] = dataclasses.replace(self, motions=tuple(motions), amounts=tuple(amounts))
         return found
 
@@ -199,12 +210,24 @@ def amount_range(of: int, effect: Effect) -> tuple[float, float]:
 
 
 def check_split(split: str, *others: str) -> None:
-    """Raises InputError for what is no split, nor one of `others`."""
-    if split not in CLIPS:
-        known = (*CLIPS, *others)
-        raise InputError(
-            f"The small world has no split {split!r}, one of {', '.join(known)} is wanted.{nearest(split, known)}"
-        )
+    """Raises InputError for what is no split, nor one of `others`, nor one of clips with novel motions."""
+    if split in CLIPS or novel_of(split):
+        return
+    known = (*CLIPS, *others, *NOVEL, "held_out:swing", "swing+sway")
+    raise InputError(
+        f"The small world has no split {split!r}, one of {', '.join(known)} is wanted.{nearest(split, known)}"
+    )
+
+
+def novel_of(split: str) -> tuple[str, tuple[str, ...]] | None:
+    """Returns the split and the novel motions that "SPLIT:MOTION" names, or "MOTION", which is of the train split, or
+    "MOTION+MOTION", an object's and the camera's; None of anything else."""
+    named, _, motions = split.rpartition(":")
+    names = tuple(motions.split("+"))
+    if named not in ("", *CLIPS) or not set(names) <= NOVEL.keys():
+        return None
+    of = [NOVEL[name].of_camera for name in names]
+    return (named or "train", names) if len(set(of)) == len(of) else None
 
 
 def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
@@ -212,10 +235,13 @@ def draw(index: int, split: str = "train", alone: bool = False) -> Scene:
 
     Args:
       index: its number, from 0 on; numbers go through all kinds of motion in turn.
-      split: "train" or "held_out".
+      split: "train" or "held_out"; or, for one object that moves in a novel way, such as "held_out:swing", see
+        `novel_of`.
       alone: one object, and one motion.
     """
     check_split(split)
+    if found := novel_of(split):
+        return _draw_novel(index, *found)
     seed = (list(CLIPS).index(split), index)
     rng = np.random.default_rng(seed)
     objects = _draw_objects(split, alone, rng)
@@ -276,3 +302,14 @@ def _fitted(thing: Object, motion: str, split: str, rng: np.random.Generator) ->
     shape = thing.shape if thing.shape in shapes else str(rng.choice(shapes))
     middle = (thing.middle[0] / larger, thing.middle[1] / larger)  # and nearer to the picture's
     return thing._replace(shape=shape, middle=middle)
+
+
+def _draw_novel(index: int, split: str, names: tuple[str, ...]) -> Scene:
+    """One object, which or whose camera moves as the bundled model was not taught, or both do."""
+    seed = (list(CLIPS).index(split), 1 + list(NOVEL).index(names[0]), index)
+    rng = np.random.default_rng(seed)
+    objects, motions, amounts = _draw_objects(split, True, rng), [], []
+    for novel in (NOVEL[name] for name in names):
+        motions.append(Motion(CAMERA if novel.of_camera else 0, novel.verb, Effect()))
+        amounts.append(rng.uniform(*novel.amounts))
+    return Scene(tuple(objects), tuple(motions), tuple(amounts), split, seed)

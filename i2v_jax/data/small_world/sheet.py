@@ -20,7 +20,7 @@ from i2v_jax import media
 from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIXES
 from i2v_jax.data.small_world.drawing import RenderedClip, make
 from i2v_jax.data.small_world.looks import LOOKS
-from i2v_jax.data.small_world.scene import CLIPS, FRAMES, KINDS, SIZE
+from i2v_jax.data.small_world.scene import FRAMES, KINDS, SIZE, check_split
 from i2v_jax.data.small_world.source import clip_id
 from i2v_jax.errors import InputError
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where to write the clips and contact_sheet.png")
     parser.add_argument("--clips", type=int, default=len(KINDS), help="how many; by default one of each kind")
-    parser.add_argument("--split", default="train", choices=CLIPS)
+    parser.add_argument("--split", default="train", help="train, held_out, or a motion: swing, held_out:swing, ...")
     parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of a side")
     parser.add_argument("--look", choices=LOOKS, help="of pictures, which are then written in the place of clips")
@@ -64,6 +64,7 @@ def main() -> None:
     for option in ("clips", "frames", "size"):
         if getattr(arguments, option) < 2:
             raise InputError(f"--{option}={getattr(arguments, option)}: wanted 2 or more.")
+    check_split(arguments.split)
     folder, split = Path(arguments.folder).expanduser(), arguments.split
     if arguments.look:
         numbers = range(arguments.clips)
@@ -73,15 +74,16 @@ def main() -> None:
     clips = [make(index, split, arguments.frames, arguments.size) for index in range(arguments.clips)]
     files = {folder / "contact_sheet.png": media.encode_png(contact_sheet(clips))}
     for index, clip in enumerate(clips):
-        files[folder / f"{clip_id(index, split)}{VIDEO_SUFFIXES[0]}"] = media.encode_video(clip.video, FPS)
-        files[folder / f"{clip_id(index, split)}{CAPTION_SUFFIX}"] = clip.caption.encode()
+        name = clip_id(index, split).replace(":", "_")
+        files[folder / f"{name}{VIDEO_SUFFIXES[0]}"] = media.encode_video(clip.video, FPS)
+        files[folder / f"{name}{CAPTION_SUFFIX}"] = clip.caption.encode()
     media.write_files(files)
     print(f"{len(clips)} clips and contact_sheet.png in {folder}")
 
 
 def _picture(index: int, arguments: argparse.Namespace) -> dict[str, bytes]:
     """A clip's first frame in a look, and its caption: "a red disc, blueprint"."""
-    clip, name = make(index, arguments.split, 2, arguments.size), clip_id(index, arguments.split)
+    clip, name = make(index, arguments.split, 2, arguments.size), clip_id(index, arguments.split).replace(":", "_")
     picture = LOOKS[arguments.look](clip.video[0])
     caption = f"{clip.scene.still_caption}, {arguments.look}"
     return {f"{name}.png": media.encode_png(picture), f"{name}{CAPTION_SUFFIX}": caption.encode()}

@@ -7,7 +7,8 @@ import numpy as np
 from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import Cut, Frames, choose_frames
 from i2v_jax.data.small_world.drawing import render
-from i2v_jax.data.small_world.scene import CLIPS, FRAMES, Scene, check_split, draw
+from i2v_jax.data.small_world.scene import CLIPS, FRAMES, NOVEL_CLIPS, Scene, check_split, draw
+from i2v_jax.errors import InputError
 
 LESSONS = "lessons"  # one more source, see `SmallWorld`
 
@@ -17,7 +18,8 @@ class SmallWorld:
 
     Args:
       split: or `LESSONS`: the train split's clips, but with one object and one motion each, and captions that say the
-        motion alone, such as "moves left".
+        motion alone, such as "moves left". Or a motion that the bundled model was not taught (`paths.NOVEL`), of which
+        there are ten clips, such as "swing"; "swing-30" has as many as it says, "held_out:swing" another split's.
 
     Raises:
       InputError: no such split.
@@ -25,11 +27,16 @@ class SmallWorld:
 
     def __init__(self, split: str):
         self.name, self.lessons = split, split == LESSONS
-        self.split = "train" if self.lessons else split
+        self.split, dash, count = ("train", "", "") if self.lessons else split.partition("-")
         check_split(self.split, LESSONS)
+        self.count = CLIPS.get(self.split, NOVEL_CLIPS)
+        if dash:
+            if self.split in CLIPS or not count.isdecimal() or int(count) < 1:
+                raise InputError(f"small_world:{split}: wanted a number of clips of one motion, such as swing-30.")
+            self.count = int(count)
 
     def __len__(self) -> int:
-        return CLIPS[self.split]
+        return self.count
 
     def id_of(self, number: int) -> str:
         return clip_id(number, self.name)

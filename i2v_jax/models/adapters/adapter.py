@@ -12,8 +12,11 @@ from i2v_jax.models.conditions import Conditions
 
 SITES = ("attn1", "attn2")
 """Spatial self-attention, cross-attention."""
-ADAPTER_PATH = re.compile(rf".*/attention/blocks_\d+/(?P<site>{'|'.join(SITES)})/(?P<name>(?!to_)\w+)/(?P<leaf>.*)")
-"""Paths of adapters' parameters in a UNet: what lies below an attention and is no layer of its own."""
+ADAPTER_PATH = re.compile(
+    rf".*/attention/blocks_\d+/(?P<site>{'|'.join(SITES)})/(?P<name>(?!to_|miva/)\w+)/(?P<leaf>.*)"
+)
+"""Paths of adapters' parameters in a UNet: what lies below an attention and is no layer of its own. MIVAs, which lie
+below motion modules too, are no `Adapter`s."""
 
 
 class Shared(NamedTuple):
@@ -22,6 +25,7 @@ class Shared(NamedTuple):
     time: Float[Array, "b e"]  # timestep embedding
     conditions: Conditions
     strengths: Mapping[str, Any] = {}  # of adapters, by name
+    masks: Mapping[int, Float[Array, "b s n"]] | None = None  # of MIVAs, by the number of a level's places
 
     def strength(self, adapter: str) -> Any:
         """The strength of an adapter; 1, as trained, where none is given."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTER_PATH
+from i2v_jax.models.adapters.miva import NAME, PATH
 from i2v_jax.weights.kinds.table import ALIKE, READ, SLOTS, UNREAD, Kind
 
 Names = Iterable[str]
@@ -105,6 +106,8 @@ def _part(component: str, path: str) -> str:
         return "motion_lora" if "/motion/" in path else method
     if component != "unet":
         return component
+    if PATH in path:
+        return NAME
     if "/motion/" in path:
         return "motion"
     match = ADAPTER_PATH.fullmatch(path)

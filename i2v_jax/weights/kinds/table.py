@@ -288,6 +288,11 @@ READ = {
         "Give it as weights.image_adapter={source}, and as weights.image_encoder the image encoder that it was "
         "trained with (a plain FaceID has none: it wants image_prompts.face_embedding).",
     ),
+    "miva": Part(
+        "a MIVA, of one motion",
+        ("mivas",),
+        "Give it as --config.mivas=\"('{source}=1.0',)\", with the model that it was trained on as weights.base.",
+    ),
     "image_proj": Part(
         "an IP-Adapter's image projection", ("image_adapter",), "Give the whole IP-Adapter as weights.image_adapter."
     ),
