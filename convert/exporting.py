@@ -30,15 +30,18 @@ from i2v_jax.weights.formats import (
     clip,
     controlnet,
     diffusers,
+    dover,
     ip_adapter,
     lora,
     original,
+    raft,
     sparse_control,
     t2i_adapter,
 )
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.low_rank import PEFT_METADATA, export_lora
+from i2v_jax.weights.measuring import with_made_buffers
 from i2v_jax.weights.names import Table
 from i2v_jax.weights.save import EXPORTED_CONFIGS, exported_metadata
 from i2v_jax.weights.storage.msgpack import save_msgpack
@@ -51,7 +54,8 @@ from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
 CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
-CONFIGURED = ("unet", *CONTROLS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
+MEASURING = ("raft", "dover")
+CONFIGURED = ("unet", *CONTROLS, *MEASURING, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
 
 
@@ -62,14 +66,16 @@ class FileLayout:
     Attributes:
         tables: component -> its table for SD1.5, and for SDXL where that is another.
         only: the paths that belong there.
-        nesting: how a pickle's names are nested: all below one name, or (None) by their first part.
+        nesting: how a pickle's names are nested: all below one name, (None) by their first part, or ("") not at all.
         folder: whether it may be a folder of components.
+        prefix: what stands before every name.
     """
 
     tables: Mapping[str, tuple[Table, ...]]
     only: str = BASE
     nesting: str | None = "state_dict"
     folder: bool = False
+    prefix: str = ""
 
 
 LAYOUTS = {
@@ -105,6 +111,9 @@ LAYOUTS = {
         },
         only=r"(unet/(?!.*/lora/).*/motion/.*|sparse_controlnet/.*)",
     ),
+    "raft": FileLayout({"raft": (raft.PRINCETON_RAFT, raft.PRINCETON_RAFT_SMALL)}, nesting="", prefix="module."),
+    "dover": FileLayout({"dover": (dover.DOVER,)}, nesting=""),
+    "raft-torchvision": FileLayout({"raft": (raft.TORCHVISION_RAFT,)}, nesting=""),
     "t2i-adapter": FileLayout({"t2i_adapter": (t2i_adapter.ORIGINAL_T2I,)}),
     "ip-adapter": FileLayout(
         {"unet": (ip_adapter.IP_ADAPTER,), "image_proj": (ip_adapter.IMAGE_PROJECTION,)},
@@ -236,7 +245,8 @@ def _write_file(
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
     else:
-        save_pickle(path, tensors, LAYOUTS[to].nesting if to else "state_dict", progress)
+        plain = "" if set(checkpoint.components) <= set(MEASURING) else "state_dict"
+        save_pickle(path, tensors, LAYOUTS[to].nesting if to else plain, progress)
 
 
 def _carried(checkpoint: Checkpoint) -> dict[str, str]:
@@ -280,12 +290,13 @@ def exported(checkpoint: Checkpoint, to: str | None) -> Tensors:
         if getattr(component.config, "motion", None) and component.parameters and not _without_tables(checkpoint, name):
             made = position_tables(component.parameters, component.config.motion.max_positions)
             buffers = made.holding(made.entries | buffers.entries)
+        buffers = with_made_buffers(name, component.parameters, buffers, component.config)
         parts |= export_tensors(component.parameters, tables[name], buffers).entries
     if checkpoint.lora:
         low_rank = export_lora(checkpoint.lora, {name: tables[name] for name in checkpoint.lora})
         parts |= low_rank.entries
         metadata |= low_rank.metadata
-    prefix = checkpoint.prefix if to is None else ""
+    prefix = checkpoint.prefix if to is None else LAYOUTS[to].prefix
     return Tensors({prefix + name: entry for name, entry in parts.items()}, checkpoint.source, metadata)
 
 
@@ -311,6 +322,8 @@ def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
         raise InputError(f"{to} has no place for a {component}. Leave it out by --only.")
     if to == "animatediff" and f"{PICTURE_INPUT}/motion/kernel" in checkpoint.components[component].parameters:
         return diffusers.PIA
+    if to == "raft" and component == "raft":
+        return candidates[0 if checkpoint.components[component].config.separable else -1]
     for candidate in candidates:
         if [candidate.name] == came_in:
             return candidate

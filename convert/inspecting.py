@@ -122,6 +122,7 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
         *(["ControlNet"] if any(path.startswith("controlnet/") for path in paths) else []),
         *_sparse(paths),
         *_t2i(paths),
+        *_measuring(paths),
         *_motion(paths),
         *_mivas(found),
         *_adapters(paths),
@@ -182,6 +183,14 @@ def _sparse(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         yield "SparseCtrl, control by pictures of a few frames (RGB), read as latents"
     elif any(path.startswith("sparse_controlnet/") for path in paths):
         yield "SparseCtrl, control by drawings of a few frames (scribble)"
+
+
+def _measuring(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    if any(path.startswith("raft/") for path in paths):
+        large = any(path.startswith("raft/update_block/gru2_") for path in paths)
+        yield f"RAFT, {'large' if large else 'small'}: optical flow, to measure videos with"
+    if any(path.startswith("dover/") for path in paths):
+        yield "DOVER, technical and aesthetic quality of videos"
 
 
 def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

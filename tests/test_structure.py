@@ -13,7 +13,7 @@ BELOW = {  # room -> rooms that it may import
     "families": {"devices", "diffusion", "models", "weights", "encoders"},
     "training": {"devices", "diffusion", "models", "weights", "encoders", "data", "families"},
     "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data"},
-    "evaluation": {"data", "models", "sampling"},
+    "evaluation": {"data", "models", "weights", "sampling"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},
     "cli": {"devices", "diffusion", "models", "weights", "encoders", "data", "families", "training", "sampling"}
     | {"evaluation", "planning", "commands"},

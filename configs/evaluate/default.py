@@ -40,6 +40,24 @@ def get_config() -> ConfigDict:
     config.batch_per_device = 10
     config.vae_slice = 16
 
+    # Videos of any set by any metric, in the place of the above: where `metrics` names some. See docs/evaluation.md.
+    # Runs may then be "name: videos=FOLDER" and "name: config=FILE setting=value" too.
+    config.metrics = ()  # of i2v_jax/evaluation/measures, such as ("dover_technical", "clip_temp"), or ("all",)
+    config.set = "small_world"  # small_world; pictures: a folder or CSV; mjhq30k; videos: those of the runs' folders
+    config.source = ""  # the folder or CSV of the set; of videos: of the pictures and prompts of their names, if any
+    config.truths = ""  # folder of the true videos, by the names of the set
+    config.count = 0  # pictures of the set: of mjhq30k so many at random, else the first ones; 0: all
+    config.category = ""  # of mjhq30k: animals, art, ...; "": all
+    config.set_seed = 0  # of the draw from mjhq30k
+    config.metric_weights = ConfigDict(
+        dict(
+            raft="",  # RAFT, such as raft-things.pth
+            dover="",  # DOVER.pth
+            clip="",  # a CLIP with both projections, such as openai/clip-vit-base-patch32
+        )
+    )
+    config.published = ""  # rows of the paper beside: table1, table2, table3
+
     # How it is measured and shown.
     config.flow = "dis"  # dis, tv_l1, ilk
     config.name = "design"  # of the files

@@ -1,7 +1,8 @@
-"""Measures a model on clips whose motion is known: python evaluate.py --config configs/evaluate/default.py
+"""Measures models, on clips whose motion is known or on any: python evaluate.py --config configs/evaluate/default.py
 
 Samples the same clips with each of several settings. Writes a table in the paper's layout (md), every clip's values and
-the run's record (json), a plot (png) and the videos side by side (mp4, gif).
+the run's record (json), a plot (png) and the videos side by side (mp4, gif). With `metrics`, videos of any set of
+pictures, of several models or of a folder, are measured by them: see docs/evaluation.md and `cli.evaluate_set`.
 """
 
 import json
@@ -13,12 +14,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from i2v_jax import commands, media
+from i2v_jax.cli import evaluate_set
 from i2v_jax.data import small_world
 from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics, report, sets
+from i2v_jax.evaluation.runs import read_run
 from i2v_jax.families.arithmetic import choose_dtype
 from i2v_jax.families.checks import check_schedule
 from i2v_jax.families.model import Model
@@ -39,6 +42,8 @@ LEAST = dict(height=16, frames=2, clips=1, first_clip=0, batch_per_device=1, sho
 def main() -> None:
     config = commands.read_config(DEFAULT, usage=__doc__, short=SHORT)
     use_compile_cache(config.compilation_cache)
+    if config.metrics:
+        return evaluate_set.run(config)
 
     # Whatever can be wrong is found before anything costly begins.
     jobs.check_seed(config.seed)
@@ -109,30 +114,6 @@ def animate(
             )
         )
     return [media.match_colours(video) for video in videos] if config.match_colours else videos
-
-
-def read_run(text: str, header: str, base: Settings) -> tuple[dict[str, Any], Settings]:
-    """Reads "name: setting=value ..." as a run's labels and settings.
-
-    Raises:
-      InputError: no text, an unknown setting, or a value of another type.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"runs: {text!r} is no text; wanted 'name: setting=value ...'.")
-    known = {field: kind for field, value in vars(base).items() if (kind := type(value)) in (int, float, str)}
-    name, colon, rest = text.rpartition(":")
-    changes = {}
-    for word in rest.split():
-        key, _, value = word.partition("=")
-        if key not in known:
-            raise InputError(f"runs: {text!r} sets {key!r}; known: {', '.join(known)}.{nearest(key, known)}")
-        try:
-            changes[key] = known[key](value)
-        except ValueError:
-            raise InputError(f"runs: {text!r} sets {key} to {value!r}, a number is wanted.") from None
-    if not (name if colon else changes):
-        raise InputError(f"runs: {text!r} has neither a name nor a setting; wanted 'name: setting=value ...'.")
-    return {header: name} if colon else changes, Settings(**(vars(base) | changes))
 
 
 def check(config: ConfigDict, runs: list[tuple[dict[str, Any], Settings]]) -> None:

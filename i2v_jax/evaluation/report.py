@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from i2v_jax.evaluation import measures
 from i2v_jax.evaluation.flow import Video
 from i2v_jax.media import fit_picture
 
@@ -26,7 +27,7 @@ class Metric(NamedTuple):
     digits: int
 
 
-METRICS = {
+SMALL_WORLD = {
     "clip_temp": Metric("CLIPTemp", "cosine similarity", "higher", 4),
     "flow_score": Metric("FlowScore", "pixels per frame", "higher", 4),
     "warping_error": Metric("WarpingError", "thousandths", "lower", 3),
@@ -37,6 +38,15 @@ METRICS = {
     "rendered_direction": Metric("Direction by rendering", "share of motions", "higher", 3),
     "background_drift": Metric("Background drift", "of 255", "lower", 2),
 }
+METRICS = {
+    **SMALL_WORLD,
+    **{
+        name: Metric(metric.title, metric.unit, metric.better, metric.digits)
+        for name, metric in measures.METRICS.items()
+        if name not in SMALL_WORLD
+    },
+}
+"""How each metric is shown: those of the small world, and those of any video."""
 ARROWS = {"higher": " ↑", "lower": " ↓"}
 BEST = {"higher": max, "lower": min}
 ACROSS = 4  # panels of a plot in a row

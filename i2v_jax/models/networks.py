@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
+from i2v_jax.models.dover import DOVER, DOVERConfig
 from i2v_jax.models.image_projection import (
     AnyConfig,
     FaceProjection,
@@ -27,6 +28,7 @@ from i2v_jax.models.image_projection import (
     StateProjection,
     StateProjectionConfig,
 )
+from i2v_jax.models.raft import RAFT, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from i2v_jax.models.unet import UNet, UNetConfig
@@ -112,6 +114,18 @@ def _projection_inputs(config: AnyConfig) -> tuple[Any, ...]:
     return *faces, _array((1, config.embed_dim) if config.reads == "image_embeds" else (1, 1, config.embed_dim))
 
 
+def _raft_inputs(config: RAFTConfig) -> tuple[Any, ...]:
+    return _array((1, 16, 16, 3)), _array((1, 16, 16, 3))
+
+
+def _dover_inputs(config: DOVERConfig) -> tuple[Any, ...]:
+    technical, aesthetic = config.technical, config.aesthetic
+    shapes = []
+    for (frames, *sides), depths in ((technical.patch, technical.depths), (aesthetic.stem, aesthetic.depths)):
+        shapes.append((1, frames, *(side * 2 ** (len(depths) - 1) for side in sides), 3))
+    return tuple(map(_array, shapes))
+
+
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
     ControlNetConfig: Network("controlnet", ControlNet, _controlnet_inputs),
@@ -125,4 +139,6 @@ NETWORKS: Mapping[type, Network] = {
     StateProjectionConfig: Network("image_proj", StateProjection, _projection_inputs),
     FaceProjectionConfig: Network("image_proj", FaceProjection, _projection_inputs),
     FaceResamplerConfig: Network("image_proj", FaceResampler, _projection_inputs),
+    RAFTConfig: Network("raft", RAFT, _raft_inputs),
+    DOVERConfig: Network("dover", DOVER, _dover_inputs),
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from i2v_jax.weights import controls
+from i2v_jax.weights import controls, measuring
 from i2v_jax.weights.assemble import (
     Assembled,
     assemble_image_encoder,
@@ -21,5 +21,6 @@ ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "text_encoder_2": assemble_text_encoder,
     "image_encoder": assemble_image_encoder,
     "image_proj": assemble_image_projection,
+    **measuring.ASSEMBLE,
 }
 """Component -> what assembles it from one source."""

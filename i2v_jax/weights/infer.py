@@ -7,19 +7,23 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, at_site
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
+from i2v_jax.models.dover import DOVERConfig
 from i2v_jax.models.image_projection import AnyConfig, config_from_shapes
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
+from i2v_jax.models.raft import LARGE, SMALL, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig, of_controlnet
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from i2v_jax.models.vae import VAEConfig
+from i2v_jax.models.video_convnext import ConvNeXtConfig
+from i2v_jax.models.video_swin import SwinConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -220,6 +224,87 @@ def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> AnyConfig:
         raise InputError(f"No image projection has such shapes: {held}, ...") from error
 
 
+def _raft(shapes: Shapes, known: Mapping[str, Any]) -> RAFTConfig:
+    is_large = any("/gru2_conv" in path for path in shapes)
+    like = LARGE if is_large else SMALL
+    stages = tuple(_shape(shapes, f"feature_encoder/layer{i}_0/conv1/kernel", 4)[3] for i in (1, 2, 3))
+    if like.bottleneck:
+        stages = tuple(_shape(shapes, f"feature_encoder/layer{i}_0/conv3/kernel", 4)[3] for i in (1, 2, 3))
+    features = _shape(shapes, "feature_encoder/conv2/kernel", 4)[3]
+    hidden = _shape(shapes, "update_block/gru1_convz/kernel", 4)[3]
+    layers = {
+        name: tuple(_shape(shapes, f"update_block/{name}{k}/kernel", 4)[3] for k in range(1, count + 1))
+        for name, count in (("convc", len(like.correlation_widths)), ("convf", 2))
+    }
+    looked_up = _shape(shapes, "update_block/convc1/kernel", 4)[2]
+    squares = {n * (2 * radius + 1) ** 2: (n, radius) for n in (1, 2, 3, 4) for radius in range(1, 9)}
+    levels, radius = squares.get(looked_up, (like.levels, like.radius))
+    return dataclasses.replace(
+        like,
+        widths=(_shape(shapes, "feature_encoder/conv1/kernel", 4)[3], *stages),
+        features=features,
+        hidden=hidden,
+        context=_shape(shapes, "context_encoder/conv2/kernel", 4)[3] - hidden,
+        levels=levels,
+        radius=radius,
+        correlation_widths=layers["convc"],
+        flow_widths=layers["convf"],
+        motion_width=_shape(shapes, "update_block/conv/kernel", 4)[3],
+        flow_head=_shape(shapes, "update_block/flow_head_conv1/kernel", 4)[3],
+    )
+
+
+def _dover(shapes: Shapes, known: Mapping[str, Any]) -> DOVERConfig:
+    head = _shape(shapes, "technical_head/fc_hid/kernel", 2)[1]
+    return DOVERConfig(_swin(shapes), _convnext(shapes), head)
+
+
+def _swin(shapes: Shapes) -> SwinConfig:
+    start = "technical_backbone/"
+    *patch, _, width = _shape(shapes, f"{start}patch_embed/proj/kernel", 5)
+    tables = {path: shape for path, shape in shapes.items() if path.endswith("/relative_position_bias_table")}
+    stages = _numbered(tables, rf"{start}layers_(\d+)/.*")
+    blocks = [_numbered(tables, rf"{start}layers_{i}/blocks_(\d+)/.*") for i in range(stages)]
+    first = [f"{start}layers_{i}/blocks_0/" for i in range(stages)]
+    near = sum(f"{path}attn/fragment_position_bias_table" in shapes for path in first)
+    rows = _shape(shapes, f"{first[0]}attn/relative_position_bias_table", 2)[0] if first else 0
+    # a window as wide as high: of the products (2d - 1) (2h - 1)^2 that with the widest one
+    sides = [h for h in range(1, 33) if rows % (2 * h - 1) ** 2 == 0 and rows // (2 * h - 1) ** 2 % 2]
+    if not sides:
+        raise InputError(f"{first[0] if first else start!r}: {rows} biases of positions are those of no window.")
+    side = sides[-1]
+    return SwinConfig(
+        width=width,
+        depths=tuple(blocks),
+        heads=tuple(_shape(shapes, f"{path}attn/relative_position_bias_table", 2)[1] for path in first),
+        window=((rows // (2 * side - 1) ** 2 + 1) // 2, side, side),
+        patch=tuple(patch),
+        mlp_ratio=_shape(shapes, f"{first[0]}fc1/kernel", 2)[1] // width,
+        fragment_stages=near,
+    )
+
+
+def _convnext(shapes: Shapes) -> ConvNeXtConfig:
+    start = "aesthetic_backbone/"
+    stages = _numbered(shapes, rf"{start}stages_(\d+)/.*")
+    depths = tuple(_numbered(shapes, rf"{start}stages_{i}/blocks_(\d+)/.*") for i in range(stages))
+    longest = max(range(stages), key=lambda i: depths[i], default=0)
+    kernels = [f"{start}stages_{longest}/blocks_{j}/dwconv/kernel" for j in range(max(depths, default=0))]
+    frames = [_shape(shapes, path, 5)[0] for path in kernels]
+    period = next((n for n in range(1, len(frames) + 1) if frames == (frames[:n] * len(frames))[: len(frames)]), 0)
+    return ConvNeXtConfig(
+        depths=depths,
+        widths=tuple(_shape(shapes, f"{start}downsample_{i}/conv/kernel", 5)[4] for i in range(stages)),
+        frames=tuple(frames[:period]),
+        stem=tuple(_shape(shapes, f"{start}downsample_0/conv/kernel", 5)[:3]),
+    )
+
+
+def _numbered(paths: Iterable[str], pattern: str) -> int:
+    """How many numbers paths have in the place of a pattern's group, counted from 0."""
+    return _count({int(match[1]): path for path in paths if (match := re.fullmatch(pattern, path))})
+
+
 _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "unet": _unet,
     "unet_ema": _unet,
@@ -231,6 +316,8 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "text_encoder_2": _clip_text,
     "image_encoder": _clip_vision,
     "image_proj": _image_projection,
+    "raft": _raft,
+    "dover": _dover,
 }
 
 

@@ -18,6 +18,7 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
 )
+from i2v_jax.weights.formats.dover import DOVER
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
@@ -31,6 +32,7 @@ from i2v_jax.weights.formats.original import (
     ORIGINAL_UNETS,
     ORIGINAL_VAES,
 )
+from i2v_jax.weights.formats.raft import RAFT_TABLES
 from i2v_jax.weights.formats.sparse_control import SPARSE_TABLES
 from i2v_jax.weights.formats.t2i_adapter import T2I_TABLES
 from i2v_jax.weights.names import Table
@@ -77,6 +79,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     ),
     "sparse_controlnet": SPARSE_TABLES,
     "t2i_adapter": T2I_TABLES,
+    "raft": RAFT_TABLES,
+    "dover": (DOVER,),
     "noise_schedule": (NOISE_SCHEDULE,),
     "leftovers": (LEFTOVERS,),
 }

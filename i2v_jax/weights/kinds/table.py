@@ -213,7 +213,6 @@ ENCODERS = (
     ),
     Kind("Segment Anything", (r"(.*\.)?(mask_decoder|prompt_encoder|sam_mask_decoder)\..*",), _NOT_OF_A_MODEL),
     Kind("a depth estimator", (r"(.*\.)?(depth_head|scratch)\..*",), _NOT_OF_A_MODEL),
-    Kind("RAFT, an optical-flow estimator", (r"(module\.)?(fnet|update_block|feature_encoder)\..*",), _NOT_OF_A_MODEL),
     Kind(
         "a safety checker",
         (r"(safety_checker\.)?(concept_embeds|special_care_embeds)(_weights)?",),
@@ -334,6 +333,16 @@ READ = {
         "a T2I-Adapter",
         ("controls",),
         "Give it as weights.controls={source}, its pictures as controls.pictures.",
+    ),
+    "raft": Part(
+        "RAFT, an optical-flow estimator",
+        (),
+        "It measures videos: give it to `python evaluate.py` as --config.metric_weights.raft={source}.",
+    ),
+    "dover": Part(
+        "DOVER, which tells the quality of videos",
+        (),
+        "It measures videos: give it to `python evaluate.py` as --config.metric_weights.dover={source}.",
     ),
     "unet_ema": Part(
         "averaged weights of a UNet",
