@@ -4,6 +4,7 @@ FORMATS = {
     "diffusers": "folders that diffusers and transformers load with from_pretrained",
     "flax": "Flax checkpoints of diffusers 0.39 and transformers 4.57 and before, a folder or one .msgpack",
     "sd": "a single file of the original Stable Diffusion layout",
+    "dynamicrafter": "a single file of DynamiCrafter's layout",
     "i2v-adapter": "the published I2V-Adapter: the merged UNet, or what --only chooses of it",
     "animatediff": "motion modules or a SparseCtrl in AnimateDiff's layout",
     "t2i-adapter": "a T2I-Adapter in TencentARC's layout",

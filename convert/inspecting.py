@@ -13,9 +13,11 @@ from i2v_jax.families.downloads import Part, telling_all
 from i2v_jax.families.few_steps import sort_of
 from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
 from i2v_jax.models.adapters import ADAPTERS
+from i2v_jax.models.dynamicrafter import DYNAMICRAFTER
 from i2v_jax.models.motion import PICTURE_INPUT
 from i2v_jax.weights.changes import WITH_PRODUCT, methods_of, rank_of
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
+from i2v_jax.weights.formats.dynamicrafter import is_dynamicrafter
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.kinds.find import unread_kind
 from i2v_jax.weights.low_rank import LORA, kernel_shapes
@@ -116,6 +118,9 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
     }
     formats = {component: imported.table.name for component, imported in found}
     metadata = {key: value for _, imported in found for key, value in imported.parameters.metadata.items()}
+    unet = {path.removeprefix("unet/"): shape for path, shape in paths.items() if path.startswith("unet/")}
+    if is_dynamicrafter(unet):
+        return list(_dynamicrafter(unet))
     return [
         *_family(paths | _kernels(found)),
         *_input(paths),
@@ -130,6 +135,22 @@ def describe(found: list[tuple[str, Imported]]) -> list[str]:
         *_encoders(paths),
         *_lora(paths, formats, metadata),
     ] or [f"{' and '.join(component for component, _ in found)} alone, of any family"]
+
+
+def _dynamicrafter(unet: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Which of DynamiCrafter's models a UNet is of, as far as shapes tell."""
+    try:
+        config = infer_config("unet", unet)
+    except InputError:  # what does not fit is said below
+        yield "DynamiCrafter"
+        return
+    size = "256" if config.image_scale else "512, 1024 or interpolation (which only names and pictures tell)"
+    published = config.block_out_channels == DYNAMICRAFTER.block_out_channels
+    yield f"DynamiCrafter {size}" if published else "DynamiCrafter, no published size"
+    if config.image_scale:
+        yield "learned strengths of image tokens"
+    if config.text_in_time:
+        yield "vectors for each frame in its temporal layers (EDG, stage 1)"
 
 
 def _kernels(found: list[tuple[str, Imported]]) -> dict[str, tuple[int, ...]]:

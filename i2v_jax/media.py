@@ -133,6 +133,44 @@ def clip_pixels(picture: Picture, size: int = 224) -> Float32[np.ndarray, "size 
     return (cropped - CLIP_MEAN) / CLIP_STD
 
 
+def stretched_clip_pixels(picture: Picture, size: int = 224) -> Float32[np.ndarray, "size size 3"]:
+    """Prepares a picture for a CLIP vision encoder as the original code of video models does, with kornia.
+
+    A Gaussian blur against aliasing where a side is above `size`, bicubic resize of both sides to `size` with the
+    corners in place, CLIP's mean and standard deviation; nothing is clipped.
+    """
+    rows, columns = (_bicubic(side, size) @ _blur(side, size, picture.shape[:2]) for side in picture.shape[:2])
+    resized = np.einsum("ih,hwc,jw->ijc", rows, picture / 255, columns, optimize=True)
+    return ((resized - CLIP_MEAN) / CLIP_STD).astype(np.float32)
+
+
+def _bicubic(side: int, size: int) -> Float[np.ndarray, "size side"]:
+    """Weights of a bicubic resize (Keys, a = -0.75) whose first and last pixels stay, edges repeated."""
+    at = np.arange(size) * (side - 1) / max(size - 1, 1)
+    weights = np.zeros((size, side))
+    for offset in (-1, 0, 1, 2):
+        pixel = np.floor(at).astype(int) + offset
+        x = np.abs(at - pixel)
+        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        np.add.at(weights, (np.arange(size), np.clip(pixel, 0, side - 1)), np.where(x <= 1, near, far))
+    return weights
+
+
+def _blur(side: int, size: int, sides: tuple[int, int]) -> Float[np.ndarray, "side side"]:
+    """Weights of kornia's Gaussian blur before a resize to `size`, edges mirrored; of none where no side shrinks."""
+    if max(sides) <= size:
+        return np.eye(side)
+    sigma = max((side / size - 1) / 2, 0.001)
+    half = int(max(4 * sigma, 3)) // 2
+    offsets = np.arange(-half, half + 1)
+    kernel = np.exp(-(offsets**2) / (2 * sigma**2))
+    weights = np.zeros((side, side))
+    for offset, weight in zip(offsets, kernel / kernel.sum()):
+        pixel = np.abs(np.arange(side) + offset)
+        np.add.at(weights, (np.arange(side), np.minimum(pixel, 2 * (side - 1) - pixel)), weight)
+    return weights
+
+
 def match_colours(frames: Frames) -> Frames:
     """Gives every frame the colour distribution of frame 1, against slow drifts of hue.
 

@@ -49,7 +49,7 @@ KINDS = {
     "MotionCtrl": [f"{MODULE}.transformer_blocks.0.cc_projection.weight"],
     "Stable Video Diffusion": ["model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight"],
     "ModelScope": ["down_blocks.0.temp_convs.0.conv1.0.weight"],
-    "DynamiCrafter": ["model.diffusion_model.init_attn.0.norm.weight"],
+    "VideoCrafter": ["model.diffusion_model.init_attn.0.norm.weight"],
     "Control-LoRA": ["lora_controlnet", "input_blocks.1.0.in_layers.2.up"],
     "LLLite": ["lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight"],
     "ControlNet Union": ["control_add_embedding.linear_1.bias", "conv_in.weight"],

@@ -152,7 +152,7 @@ def test_the_true_epsilon_leads_back_to_the_clean_latents(name, options):
         epsilon = (sampler.scale_input(state.latents, i) - alpha * clean) / sigma
         state = sampler.step(state, i, epsilon, noise)
         np.testing.assert_allclose(state.x0, clean, atol=2e-4)
-    if name == "tcd":  # its run ends at timestep 0, as diffusers has it
+    if name in ("tcd", "ldm_ddim"):  # their runs end at timestep 0, as diffusers and the original code have it
         cumprod = LINEAR.alphas_cumprod[0]
         clean = np.sqrt(cumprod) * clean + np.sqrt(1 - cumprod) * epsilon
     # LCM's c_skip keeps some of the noise of its last step, 0.25 / (10 t)^2 of it

@@ -55,7 +55,7 @@ def add_sampling(config: ConfigDict) -> None:
     config.steps = 25  # of the sampler; more take longer
     config.guidance_scale = 7.5  # how closely the prompt is followed; 1: no classifier-free guidance
     config.guidance_rescale = 0.0  # [0, 1], against colours that guidance makes too strong
-    config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm, tcd
+    config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm, tcd, ldm_ddim (of DynamiCrafter)
     config.sampler_options = ConfigDict(
         dict(
             spacing="leading",  # leading, trailing, linspace

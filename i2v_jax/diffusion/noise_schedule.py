@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from i2v_jax.errors import InputError, nearest
 
-KINDS = ("linear", "scaled_linear", "cosine")
+KINDS = ("linear", "scaled_linear", "scaled_linear_double", "cosine")
+SCALED_BEFORE = 400
+"""Timesteps over which a dynamic rescale falls from 1 to its base scale."""
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DIFFUSERS_KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
@@ -24,11 +26,14 @@ class NoiseSchedule:
     """A noise schedule by its settings; hashable, so it can be a static argument. Its tables equal those of diffusers.
 
     Attributes:
-        kind: how beta grows: `linear`, `scaled_linear` (its root is linear) or `cosine` (Nichol & Dhariwal 2021).
+        kind: how beta grows: `linear`, `scaled_linear` (its root is linear), `scaled_linear_double` (the same in double
+            precision, as the original code of latent diffusion has it) or `cosine` (Nichol & Dhariwal 2021).
         beta_start, beta_end: the first and last beta, in (0, 1); `cosine` has its own.
         num_train_timesteps: timesteps t are 0 .. num_train_timesteps - 1.
         prediction_type: what the network predicts: `epsilon`, `v_prediction` or `sample` (x_0).
         zero_terminal_snr: rescale so that the last timestep is pure noise.
+        base_scale: clean latents are trained on times this at noisy timesteps, times 1 to this at the first 400
+            (dynamic rescale, Xing et al. 2023); 1: none.
 
     Raises:
         InputError: an unknown kind or prediction type, betas or a number of timesteps out of range.
@@ -40,6 +45,7 @@ class NoiseSchedule:
     num_train_timesteps: int = 1000
     prediction_type: str = "epsilon"
     zero_terminal_snr: bool = False
+    base_scale: float = 1.0
 
     def __post_init__(self):
         for what, given, known in (
@@ -50,6 +56,8 @@ class NoiseSchedule:
                 raise InputError(f"unknown {what} {given!r}; known: {', '.join(known)}.{nearest(given, known)}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"betas {self.beta_start} .. {self.beta_end} given; wanted 0 < beta_start <= beta_end < 1")
+        if not 0 < self.base_scale <= 1:
+            raise InputError(f"base_scale = {self.base_scale} given; wanted a number in (0, 1], 1 for no rescale")
         if self.num_train_timesteps < 2:
             raise InputError(f"num_train_timesteps = {self.num_train_timesteps} given; wanted 2 or more")
 
@@ -81,6 +89,8 @@ class NoiseSchedule:
     def betas(self) -> Float[np.ndarray, "t"]:
         """The variance added at each timestep, float32."""
         count = self.num_train_timesteps
+        if self.kind == "scaled_linear_double":
+            return self._betas_double.astype(np.float32)
         if self.kind == "linear":
             betas = _linspace(self.beta_start, self.beta_end, count)
         elif self.kind == "scaled_linear":
@@ -93,7 +103,27 @@ class NoiseSchedule:
     @cached_property
     def alphas_cumprod(self) -> Float[np.ndarray, "t"]:
         """alpha_t^2, the share of the signal in the variance of x_t, float32."""
+        if self.kind == "scaled_linear_double":
+            return np.cumprod(1 - self._betas_double).astype(np.float32)
         return _cumprod(1 - self.betas)
+
+    @cached_property
+    def _betas_double(self) -> Float[np.ndarray, "t"]:
+        """Betas of `scaled_linear_double`, float64."""
+        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
+        if not self.zero_terminal_snr:
+            return betas
+        alpha = np.sqrt(np.cumprod(1 - betas))
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        return 1 - np.append(alpha[0] ** 2, alpha[1:] ** 2 / alpha[:-1] ** 2)
+
+    @cached_property
+    def scales(self) -> Float[np.ndarray, "t"]:
+        """What clean latents are multiplied by at each timestep before noise is added, float32."""
+        falling = np.linspace(1, self.base_scale, SCALED_BEFORE)
+        return np.append(falling, np.full(self.num_train_timesteps, self.base_scale))[
+            : self.num_train_timesteps
+        ].astype(np.float32)
 
     @cached_property
     def noise_to_signal(self) -> Float[np.ndarray, "t"]:
@@ -114,9 +144,17 @@ class NoiseSchedule:
     def add_noise(
         self, clean: Float[Array, "b *shape"], noise: Float[Array, "b *shape"], timesteps: Int[Array, "b"]
     ) -> Float[Array, "b *shape"]:
-        """The forward process: alpha_t clean + sigma_t noise, one timestep for each example of the batch, float32."""
+        """The forward process: alpha_t clean + sigma_t noise, one timestep for each example of the batch, float32.
+
+        `clean` is taken as it is: see `scaled`.
+        """
         alpha, sigma = (jnp.expand_dims(scale(timesteps), range(1, clean.ndim)) for scale in (self.alpha, self.sigma))
         return alpha * _f32(clean) + sigma * _f32(noise)
+
+    def scaled(self, clean: Float[Array, "b *shape"], timesteps: Int[Array, "b"]) -> Float[Array, "b *shape"]:
+        """Clean latents as the dynamic rescale has them at these timesteps, float32: what is noised, and aimed at."""
+        scale = jnp.asarray(self.scales)[timesteps]
+        return jnp.expand_dims(scale, range(1, clean.ndim)) * _f32(clean)
 
 
 # SD1.5 motion modules; SD1.5 pictures; SDXL-beta motion modules (the schedules they were trained with).

@@ -1,7 +1,7 @@
 """Pictures and face embeddings to image tokens (IP-Adapter, Ye et al. 2023), and the unconditional ones.
 
 Those are the tokens of an all-zero picture (published I2V-Adapter code), or the linear projection's of an all-zero
-embedding (IP-Adapter); of a face embedding, of zeros.
+embedding (IP-Adapter); of a face embedding, of zeros; of a grey picture (DynamiCrafter).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from i2v_jax.errors import InputError
+from i2v_jax.media import CLIP_MEAN, CLIP_STD
 from i2v_jax.models.clip import CLIPVisionEncoder
+from i2v_jax.models.image_projection import VideoResamplerConfig
 from i2v_jax.models.networks import module_of
 
 COMPONENTS = ("image_encoder", "image_proj")
@@ -56,7 +58,8 @@ def _features(configs, tree, pixels, unconditional) -> Float[Array, "b ..."]:
     """What an image projection reads of pictures."""
     projection = configs["image_proj"]
     if unconditional is not None:
-        pixels = jnp.where(unconditional[:, None, None, None], 0, pixels)
+        nothing = (0.5 - CLIP_MEAN) / CLIP_STD if isinstance(projection, VideoResamplerConfig) else 0
+        pixels = jnp.where(unconditional[:, None, None, None], nothing, pixels)
     output = CLIPVisionEncoder(configs["image_encoder"]).apply({"params": tree["image_encoder"]}, pixels)
     features = getattr(output, projection.reads)
     if unconditional is not None and projection.reads == "image_embeds":

@@ -1,4 +1,5 @@
-"""What PIA's first layer takes beside the latents (Zhang et al. 2024, section 3): a mask, and the picture's latents.
+"""What first layers take beside the latents: of PIA (Zhang et al. 2024, section 3) a mask and the picture's latents, of
+DynamiCrafter (Xing et al. 2023) latents of one picture or of two.
 
 The mask tells every frame how like the picture it is to be, by the published table of that likeness over frames.
 """
@@ -38,3 +39,20 @@ def encode(first_frame: Float[Array, "b 1 h w c"], frames: int, motion_scale: in
     shape = (first_frame.shape[0], frames, *first_frame.shape[2:])
     mask = jnp.broadcast_to(likeness(frames, motion_scale)[:, None, None, None], (*shape[:-1], 1))
     return jnp.concatenate([mask, jnp.broadcast_to(first_frame, shape)], -1)
+
+
+def in_frames(
+    first: Float[Array, "b 1 h w c"], frames: int, last: Float[Array, "b 1 h w c"] | None = None
+) -> Float[Array, "b f h w c"]:
+    """Returns latents for every frame: the picture's in all; or two pictures' at the ends and zeros between.
+
+    Args:
+      first: clean, scaled latents of the first picture.
+      frames: of the video.
+      last: of the last picture, where there is one.
+    """
+    shape = (first.shape[0], frames, *first.shape[2:])
+    if last is None:
+        return jnp.broadcast_to(first, shape)
+    between = jnp.zeros((shape[0], frames - 2, *shape[2:]), first.dtype)
+    return jnp.concatenate([first, between, last], 1)

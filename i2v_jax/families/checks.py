@@ -67,7 +67,7 @@ def _pairs(family: Family, configs: Mapping[str, Any]) -> Iterator[tuple[int, in
     """Pairs of numbers that must agree, what they are, and what to look at when they do not."""
     unet, vae = configs["unet"], configs["vae"]
     yield (
-        unet.in_channels,
+        unet.latent_channels,
         vae.latent_channels,
         "Channels of the UNet's input against the VAE's latents",
         "Inpainting and picture-editing models, for instance, take more than latents; give a text-to-image base.",
@@ -103,7 +103,7 @@ def _pairs(family: Family, configs: Mapping[str, Any]) -> Iterator[tuple[int, in
         )
     for component in components(configs):
         yield _pair_of_control(configs[component], vae)
-    if "image_tokens" in unet.cross_attention_branches:
+    if "image_tokens" in unet.cross_attention_branches or family.image_projection:
         encoder, projection = configs.get("image_encoder"), configs["image_proj"]
         if projection.reads:
             yield (

@@ -28,6 +28,10 @@ SIZES: Mapping[str, Mapping[str, float]] = {
         "text_encoder": 492e6,
         "text_encoder_2": 2.78e9,
     },
+    "Doubiiu/DynamiCrafter": {"model.ckpt": 10.4e9},
+    "Doubiiu/DynamiCrafter_512": {"model.ckpt": 10.4e9},
+    "Doubiiu/DynamiCrafter_1024": {"model.ckpt": 10.4e9},
+    "Doubiiu/DynamiCrafter_512_Interp": {"model.ckpt": 10.4e9},
     "madebyollin/sdxl-vae-fp16-fix": {"": 335e6},
     "guoyww/animatediff": {
         "mm_sd_v15.ckpt": 1.67e9,

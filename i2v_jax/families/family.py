@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from i2v_jax.encoders import image_tokens
 from i2v_jax.encoders.text import TextPart, TextRecipe
+from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
+from i2v_jax.models.image_projection import VideoResamplerConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE
 
@@ -21,6 +23,10 @@ class Family(NamedTuple):
       vae_scaling: factor of the autoencoder's latents, where no file tells it.
       float32_vae: the autoencoder computes in float32 whatever the run's dtype: its decoder leaves the range or the
         precision of half-precision numbers.
+      has_picture: the UNet takes the picture's latents with every frame, and image tokens of its own; all frames are
+        sampled, from noise alone.
+      image_projection: class of the config of the network that makes image tokens, where the base has one.
+      has_rate: whether the network is conditioned on the frame rate or stride.
     """
 
     name: str
@@ -30,6 +36,9 @@ class Family(NamedTuple):
     zeros_for_empty_prompt: bool = False
     vae_scaling: float = SD_VAE.scaling_factor
     float32_vae: bool = False
+    has_picture: bool = False
+    image_projection: type | None = None
+    has_rate: bool = False
 
     def components(self, with_image_tokens: bool) -> tuple[str, ...]:
         """Names of a model's networks."""
@@ -60,9 +69,19 @@ SDXL = Family(
     vae_scaling=SDXL_VAE.scaling_factor,
     float32_vae=True,
 )
-FAMILIES = {family.name: family for family in (SD15, SDXL)}
+DYNAMICRAFTER = Family(
+    name="dynamicrafter",
+    title="DynamiCrafter",
+    text=TextRecipe((TextPart("text_encoder", "penultimate_normed", pad_token="!"),)),
+    has_picture=True,
+    image_projection=VideoResamplerConfig,
+    has_rate=True,
+)
+FAMILIES = {family.name: family for family in (SD15, SDXL, DYNAMICRAFTER)}
 
 
-def family_of(unet: UNetConfig) -> Family:
+def family_of(unet: UNetConfig | DynamiCrafterConfig) -> Family:
     """Returns the family that a UNet is of, which its own config tells."""
+    if isinstance(unet, DynamiCrafterConfig):
+        return DYNAMICRAFTER
     return SDXL if unet.added_conditioning else SD15

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from i2v_jax.encoders.controls import components
 from i2v_jax.errors import InputError
+from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
 from i2v_jax.models.networks import NETWORKS
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import UNetConfig
@@ -25,6 +26,7 @@ from i2v_jax.weights.low_rank import kernel_shapes, load_lora
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import recognise
 from i2v_jax.weights.unet_parts import FOLDERS, part_of_path
+from i2v_jax.weights.unets import assemble_any_unet
 
 Shapes = Mapping[str, tuple[int, ...]]
 Widths = tuple[int, ...]
@@ -98,6 +100,9 @@ SDXL = Kind(
 REFINER = Kind(
     "the refiner of Stable Diffusion XL", 1280, (384, 768, 1536, 1536), 0.13025, {"unet": SDXL.examples["unet"]}
 )
+DYNAMICRAFTER = Kind(
+    "DynamiCrafter", 1024, (320, 640, 1280, 1280), 0.18215, {"unet": "Doubiiu/DynamiCrafter_512/model.ckpt"}
+)
 KINDS = (SD1, SD2, SDXL, REFINER)
 
 TITLES = {
@@ -148,9 +153,9 @@ def check_family(parts: Mapping[str, Part]) -> None:
 def check_base(base: Part) -> None:
     """Raises InputError for a base that makes no picture from noise and a prompt alone."""
     config = base.config
-    kind = kind_of(config.cross_attention_dim)
+    kind = kind_of_unet(config)
     purpose = {9: "an inpainting model: its", 8: "a model that edits pictures (instruct-pix2pix): its"}
-    if config.in_channels in purpose:
+    if config.in_channels in purpose and config.in_channels == config.latent_channels:
         raise InputError(
             f"{base.source} is {purpose[config.in_channels]} UNet takes {config.in_channels} channels, the latents and "
             f"a picture's. Wanted one that takes 4, the latents alone: a text-to-image model{such_as(kind, 'unet')}."
@@ -269,8 +274,8 @@ def check_text_encoders(slot: str, parts: Mapping[str, Part], base: Part) -> Non
 
 def check_vae(slot: str, parts: Mapping[str, Part], base: Part) -> None:
     """Latents have the channels that the base takes. Their scale no shape tells: warns where it is not the family's."""
-    part, kind = parts[slot], kind_of(base.config.cross_attention_dim)
-    given, wanted = part.config.latent_channels, base.config.in_channels
+    part, kind = parts[slot], kind_of_unet(base.config)
+    given, wanted = part.config.latent_channels, base.config.latent_channels
     if given != wanted:
         raise InputError(
             f"{part.source} is an autoencoder whose latents have {given} channels; {base.source} ({base_title(base)}) "
@@ -354,7 +359,7 @@ UNET_PARTS = {"motion": "motion", "adapter": "first_frame", "image_tokens": "ima
 
 
 ASSEMBLE: dict[str, Callable[[Any], assemble.Assembled]] = {
-    "unet": assemble.assemble_unet,
+    "unet": assemble_any_unet,
     "vae": assemble.assemble_vae,
     "text_encoder": assemble.assemble_text_encoder,
     "text_encoder_2": functools.partial(assemble.assemble_text_encoder, folder="text_encoder_2"),
@@ -370,6 +375,11 @@ ASSEMBLE: dict[str, Callable[[Any], assemble.Assembled]] = {
 def kind_of(prompts: int) -> Kind | None:
     """The published family whose UNet reads prompt states of this width."""
     return next((kind for kind in KINDS if kind.prompts == prompts), None)
+
+
+def kind_of_unet(config: Any) -> Kind | None:
+    """The published family that a UNet's config is of."""
+    return DYNAMICRAFTER if isinstance(config, DynamiCrafterConfig) else kind_of(config.cross_attention_dim)
 
 
 def is_shapes(config: Any) -> bool:
@@ -418,7 +428,7 @@ def count_image_attentions(shapes: Shapes) -> int:
 
 def mismatch(slot: str, part: Part, of: str, base: Part, reason: str) -> str:
     """Says what a part is for, what the base is, and what to give."""
-    kind = kind_of(base.config.cross_attention_dim)
+    kind = kind_of_unet(base.config)
     message = (
         f"{part.source} ({TITLES[slot]}) is for {of}; {base.source} is {base_title(base)}: {reason}. "
         f"Give {TITLES[slot]} for that family{such_as(kind, slot)}"
@@ -431,7 +441,7 @@ def mismatch(slot: str, part: Part, of: str, base: Part, reason: str) -> str:
 
 def base_title(base: Part) -> str:
     """What family the base is of."""
-    kind = kind_of(base.config.cross_attention_dim)
+    kind = kind_of_unet(base.config)
     return f"a model of {kind.title}" if kind else "of no published family"
 
 

@@ -25,6 +25,7 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.hub import NotHere
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.models.adapters.miva import MivaConfig
+from i2v_jax.models.image_projection import TOKENS_OF_FRAME
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights import embeddings, mivas
 from i2v_jax.weights.assemble import (
@@ -32,7 +33,6 @@ from i2v_jax.weights.assemble import (
     assemble_image_encoder,
     assemble_image_projection,
     assemble_text_encoder,
-    assemble_unet,
     check_trained,
 )
 from i2v_jax.weights.assemble import assemble_vae as assemble_any_vae
@@ -41,6 +41,7 @@ from i2v_jax.weights.mivas import Miva
 from i2v_jax.weights.new_lora import with_new_lora
 from i2v_jax.weights.styles import merge_styles
 from i2v_jax.weights.tensors import Entry
+from i2v_jax.weights.unets import assemble_any_unet
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class Model:
     @property
     def wants_image_tokens(self) -> bool:
         """Whether the UNet attends to image tokens."""
-        return "image_tokens" in self.configs["unet"].cross_attention_branches
+        branches = self.configs["unet"].cross_attention_branches
+        return "image_tokens" in branches or self.family.image_projection is not None
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -92,13 +94,20 @@ class Model:
 
     @property
     def takes_picture(self) -> bool:
-        """Whether the UNet's first layer takes the picture (PIA), so that frame 1 is sampled like the others."""
+        """Whether the UNet's first layer takes the picture, so that frame 1 is sampled like the others."""
+        return self.has_motion_scale or self.family.has_picture
+
+    @property
+    def has_motion_scale(self) -> bool:
+        """Whether the motion modules are PIA's, which are told how like the picture each frame is to be."""
         motion = self.configs["unet"].motion
         return bool(motion and motion.conv_in_channels)
 
     @property
     def max_frames(self) -> int | None:
-        """Frames that the motion modules know positions of; None without motion modules."""
+        """Frames that the motion modules know positions of, or image tokens are made for; None of a picture model."""
+        if self.family.image_projection:
+            return self.configs["image_proj"].num_tokens // TOKENS_OF_FRAME
         return self.configs["unet"].motion and self.configs["unet"].motion.max_positions
 
     @classmethod
@@ -207,7 +216,7 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
     if weights.motion_frames:
         options |= dict(motion_config=dict(max_positions=weights.motion_frames))
     found = dict(
-        unet=assemble_unet(
+        unet=assemble_any_unet(
             weights.of("unet"),
             motion=weights.motion,
             adapters=dict(first_frame=weights.adapter, image_tokens=weights.image_adapter),
@@ -233,6 +242,12 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
             given = weights.config_of("image_encoder")
             found["image_encoder"] = assemble_image_encoder(weights.image_encoder, **common, **given)
         found["image_proj"] = projection
+    elif family.image_projection:
+        found |= _of_picture(weights, family, common)
+    beside = dict(controls=weights.controls, mivas=weights.mivas, loras=weights.loras)
+    if family.has_picture and (given := [name for name, sources in beside.items() if sources]):
+        what = ", ".join(f"weights.{name}" for name in given)
+        raise InputError(f"{what}: of Stable Diffusion's UNets; {weights.of('unet')} is {family.title}. Leave it out.")
     kernels = dict(dtype=arithmetic.dtype, skip_unknown=weights.skip_unknown) | arithmetic.of_unet
     for number, source in enumerate(weights.controls):
         found[controls.component(number)] = assemble_control(source, weights.config_of, **kernels)
@@ -242,6 +257,15 @@ def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assemb
     if given := [mivas.read(source, scale) for source, scale in weights.given_mivas()]:
         found["unet"] = mivas.with_mivas(found["unet"], given, weights.of("unet"))
     return found | _with_embeddings(found, weights, family)
+
+
+def _of_picture(weights: Weights, family: Family, common: Mapping[str, Any]) -> dict[str, Assembled]:
+    """The networks that make image tokens, where the base has them; its image encoder may be given apart."""
+    encoder = weights.image_encoder or weights.of("unet")
+    found = dict(image_encoder=assemble_image_encoder(encoder, **common, **weights.config_of("image_encoder")))
+    made = assemble_image_projection(weights.of("unet"), **common, **weights.config_of("image_proj"))
+    fields = {field.name: getattr(made.config, field.name) for field in dataclasses.fields(family.image_projection)}
+    return found | dict(image_proj=dataclasses.replace(made, config=family.image_projection(**fields)))
 
 
 def _with_embeddings(found: Mapping[str, Assembled], weights: Weights, family: Family) -> dict[str, Assembled]:

@@ -15,14 +15,35 @@ from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble, miva_of_config
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import local
-from i2v_jax.models import clip, controlnet, image_projection, motion, sparse_control, t2i_adapter, unet, vae
+from i2v_jax.models import (
+    clip,
+    controlnet,
+    dynamicrafter,
+    image_projection,
+    motion,
+    sparse_control,
+    t2i_adapter,
+    unet,
+    vae,
+)
 from i2v_jax.models.adapters import at_site, import_modules
 from i2v_jax.weights.controls import assemble_controlnet, new_config
 
+DYNAMICRAFTER = dict(
+    unet=dynamicrafter.DYNAMICRAFTER,
+    vae=vae.SD_VAE,
+    text_encoder=clip.OPENCLIP_H_TEXT,
+    image_encoder=clip.VIT_H_VISION,
+    image_proj=image_projection.DYNAMICRAFTER_RESAMPLER,
+)
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": dict(unet=unet.SD15, vae=vae.SD_VAE, text_encoder=clip.SD15_TEXT),
     "stabilityai/stable-diffusion-xl-base-1.0": dict(
         unet=unet.SDXL, vae=vae.SDXL_VAE, text_encoder=clip.SD15_TEXT, text_encoder_2=clip.OPENCLIP_BIGG_TEXT
+    ),
+    "Doubiiu/DynamiCrafter/model.ckpt": DYNAMICRAFTER | dict(unet=dynamicrafter.DYNAMICRAFTER_256),
+    **dict.fromkeys(
+        (f"Doubiiu/DynamiCrafter_{name}/model.ckpt" for name in ("512", "1024", "512_Interp")), DYNAMICRAFTER
     ),
     "guoyww/animatediff/mm_sd_v15.ckpt": dict(motion=motion.V1, pooled_norms=True),
     "guoyww/animatediff/mm_sd_v15_v2.ckpt": dict(motion=motion.V2, pooled_norms=False),
@@ -118,14 +139,11 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     base = dict(PUBLISHED[sources["base"]])
     family = family_of(base["unet"])
     dtypes = dict(dtype=arithmetic.dtype, param_dtype=arithmetic.dtype)
+    parts = {} if family.has_picture else _parts_of_unet(sources, weights, adapters)
     base["unet"] = dataclasses.replace(
         base["unet"],
         **arithmetic.of_unet,
-        **(PUBLISHED[sources["motion"]] if "motion" in sources else {}),
-        self_attention_branches=at_site((*adapters, *(("first_frame",) if weights.adapter else ())), "attn1"),
-        cross_attention_branches=at_site(
-            (*adapters, *(("image_tokens",) if "image_adapter" in sources else ())), "attn2"
-        ),
+        **parts,
     )
     autoencoder = PUBLISHED[sources["vae"]] if "vae" in sources else base["vae"]
     base["vae"] = dataclasses.replace(autoencoder, **arithmetic.kernels)
@@ -137,6 +155,15 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     if family.float32_vae and sources.get("vae") not in HALF_PRECISION_VAES:
         found["vae"] = dataclasses.replace(found["vae"], dtype=jnp.float32, param_dtype=jnp.float32)
     return found
+
+
+def _parts_of_unet(sources: Mapping[str, Any], weights: Weights, adapters: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a picture model's config that its motion modules and adapters set."""
+    of_self = (*adapters, *(("first_frame",) if weights.adapter else ()))
+    of_cross = (*adapters, *(("image_tokens",) if "image_adapter" in sources else ()))
+    return (PUBLISHED[sources["motion"]] if "motion" in sources else {}) | dict(
+        self_attention_branches=at_site(of_self, "attn1"), cross_attention_branches=at_site(of_cross, "attn2")
+    )
 
 
 def _computed(control: Any, arithmetic: Arithmetic) -> Any:

@@ -155,6 +155,9 @@ def _settings(config: CLIPConfig, keys: tuple, architecture: str, model_type: st
 
 
 SD15_TEXT = CLIPTextConfig()  # also the first of SDXL's two
+OPENCLIP_H_TEXT = CLIPTextConfig(
+    width=1024, mlp_width=4096, num_layers=24, num_heads=16, hidden_act="gelu", projection_dim=1024
+)
 OPENCLIP_BIGG_TEXT = CLIPTextConfig(
     width=1280, mlp_width=5120, num_layers=32, num_heads=20, hidden_act="gelu", projection_dim=1280
 )
@@ -176,6 +179,7 @@ class CLIPTextOutput(NamedTuple):
 
     last_hidden: Float[Array, "b s c"]  # after the final norm: SD1.5's prompt tokens
     penultimate: Float[Array, "b s c"]  # after the last layer but one, no norm: SDXL's prompt tokens, from each encoder
+    penultimate_normed: Float[Array, "b s c"]  # the same, after the final norm: OpenCLIP's, in DynamiCrafter
     pooled: Float[Array, "b p"]  # the end token's state, projected where the encoder has a projection
 
 
@@ -266,7 +270,7 @@ class CLIPTextEncoder(nn.Module):
             pooled = projection(c, "text_projection")(pooled)
         if skip:
             last = final_norm(states[-1 - skip])
-        return CLIPTextOutput(last, states[-2 - skip], pooled)
+        return CLIPTextOutput(last, states[-2 - skip], final_norm(states[-2 - skip]), pooled)
 
     def embedded(self, token_ids: Int[Array, "b s"]) -> Float[Array, "b s c"]:
         """Looks tokens up in the table, and those below 0 among the vectors of textual inversions."""

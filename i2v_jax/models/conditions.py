@@ -14,11 +14,14 @@ class Conditions(NamedTuple):
       text: prompt states.
       image_tokens: tokens of a picture, for networks with the "image_tokens" adapter.
       pooled: pooled, projected prompt states (SDXL).
-      image_latents: what a first layer takes beside the latents: a mask, and a picture's latents (PIA).
+      image_latents: what a first layer takes beside the latents: a mask, and a picture's latents (PIA); those of
+        a picture, or zeros, for every frame (DynamiCrafter).
       sizes: original height and width, crop's top and left, target height and width, in pixels (SDXL).
       controls: of each control network, what its pictures were encoded to, see `encoders.controls`.
       implicit: 1 where MIVAs' implicit prompts are there, 0 where not; None: everywhere.
       miva_masks: of n MIVAs, how much of each is there, 0 to 1, over the latents' height and width; None: all of it.
+      fs: frames a second, or the stride between frames (DynamiCrafter); None: the network's own default.
+      frame_context: a vector for each frame (EDG, stage 1).
     """
 
     text: Float[Array, "b f t e"]
@@ -29,6 +32,8 @@ class Conditions(NamedTuple):
     controls: tuple[Any, ...] = ()
     implicit: Float[Array, "b f"] | None = None
     miva_masks: Float[Array, "b f n h w"] | None = None
+    fs: Float[Array, "b f"] | None = None
+    frame_context: Float[Array, "b f e"] | None = None
 
     @classmethod
     def of_videos(

@@ -74,6 +74,17 @@ class ResamplerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoResamplerConfig(ResamplerConfig):
+    """DynamiCrafter's resampler: 16 tokens for each of 16 frames, of a picture's last states."""
+
+    reads: ClassVar[str] = "last_hidden"
+    num_tokens: int = 256
+    width: int = 1024
+    mlp_width: int = 4096
+    cross_attention_dim: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
 class StateProjectionConfig:
     """The small network, of each state by itself. Defaults: `ip-adapter-full-face_sd15`.
 
@@ -131,10 +142,13 @@ class FaceResamplerConfig(ResamplerConfig):
     shortcut: bool = False
 
 
+TOKENS_OF_FRAME = 16
+"""Image tokens that DynamiCrafter's resampler makes for a frame."""
 AnyConfig = ImageProjectionConfig | ResamplerConfig | StateProjectionConfig | FaceProjectionConfig | FaceResamplerConfig
 IP_ADAPTER_SD15 = ImageProjectionConfig()
 IP_ADAPTER_PLUS_SD15 = ResamplerConfig()
 IP_ADAPTER_FULL_FACE_SD15 = StateProjectionConfig()
+DYNAMICRAFTER_RESAMPLER = VideoResamplerConfig()
 IP_ADAPTER_SDXL = ImageProjectionConfig(embed_dim=1280, cross_attention_dim=2048)  # of ViT-bigG
 IP_ADAPTER_PLUS_SDXL = ResamplerConfig(width=1280, num_heads=20, mlp_width=5120, cross_attention_dim=2048)  # of ViT-H
 IP_ADAPTER_FACEID_SD15 = FaceProjectionConfig()

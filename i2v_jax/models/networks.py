@@ -15,6 +15,7 @@ from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfi
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.dover import DOVER, DOVERConfig
+from i2v_jax.models.dynamicrafter import DynamiCrafterConfig, DynamiCrafterUNet
 from i2v_jax.models.image_projection import (
     AnyConfig,
     FaceProjection,
@@ -27,6 +28,7 @@ from i2v_jax.models.image_projection import (
     ResamplerConfig,
     StateProjection,
     StateProjectionConfig,
+    VideoResamplerConfig,
 )
 from i2v_jax.models.raft import RAFT, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
@@ -81,6 +83,14 @@ def _unet_inputs(config: UNetConfig) -> tuple[Any, ...]:
     return _array((1, 1, size, size, config.in_channels)), _array((1,)), conditions
 
 
+def _dynamicrafter_inputs(config: DynamiCrafterConfig) -> tuple[Any, ...]:
+    size, tokens = config.downscale, _array((1, 1, 1, config.cross_attention_dim))
+    beside = _array((1, 1, size, size, config.in_channels - config.latent_channels))
+    context = _array((1, 1, config.time_context_dim)) if config.text_in_time else None
+    conditions = Conditions(text=tokens, image_tokens=tokens, image_latents=beside, frame_context=context)
+    return _array((1, 1, size, size, config.latent_channels)), _array((1,)), conditions
+
+
 def _controlnet_inputs(config: ControlNetConfig) -> tuple[Any, ...]:
     size = config.downscale * config.picture_scale
     return *_unet_inputs(config), _array((1, 1, size, size, 3))
@@ -128,6 +138,7 @@ def _dover_inputs(config: DOVERConfig) -> tuple[Any, ...]:
 
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
+    DynamiCrafterConfig: Network("unet", DynamiCrafterUNet, _dynamicrafter_inputs),
     ControlNetConfig: Network("controlnet", ControlNet, _controlnet_inputs),
     SparseControlNetConfig: Network("sparse_controlnet", SparseControlNet, _sparse_inputs),
     T2IAdapterConfig: Network("t2i_adapter", T2IAdapter, _t2i_inputs),
@@ -136,6 +147,7 @@ NETWORKS: Mapping[type, Network] = {
     CLIPVisionConfig: Network("image_encoder", CLIPVisionEncoder, _picture_inputs),
     ImageProjectionConfig: Network("image_proj", ImageProjection, _projection_inputs),
     ResamplerConfig: Network("image_proj", Resampler, _projection_inputs),
+    VideoResamplerConfig: Network("image_proj", Resampler, _projection_inputs),
     StateProjectionConfig: Network("image_proj", StateProjection, _projection_inputs),
     FaceProjectionConfig: Network("image_proj", FaceProjection, _projection_inputs),
     FaceResamplerConfig: Network("image_proj", FaceResampler, _projection_inputs),

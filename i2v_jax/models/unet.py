@@ -103,6 +103,11 @@ class UNetConfig:
                 raise InputError(f"UNetConfig.{name} has {len(given)} entries, wanted {levels}, one per level: {given}")
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the noisy latents, all that its first layer takes."""
+        return self.in_channels
+
+    @property
     def downscale(self) -> int:
         """Factor between the finest and the coarsest level."""
         return 2 ** (len(self.block_out_channels) - 1)

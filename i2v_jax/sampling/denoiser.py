@@ -12,8 +12,8 @@ from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.encoders import controls
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.networks import module_of
 from i2v_jax.models.residuals import Residuals, total
-from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.sampling.randomness import named_keys, normal
 
 Denoise = Callable[
@@ -22,7 +22,7 @@ Denoise = Callable[
 """Its parameters are those of every network that it runs, by component."""
 
 
-def unet_denoiser(config: UNetConfig, strengths: Mapping[str, Any], network: Callable[[UNetConfig], Any]) -> Denoise:
+def unet_denoiser(config: Any, strengths: Mapping[str, Any], network: Callable[[Any], Any] = module_of) -> Denoise:
     """Returns a UNet, which `network` makes of its config, as a denoiser; `strengths` are of its adapters, by name."""
     unet = network(config)
 
@@ -95,7 +95,7 @@ def sampling_step(
     *,
     is_guided: bool,
     guidance_rescale: float,
-    network: Callable[[UNetConfig], Any] = UNet,
+    network: Callable[[Any], Any] = module_of,
 ) -> tuple[samplers.SamplerState, Bool[Array, ""]]:
     """Takes one step of a run.
 

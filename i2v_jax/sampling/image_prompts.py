@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Float32
 from i2v_jax.encoders import image_tokens
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
-from i2v_jax.media import Picture, clip_pixels
+from i2v_jax.media import Picture
 from i2v_jax.sampling import face_embeddings
+from i2v_jax.sampling.from_picture import clip_input
 from i2v_jax.sampling.inputs import AnyPicture, as_picture
 
 FACE_ADAPTER = "h94/IP-Adapter-FaceID/ip-adapter-faceid_sd15.bin"
@@ -146,21 +147,24 @@ class TokenEncoder:
         self._encode_nothing = jax.jit(functools.partial(image_tokens.encode_unconditional, model.configs))
 
     def __call__(
-        self, pictures: Sequence[Picture], prompts: ImagePrompts, spread: Callable[[np.ndarray], Array]
+        self,
+        pictures: Sequence[Picture],
+        settings: Any,
+        spread: Callable[[np.ndarray], Array],
     ) -> Float[Array, "b n d"]:
         """Returns the tokens of each video.
 
         Args:
           pictures: the animated ones.
-          prompts: what there is beside them.
+          settings: of the run, with its `image_prompts` and the size of the video.
           spread: puts an array's rows, as many to each video, on the devices.
         """
+        prompts, pixels_of = settings.image_prompts, functools.partial(clip_input, self.model, settings=settings)
         projection, faces = self.model.configs["image_proj"], prompts.faces()
         count, pixels = prompts.count(0 if faces is None else len(faces), bool(projection.reads)), None
         if projection.reads:
-            size = self.model.configs["image_encoder"].image_size
-            others = [clip_pixels(picture, size) for picture in prompts.others()]
-            of_video = [[clip_pixels(one, size)] if count > len(others) else [] for one in pictures]
+            others = [pixels_of(picture) for picture in prompts.others()]
+            of_video = [[pixels_of(one)] if count > len(others) else [] for one in pictures]
             pixels = spread(np.stack([one for own in of_video for one in (*own, *others)]))
         if faces is not None:
             faces = spread(np.tile(np.broadcast_to(faces, (count, faces.shape[1])), (len(pictures), 1)))

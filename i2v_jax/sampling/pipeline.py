@@ -17,13 +17,13 @@ from i2v_jax.diffusion import free_init, samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.diffusion.frame_similarity_prior import degrade, initial_latents, sample_mask
 from i2v_jax.encoders import controls as control_networks
-from i2v_jax.encoders import picture_input, sizes, text
+from i2v_jax.encoders import sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
 from i2v_jax.errors import InputError, python_words
 from i2v_jax.families.model import Model
 from i2v_jax.media import fit_picture, to_model_range
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling import feature_reuse, mivas
+from i2v_jax.sampling import feature_reuse, from_picture, mivas
 from i2v_jax.sampling.controls import given as control_pictures
 from i2v_jax.sampling.denoiser import sampling_step, step_noise
 from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
@@ -156,7 +156,10 @@ class Pipeline:
                 begin, _ = self.programs(settings)
                 state = begin(first_frame, seeds, start, settings.p, settings.frames)
                 if self.model.takes_picture:
-                    conditions, first_frame = self.with_picture(conditions, first_frame, settings), None
+                    last = from_picture.last_pictures(pictures, settings)
+                    last = last and self.encode_first_frame(last, seeds, settings, "last frame")
+                    conditions = self.with_picture(conditions, first_frame, settings, last)
+                    state, first_frame = from_picture.begun(self.model, state, settings), None
                 if watch is not SILENT:
                     jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
                 runs, told = settings.free_init.runs, (start, conditions, first_frame, seeds, settings)
@@ -189,7 +192,7 @@ class Pipeline:
         sources = control_pictures.of_networks(controls, len(self.model.controls), len(prompts))
         tokens = None
         if self.model.wants_image_tokens:
-            tokens = self._image_tokens(pictures, settings.image_prompts, self._spread)
+            tokens = self._image_tokens(pictures, settings, self._spread)
         prompts = mivas.without_prompts(self.model, prompts, settings.miva_with_prompt)
         prompts_2 = prompts_2 and mivas.without_prompts(self.model, prompts_2, settings.miva_with_prompt)
         sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
@@ -224,20 +227,22 @@ class Pipeline:
             return text.count_chunks(self.model.tokenizers, *sides, truncate=settings.truncate_prompts)
 
     def encode_first_frame(
-        self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Any, settings: Settings
+        self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Any, settings: Settings, name: str = "first frame"
     ) -> Float[Array, "n 1 h w c"]:
-        """Returns latents of the pictures, drawn of the autoencoder's posterior, scaled."""
+        """Returns latents of the pictures, drawn of the autoencoder's posterior, scaled; `name` is of the draws."""
         fitted = [to_model_range(fit_picture(p, settings.height, settings.width, settings.fit)) for p in pictures]
-        keys = named_keys(seeds, "first frame")
+        keys = named_keys(seeds, name)
         return self._encode(self.model.parameters["vae"], self._spread(np.stack(fitted)), keys)
 
     def with_picture(
-        self, conditions: Conditions, first_frame: Float[Array, "n 1 h w c"], settings: Settings
+        self,
+        conditions: Conditions,
+        first_frame: Float[Array, "n 1 h w c"],
+        settings: Settings,
+        last_frame: Float[Array, "n 1 h w c"] | None = None,
     ) -> Conditions:
-        """Returns conditions, of both sides of guidance, with what PIA's first layer takes of the pictures."""
-        picture = picture_input.encode(first_frame, settings.frames, settings.motion_scale)
-        sides = conditions.text.shape[0] // picture.shape[0]
-        return conditions._replace(image_latents=jnp.tile(picture, (sides, 1, 1, 1, 1)))
+        """Returns conditions, of both sides of guidance, with what the UNet's first layer takes of the pictures."""
+        return from_picture.with_picture(self.model, conditions, first_frame, last_frame, settings)
 
     def denoise(
         self,
@@ -340,7 +345,8 @@ class Pipeline:
         numbers = None
         if model.family.has_sizes:
             numbers = self._spread(sizes.encode(*settings.size_conditions(negative), count))
-        return Conditions.of_videos(found.states, tokens, found.pooled, numbers)
+        made = Conditions.of_videos(found.states, tokens, found.pooled, numbers)
+        return from_picture.conditions(model, made, settings)
 
     def _masks(self, pictures, settings) -> Any:
         """Where each MIVA works, None where all do everywhere."""
@@ -405,6 +411,8 @@ class Pipeline:
         def begin(first_frame, seeds, start, p, frames):
             video = (frames, *first_frame.shape[2:])
             mask, noise = _prior(seeds, video, p)
+            if self.model.family.has_picture:
+                return sampler.init(noise)
             if self.model.takes_picture:  # then frame 1 is noised as the others are
                 return sampler.init(sampler.add_noise(degrade(first_frame, mask), noise, start))
             noisy = initial_latents(first_frame, mask, noise, sampler, start)

@@ -16,7 +16,7 @@ from i2v_jax.encoders.sizes import Pair
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.model import Model
 from i2v_jax.media import FITS
-from i2v_jax.sampling import mivas
+from i2v_jax.sampling import from_picture, mivas
 from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.image_prompts import ImagePrompts
 
@@ -53,6 +53,10 @@ class Settings:
       free_init: how often a run begins again from what it made, see `diffusion.free_init`.
       adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
       motion_scale: which motion PIA makes, and how much, a row of `encoders.picture_input.LIKENESS`.
+      fs: of DynamiCrafter: the frame rate that it is told (of the 256 model the stride between frames); 0: its default.
+      last_picture: of DynamiCrafter: file of the picture that the last frame shows; "": the animated one is in all.
+      loop: of DynamiCrafter: the last frame shows the animated picture too, and those between are free.
+      analytic_init: of DynamiCrafter: file of statistics that the run begins from, see `diffusion.ldm_ddim`; "": noise.
       fit: how a picture of another aspect comes to `height` x `width`, see `media.fit_picture`.
       truncate_prompts: cut a prompt of more than 77 tokens with a warning, in place of an error.
       prompt_syntax: "plain"; or "weighted": parentheses weigh words, and prompts may be long, see
@@ -86,6 +90,10 @@ class Settings:
     adapter_scale: float = 1.0
     image_token_scale: float = 1.0
     motion_scale: int = 0
+    fs: int = 0
+    last_picture: str = ""
+    loop: bool = False
+    analytic_init: str = ""
     fit: str = "crop"
     truncate_prompts: bool = False
     prompt_syntax: str = "plain"
@@ -129,16 +137,7 @@ class Settings:
         self._check_clip_skip(model)
         self.image_prompts.check(model)
         mivas.check(self.miva_masks, model)
-        if self.free_init.runs > 1 and model.takes_picture:
-            raise InputError(
-                f"free_init.iterations={self.free_init.iterations}: FreeInit is not built for PIA's motion modules, "
-                "which sample frame 1 too. Leave it out, or give other motion modules."
-            )
-        if self.motion_scale and not model.takes_picture:
-            raise InputError(
-                f"motion_scale={self.motion_scale} is of PIA's motion modules, and the model has others. Leave it out, "
-                "or give weights.motion=openmmlab/PIA-condition-adapter."
-            )
+        from_picture.check(self, model)
         sampler = self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
         self.controls.check_steps(len(model.controls), sampler.num_steps - sampler.start_index(self.t0))
         return sampler
@@ -172,6 +171,7 @@ class Settings:
         for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
+        from_picture.check_values(self)
         check_syntax(self.prompt_syntax)
         check_emphasis(self.prompt_weighting)
         if self.clip_skip < 0:

@@ -14,7 +14,7 @@ from typing import Any
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import fetch, local
 from i2v_jax.models.adapters.miva import NAME
-from i2v_jax.weights.assemble import Assembled, assemble_unet, assemble_unet_parts
+from i2v_jax.weights.assemble import Assembled, assemble_unet_parts
 from i2v_jax.weights.components import ASSEMBLE
 from i2v_jax.weights.fit import GO_ON
 from i2v_jax.weights.formats.ip_adapter import IP_ADAPTER, ip_adapter_table
@@ -27,6 +27,7 @@ from i2v_jax.weights.tensors import OWN_FORMAT, Tensors
 from i2v_jax.weights.trained_for import TrainedFor, first_told, told_by_source, told_by_tensors
 from i2v_jax.weights.translate import Imported, recognise, without_unknown
 from i2v_jax.weights.unet_parts import motion_layout, parts_of, tells_motion
+from i2v_jax.weights.unets import assemble_any_unet
 
 LORA = r".*/lora/\w+"
 """Paths of LoRA weights, beside the kernel that they change."""
@@ -273,7 +274,7 @@ def _assemble_unet(pieces: list[Imported], given: dict[str, Any], motion: dict[s
     given = given | {"motion_config": _earlier_motion(of_motion, motion) | motion}
     if base is not None:
         others = {part: piece for part, piece in parts.items() if piece is not base}
-        return assemble_unet(base, motion=others.pop("motion", None), adapters=others, **given)
+        return assemble_any_unet(base, motion=others.pop("motion", None), adapters=others, **given)
     if numbered := [path for piece in pieces for path in piece.parameters if path.startswith("numbered_")]:
         last = pieces[-1]
         names = [last.names[path] for path in numbered if path in last.names]

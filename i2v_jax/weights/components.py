@@ -8,13 +8,13 @@ from i2v_jax.weights.assemble import (
     assemble_image_encoder,
     assemble_image_projection,
     assemble_text_encoder,
-    assemble_unet,
     assemble_vae,
 )
+from i2v_jax.weights.unets import assemble_any_unet
 
 ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
-    "unet": assemble_unet,
-    "unet_ema": assemble_unet,
+    "unet": assemble_any_unet,
+    "unet_ema": assemble_any_unet,
     **controls.ASSEMBLE,
     "vae": assemble_vae,
     "text_encoder": assemble_text_encoder,

@@ -15,6 +15,7 @@ from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, at_site
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.dover import DOVERConfig
+from i2v_jax.models.dynamicrafter import DYNAMICRAFTER_256, INIT_HEADS, DynamiCrafterConfig
 from i2v_jax.models.image_projection import AnyConfig, config_from_shapes
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
 from i2v_jax.models.raft import LARGE, SMALL, RAFTConfig
@@ -24,6 +25,7 @@ from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
 from i2v_jax.models.vae import VAEConfig
 from i2v_jax.models.video_convnext import ConvNeXtConfig
 from i2v_jax.models.video_swin import SwinConfig
+from i2v_jax.weights.formats.dynamicrafter import is_dynamicrafter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -50,6 +52,7 @@ def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
     - CLIP: heads of 64 channels in text encoders, 16 heads in picture encoders 1024 wide or more; "gelu" for OpenCLIP's
       widths, "quick_gelu" for others.
     - T2I-Adapter: one channel or three, unshuffled by 8 or by 16 (SDXL), of which the first layer's width tells.
+    - DynamiCrafter: the frame rate that stands for none, 24, or the stride 3 where image tokens have learned strengths.
     - autoencoder: SD1.5's scaling factor.
     - group norms: 32 groups, or fewer where a width does not divide by 32.
 
@@ -107,6 +110,34 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
         pooled_norms=bool(motion and motion.max_positions == 24 and not motion.mid_block),  # AnimateDiff v1
         self_attention_branches=at_site(adapters, "attn1"),
         cross_attention_branches=at_site(adapters, "attn2"),
+    )
+
+
+def _any_unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig | DynamiCrafterConfig:
+    return (_dynamicrafter if is_dynamicrafter(shapes) else _unet)(shapes, known)
+
+
+def _dynamicrafter(shapes: Shapes, known: Mapping[str, Any]) -> DynamiCrafterConfig:
+    levels = _read_levels(shapes)
+    widths = _plain(levels.widths).block_out_channels
+    inner = _shape(shapes, "init_attn/proj_in/kernel", 2)[1]
+    if inner % INIT_HEADS:
+        raise InputError(f"'init_attn/proj_in/kernel' is {inner} wide; wanted {INIT_HEADS} heads.")
+    attends = {int(match[1]) for path in shapes if (match := re.match(r"down_blocks_(\d+)/\w+/attention/", path))}
+    image_scale = any(path.endswith("/attn2/alpha") for path in shapes)
+    joined = _size(shapes, "init_attn/cc_projection/kernel", 0, 2)
+    return DynamiCrafterConfig(
+        in_channels=_shape(shapes, "conv_in/kernel", 4)[2],
+        out_channels=_shape(shapes, "conv_out/kernel", 4)[3],
+        block_out_channels=widths,
+        layers_per_block=levels.layers_per_block,
+        level_attention=tuple(level in attends for level in range(len(widths))),
+        head_dim=inner // INIT_HEADS,
+        cross_attention_dim=_context(shapes) or DynamiCrafterConfig.cross_attention_dim,
+        default_fs=DYNAMICRAFTER_256.default_fs if image_scale else DynamiCrafterConfig.default_fs,
+        image_scale=image_scale,
+        text_in_time=joined is not None,
+        time_context_dim=DynamiCrafterConfig.time_context_dim if joined is None else joined - inner,
     )
 
 
@@ -306,7 +337,7 @@ def _numbered(paths: Iterable[str], pattern: str) -> int:
 
 
 _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
-    "unet": _unet,
+    "unet": _any_unet,
     "unet_ema": _unet,
     "controlnet": _controlnet,
     "sparse_controlnet": _sparse_controlnet,

@@ -25,6 +25,9 @@ SPELLINGS = {
     **dict.fromkeys(("sample", "x0"), "sample"),
 }
 MODELSPEC = ("modelspec.prediction_type", "modelspec.predict_key")
+LDM_VIDEO = ("model.diffusion_model.init_attn.", "unet/init_attn/")
+"""What the names of a video model begin with, whose checkpoint holds the table that it was trained with."""
+MAX_TIMESTEPS = 10_000
 _EDM = "is trained for the noise levels of EDM (Karras et al. 2022), which no schedule here has"
 
 
@@ -101,10 +104,23 @@ def told_by_tensors(tensors: Tensors) -> TrainedFor:
         return TrainedFor(where=where + repr(min(found)), refused=_EDM)
     if "v_pred" in names:
         return TrainedFor("v_prediction", "ztsnr" in names or None, where + "'v_pred'")
+    if any(name.startswith(LDM_VIDEO) for name in tensors) and (table := _noise_schedule(tensors)) is not None:
+        is_zero = bool(table[-1] == 0)
+        where += "'alphas_cumprod'"
+        return TrainedFor("v_prediction" if is_zero else "epsilon", is_zero, where)
     told = _told_by_metadata(tensors.metadata, tensors.source)
     return (
         told if "ztsnr" not in names else told._replace(zero_terminal_snr=True, where=told.where or where + "'ztsnr'")
     )
+
+
+def _noise_schedule(tensors: Tensors) -> Any:
+    """The table of a noise schedule of a whole checkpoint, in its own format or ours; None where there is none."""
+    for name in ("alphas_cumprod", "noise_schedule/alphas_cumprod"):
+        entry = tensors.entries.get(name)
+        if entry and len(entry.shape) == 1 and 0 < entry.size <= MAX_TIMESTEPS:
+            return entry.read()
+    return None
 
 
 def refuse_other_schedule(told: TrainedFor, source: str | Path, schedule: Any) -> None:

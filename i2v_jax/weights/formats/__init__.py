@@ -19,6 +19,7 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET_LINEAR,
 )
 from i2v_jax.weights.formats.dover import DOVER
+from i2v_jax.weights.formats.dynamicrafter import DYNAMICRAFTER_PROJECTION, DYNAMICRAFTER_UNETS, OPENCLIP_VISION
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
@@ -50,6 +51,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         DIFFUSERS_IP_UNET,
         DIFFUSERS_IP_UNET_LINEAR,
         *ORIGINAL_UNETS,
+        *DYNAMICRAFTER_UNETS,
         *LORA_TABLES["unet"],
         *FLAX_TABLES["unet"],
     ),
@@ -68,8 +70,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
         *ORIGINAL_TEXT_ENCODERS_2,
         *LORA_TABLES["text_encoder_2"],
     ),
-    "image_encoder": (CLIP_VISION, CLIP_VISION_FLAT, *FLAX_TABLES["image_encoder"]),
-    "image_proj": (IMAGE_PROJECTION, DIFFUSERS_IMAGE_PROJECTION),
+    "image_encoder": (CLIP_VISION, CLIP_VISION_FLAT, OPENCLIP_VISION, *FLAX_TABLES["image_encoder"]),
+    "image_proj": (IMAGE_PROJECTION, DIFFUSERS_IMAGE_PROJECTION, DYNAMICRAFTER_PROJECTION),
     "unet_ema": ORIGINAL_AVERAGED_UNETS,
     "controlnet": (
         DIFFUSERS_CONTROLNET,

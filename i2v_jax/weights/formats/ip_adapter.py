@@ -77,28 +77,29 @@ ENDS = [
     Row("proj_out", "proj_out", DENSE),
     Row("norm_out", "norm_out", NORM),
 ]
+RESAMPLER = [
+    *ENDS,
+    *under(
+        "layers.{i}.",
+        "layers_{i}/",
+        [
+            Row("0.norm1", "attention/norm1", NORM),
+            Row("0.norm2", "attention/norm2", NORM),
+            Row("0.to_q", "attention/to_q", DENSE),
+            Row("0.to_kv", "attention/to_k", DENSE, (0, 2)),
+            Row("0.to_kv", "attention/to_v", DENSE, (1, 2)),
+            Row("0.to_out", "attention/to_out", DENSE),
+            Row("1.0", "ff/norm", NORM),
+            Row("1.1", "ff/proj_in", DENSE),
+            Row("1.3", "ff/proj_out", DENSE),
+        ],
+    ),
+]
 IMAGE_PROJECTION = _image_projection(
     "IP-Adapter image projection",
     "image_proj.",
     [Row("proj", "proj", DENSE), Row("norm", "norm", NORM)],
-    [
-        *ENDS,
-        *under(
-            "layers.{i}.",
-            "layers_{i}/",
-            [
-                Row("0.norm1", "attention/norm1", NORM),
-                Row("0.norm2", "attention/norm2", NORM),
-                Row("0.to_q", "attention/to_q", DENSE),
-                Row("0.to_kv", "attention/to_k", DENSE, (0, 2)),
-                Row("0.to_kv", "attention/to_v", DENSE, (1, 2)),
-                Row("0.to_out", "attention/to_out", DENSE),
-                Row("1.0", "ff/norm", NORM),
-                Row("1.1", "ff/proj_in", DENSE),
-                Row("1.3", "ff/proj_out", DENSE),
-            ],
-        ),
-    ],
+    RESAMPLER,
     ("proj.0", "proj.2", "proj.3"),
     ("proj.0", "proj.2", "norm"),
     "perceiver_resampler.",

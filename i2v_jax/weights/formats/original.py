@@ -55,7 +55,7 @@ class Blocks(NamedTuple):
     up: dict[int, bool]
 
 
-def _blocks_of_file(prefix: str, shapes: Iterable[str]) -> Blocks:
+def blocks_of_file(prefix: str, shapes: Iterable[str]) -> Blocks:
     """Reads the blocks off names; the dots may be left out, as averaged weights are stored."""
     pattern = re.compile(re.escape(prefix) + r"(in|out)put_blocks\.?(\d+)\.?(\d)\.?([a-z_]+).*")
     parts = {match.groups() for name in shapes if (match := pattern.fullmatch(name))}
@@ -66,7 +66,8 @@ def _blocks_of_file(prefix: str, shapes: Iterable[str]) -> Blocks:
     return Blocks(math.gcd(*resampling) or max(down, default=0) + 1, down, up)
 
 
-def _blocks_of_tree(paths: Iterable[str]) -> Blocks:
+def blocks_of_tree(paths: Iterable[str]) -> Blocks:
+    """Reads the blocks off our paths."""
     pattern = re.compile(r"(down|up)_blocks_(\d+)/layers_(\d+)/(\w+)/.*")
     parts = [match.groups() for path in paths if (match := pattern.fullmatch(path))]
     layers = {(side, int(level), int(layer), part == "attention") for side, level, layer, part in parts}
@@ -129,8 +130,8 @@ def _named(kind: str, prefix: str, projection: Kind) -> str:
 def _unet_table(prefix: str, projection: Kind) -> Table:
     return FamilyTable(
         _named("UNet", prefix, projection),
-        lambda shapes: under(prefix, "", unet_rows(_blocks_of_file(prefix, shapes), projection)),
-        lambda shapes: under(prefix, "", unet_rows(_blocks_of_tree(shapes), projection)),
+        lambda shapes: under(prefix, "", unet_rows(blocks_of_file(prefix, shapes), projection)),
+        lambda shapes: under(prefix, "", unet_rows(blocks_of_tree(shapes), projection)),
     )
 
 
@@ -152,8 +153,8 @@ def _averaged_rows(blocks: Blocks, projection: Kind) -> list[Row]:
 def _averaged_table(projection: Kind) -> Table:
     return FamilyTable(
         _named("averaged UNet", EMA, projection),
-        lambda shapes: _averaged_rows(_blocks_of_file(EMA, shapes), projection),
-        lambda shapes: _averaged_rows(_blocks_of_tree(shapes), projection),
+        lambda shapes: _averaged_rows(blocks_of_file(EMA, shapes), projection),
+        lambda shapes: _averaged_rows(blocks_of_tree(shapes), projection),
     )
 
 
@@ -186,10 +187,10 @@ def _hint_layers_of_tree(paths: Iterable[str]) -> list[int]:
 def _controlnet_table(prefix: str, projection: Kind) -> Table:
     def of_file(shapes: Shapes) -> list[Row]:
         hint_layers = _hint_layers_of_file(prefix, shapes)
-        return under(prefix, "", _controlnet_rows(_blocks_of_file(prefix, shapes), hint_layers, projection))
+        return under(prefix, "", _controlnet_rows(blocks_of_file(prefix, shapes), hint_layers, projection))
 
     def of_tree(shapes: Shapes) -> list[Row]:
-        return under(prefix, "", _controlnet_rows(_blocks_of_tree(shapes), _hint_layers_of_tree(shapes), projection))
+        return under(prefix, "", _controlnet_rows(blocks_of_tree(shapes), _hint_layers_of_tree(shapes), projection))
 
     return FamilyTable(_named("ControlNet", prefix, projection), of_file, of_tree)
 
@@ -343,6 +344,7 @@ NOISE_SCHEDULE = Table(
                 "lvlb_weights",
                 "logvar",
                 "scale_factor",
+                "scale_arr",
                 "v_pred",  # empty tensors by which community models say how they were trained
                 "ztsnr",
                 "edm_mean",
@@ -381,6 +383,7 @@ LEFTOVERS = LeftoverTable(
         r"conditioner\.embedders\.\d\.((model|transformer)\.attn_mask|logit_scale|text_projection|model\.visual\..*)",
         r"conditioner\.embedders\.1\.model\.transformer\..*position_ids",
         r"denoiser\.(log_sigmas|alphas_cumprod)",
+        r"embedder\.model\.(?!visual\.).*",  # the text side of DynamiCrafter's picture encoder
         r"global_step|epoch|iteration|n_averaged|ema_step|decay|num_updates|optimization_step",
     ),
 )

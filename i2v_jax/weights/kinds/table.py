@@ -42,6 +42,8 @@ _MERGE = (
     "Read are LoRA, LoHa, LoKr, DoRA, (IA)^3, trained norms and full differences; merge such weights into the model "
     "with the program that made them, and convert that."
 )
+_LVDM = (r"(.*\.)?init_attn\..*",)
+_VIDEO = "Read is DynamiCrafter, such as Doubiiu/DynamiCrafter_512/model.ckpt (weights.base)."
 _MODELS = "Read are Stable Diffusion 1.x, 2.x and XL, such as stable-diffusion-v1-5/stable-diffusion-v1-5."
 _MOTION = "Read are AnimateDiff's motion modules, such as guoyww/animatediff/v3_sd15_mm.ckpt (weights.motion)."
 _CONTROL = (
@@ -102,13 +104,19 @@ MOTION = (
         ),
         f"{_MOTION} A camera's motion is also learnt by motion LoRA, which weights.loras takes.",
     ),
-    Kind("MotionCtrl, control by the camera's path", (r".*\.cc_projection\..*",), _MOTION),
+    Kind("MotionCtrl, control by the camera's path", (r".*\.cc_projection\..*",), _MOTION, lacks=_LVDM),
     Kind("Stable Video Diffusion", (r".*\.(time_stack|time_mixer|temporal_transformer_blocks)\..*",), _MODELS),
-    Kind("ModelScope's text-to-video (ZeroScope)", (r".*\.(temopral_conv|temp_convs|temp_attentions)\..*",), _MODELS),
     Kind(
-        "VideoCrafter or DynamiCrafter",
-        (r"(.*\.)?(init_attn|framestride_embed|fps_embedding)\..*",),
+        "ModelScope's text-to-video (ZeroScope)",
+        (r".*\.(temopral_conv|temp_convs|temp_attentions)\..*",),
         _MODELS,
+        lacks=_LVDM,
+    ),
+    Kind(
+        "VideoCrafter, which makes videos of a prompt",
+        (r"(.*\.)?(init_attn|framestride_embed|fps_embedding)\..*",),
+        _VIDEO,
+        lacks=(r".*\.attn2\.to_k_ip\.weight",),
     ),
 )
 

@@ -36,7 +36,8 @@ OTHER_FILES = {
     b"\x1f\x8b": ", but a gzip archive. Unpack it first",
 }
 """How files begin that are given by mistake, and what to say of them."""
-PREFIXES = ("module.", "params.")  # of PyTorch's data-parallel training, of Flax's variable collections
+PREFIXES = ("module.", "params.", "_forward_module.")
+"""Of PyTorch's data-parallel training, of Flax's variable collections, of Lightning's with DeepSpeed."""
 
 
 def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str | None = None) -> Tensors:

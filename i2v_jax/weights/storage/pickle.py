@@ -41,6 +41,8 @@ def open_pickle(path: Path) -> Tensors:
         raise InputError(why_refused(path, error)) from error  # PyTorch's own words are not passed on
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
+    elif isinstance(loaded, dict) and _is_deepspeed(loaded.get("module")):
+        loaded = loaded["module"]
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}; wanted named tensors.")
     entries = {}
@@ -51,6 +53,11 @@ def open_pickle(path: Path) -> Tensors:
     if not entries:
         raise InputError(f"{path} {no_tensors(loaded)}")
     return Tensors(entries, str(path))
+
+
+def _is_deepspeed(module: Any) -> bool:
+    """Whether these are the weights of a training state that Lightning wrote with DeepSpeed."""
+    return isinstance(module, dict) and any(str(name).startswith("_forward_module.") for name in module)
 
 
 def _walk(path: Path, loaded: dict) -> Iterator[tuple[str, Entry]]:
