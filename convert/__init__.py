@@ -1,1 +1,1 @@
-"""Weights between PyTorch and JAX: `python -m convert import | export | inspect | verify | diff`."""
+"""Weights between PyTorch and JAX: `python -m convert import | export | inspect | verify | diff | merge`."""

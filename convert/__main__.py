@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convert.arguments import ArgumentParser, component_config, frames, lora, size
+from convert.arguments import DTYPES, UNMATCHED, ArgumentParser, component_config, frames, lora, number, size
 from convert.formats import FORMATS
 from i2v_jax import commands
 from i2v_jax.commands.wording import as_called
@@ -32,6 +32,9 @@ examples:
     python -m convert verify dreamshaper_8.safetensors dreamshaper.safetensors --run
   what did the training change?
     python -m convert diff before.safetensors after.safetensors
+  two models merged by a recipe, and by an expression (docs/merging.md)
+    python -m convert merge edg pre=dynamicrafter.ckpt tuned=tuned.ckpt dyn=dyn.safetensors con=con.safetensors
+    python -m convert merge "a + 0.5 * (b - c)" a=a.safetensors b=b.safetensors c=c.safetensors result=new.safetensors
 """
 
 
@@ -94,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--write-variant", metavar="NAME", help="a folder's files are called ….NAME.safetensors: fp16"
             )
-        sub.add_argument(
-            "--dtype", choices=("f32", "bf16", "f16"), help="of floating-point tensors; default: unchanged"
-        )
+        sub.add_argument("--dtype", choices=DTYPES, help="of floating-point tensors; default: unchanged")
         sub.add_argument(
             "--only", action="append", metavar="PATTERN", help="regular expression of paths to keep; may repeat"
         )
@@ -121,7 +122,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("first", metavar="FIRST")
     sub.add_argument("second", metavar="SECOND")
     sub.add_argument("--show", type=int, default=20, metavar="N", help="rows of each table (20)")
+
+    _add_merge_options(command("merge", "merging", "merges models: task vectors, EDG, DARE, TIES, averages"))
     return parser
+
+
+def _add_merge_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", metavar="RECIPE", help="a config, such as edg or dare:ties, or an expression")
+    sub.add_argument("files", nargs="+", metavar="NAME=FILE", help="the recipe's models, and results to write")
+    sub.add_argument("--number", action="append", type=number, default=[], metavar="NAME=VALUE", help="of the recipe")
+    sub.add_argument("--seed", type=int, metavar="N", help="of the masks; the same seed draws the same ones")
+    sub.add_argument("--unmatched", choices=UNMATCHED, help="tensors that not all models have; default: the recipe's")
+    sub.add_argument("--to", metavar="FORMAT", help="the format wanted (see export --help); default: the first model's")
+    sub.add_argument(
+        "--sparse", action="store_true", help="write only what differs from the first model, as LoRA is used"
+    )
+    sub.add_argument("--dtype", choices=DTYPES, help="of floating-point tensors; default: the first model's")
+    sub.add_argument("--variant", metavar="NAME", help="which precision of several to read, such as fp16")
+    sub.add_argument("--motion-frames", type=frames, metavar="N", help="frames that motion modules know, if untold")
+    sub.add_argument("--overwrite", action="store_true", help="replace results that are there")
 
 
 def _add_source_options(sub: argparse.ArgumentParser) -> None:

@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.weights.storage.files import read_json
 
+DTYPES = ("f32", "bf16", "f16")
+UNMATCHED = ("refuse", "keep", "drop")  # `weights.merge` has them too, and takes seconds to import
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Keeps the examples' lines in the help; raises `InputError` for a bad command line."""
@@ -31,6 +34,15 @@ def lora(text: str) -> tuple[str, float]:
         return style(text)
     except InputError as error:  # argparse would replace a ValueError's message by its own
         raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from error
+
+
+def number(text: str) -> tuple[str, float]:
+    """Reads `NAME=VALUE`, the value a finite number."""
+    name, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        if name and math.isfinite(float(value)):
+            return name, float(value)
+    raise argparse.ArgumentTypeError(f"{text!r}: wanted NAME=VALUE with a finite number, such as rate=0.7")
 
 
 def frames(text: str) -> int:

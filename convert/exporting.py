@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from convert import embeddings
@@ -121,7 +123,7 @@ LAYOUTS = {
             "unet": (PUBLISHED_UNET, PUBLISHED_UNET_LINEAR),
             "sparse_controlnet": (sparse_control.ORIGINAL_SPARSE, sparse_control.ORIGINAL_SPARSE_LINEAR),
         },
-        only=r"(unet/(?!.*/lora/).*/motion/.*|sparse_controlnet/.*)",
+        only=rf"(unet/(?!{ADAPTER_PATH.pattern}|.*/lora/).*/motion/.*|sparse_controlnet/.*)",
     ),
     "raft": FileLayout({"raft": (raft.PRINCETON_RAFT, raft.PRINCETON_RAFT_SMALL)}, nesting="", prefix="module."),
     "dover": FileLayout({"dover": (dover.DOVER,)}, nesting=""),
@@ -177,27 +179,56 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--to {arguments.to}: no such format.{nearest(arguments.to, FORMATS)} Known: {known}.")
     if embeddings.are_meant(arguments.sources, arguments.to):
         return embeddings.export(arguments)
-    suffix = Path(arguments.output).suffix
-    if arguments.to == "diffusers" and suffix:
-        raise InputError(
-            f"--to diffusers writes a folder; {arguments.output} is a file's name. Leave its {suffix} out."
-        )
-    is_file = suffix in WEIGHT_SUFFIXES
-    if not is_file and arguments.to and not LAYOUTS[arguments.to].folder:
-        raise _no_file(arguments.output)
+    check_output(arguments.output, arguments.to)
     with output(arguments) as path:
         whole = opened(arguments)
-        to = arguments.to or (None if is_file else _folder_format(whole, arguments.output))
-        checkpoint = _of_format(whole, to)
+        checkpoint, to = as_written(whole, arguments)
         with writing(path, checkpoint) as update:
-            if is_file:
-                _write_file(path, checkpoint, to, suffix, update)
-            else:
-                _write_folder(path, checkpoint, to, arguments, update)
+            write(path, checkpoint, to, arguments, update)
     print(f"{arguments.output}:\n{summary(checkpoint)}")
     if left := sorted(_parts(whole) - _parts(checkpoint)):
         print(f"left out, as {to} has no place for them: {', '.join(left)}")
     return 0
+
+
+def check_output(name: str, to: str | None) -> None:
+    """Raises InputError where an output's name is not of a file or folder that a format is written to."""
+    suffix = Path(name).suffix
+    if to == "diffusers" and suffix:
+        raise InputError(f"--to diffusers writes a folder; {name} is a file's name. Leave its {suffix} out.")
+    if suffix not in WEIGHT_SUFFIXES and to and not LAYOUTS[to].folder:
+        raise _no_file(name)
+
+
+def as_written(whole: Checkpoint, arguments: argparse.Namespace) -> tuple[Checkpoint, str | None]:
+    """Returns what of a checkpoint `arguments.output` will hold, and in which format; None: as it came.
+
+    Raises:
+        InputError: the format of a folder that came in none is not told, or holds nothing of the checkpoint.
+    """
+    is_file = Path(arguments.output).suffix in WEIGHT_SUFFIXES
+    to = arguments.to or (None if is_file else _folder_format(whole, arguments.output))
+    return _of_format(whole, to), to
+
+
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    to: str | None,
+    arguments: argparse.Namespace,
+    progress: Callable[[int], object],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    ahead_bytes: float = math.inf,
+) -> None:
+    """Writes what `as_written` returned to a file, where `arguments.output` is one's name, or to a folder.
+
+    `metadata` and `ahead_bytes` are of a `.safetensors` file, see `save_tensors`.
+    """
+    suffix = Path(arguments.output).suffix
+    if suffix in WEIGHT_SUFFIXES:
+        _write_file(path, checkpoint, to, suffix, progress, metadata, ahead_bytes)
+    else:
+        _write_folder(path, checkpoint, to, arguments, progress)
 
 
 def _no_file(name: str) -> InputError:
@@ -239,12 +270,18 @@ def _of_format(checkpoint: Checkpoint, to: str | None) -> Checkpoint:
 
 
 def _write_file(
-    path: Path, checkpoint: Checkpoint, to: str | None, suffix: str, progress: Callable[[int], object]
+    path: Path,
+    checkpoint: Checkpoint,
+    to: str | None,
+    suffix: str,
+    progress: Callable[[int], object],
+    metadata: Mapping[str, str],
+    ahead_bytes: float,
 ) -> None:
     tensors = exported(checkpoint, to)
     carried = _carried(checkpoint)
     if suffix == ".safetensors":
-        save_tensors(path, tensors, {**tensors.metadata, **carried}, progress)
+        save_tensors(path, tensors, {**tensors.metadata, **carried, **metadata}, progress, ahead_bytes)
         return
     if carried:
         warnings.warn(

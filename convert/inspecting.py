@@ -12,7 +12,8 @@ from i2v_jax.errors import InputError
 from i2v_jax.families.downloads import Part, telling_all
 from i2v_jax.families.few_steps import sort_of
 from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
-from i2v_jax.models.adapters import ADAPTERS
+from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS
+from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.dynamicrafter import DYNAMICRAFTER
 from i2v_jax.models.motion import PICTURE_INPUT
 from i2v_jax.weights.changes import WITH_PRODUCT, methods_of, rank_of
@@ -171,6 +172,10 @@ def _family(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         if path.endswith("/attn2/miva/states"):
             yield FAMILIES.get(shape[-1], f"prompt tokens {shape[-1]} wide, no published family")
             return
+    for path, shape in paths.items():  # an adapter of motion modules that stands alone
+        if re.fullmatch(rf"unet/.*/motion/{TEXT_IN_TIME}/to_k/kernel", path):
+            yield FAMILIES.get(shape[0], f"prompt tokens {shape[0]} wide, no published family")
+            return
     widths = {shape[-1] for path, shape in paths.items() if path.endswith("/motion/norm/scale")}
     if widths == {320, 640, 1280}:
         yield "for Stable Diffusion XL" if _levels(paths) == 3 else "for Stable Diffusion 1.5"
@@ -184,6 +189,7 @@ def _levels(paths: Mapping[str, tuple[int, ...]]) -> int:
 
 def _motion(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     modules = [path for path in paths if re.match(r"unet/(?!.*/(lora|miva)/).*/motion/", path)]
+    modules = [path for path in modules if not ADAPTER_PATH.fullmatch(path)]
     if not modules:
         return
     positions = {shape[1] for path, shape in paths.items() if path.endswith("/positions") and len(shape) == 3}

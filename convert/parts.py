@@ -14,11 +14,9 @@ def part_of(component: str, path: str) -> str:
         return f"{component}: LoRA"
     if PATH in path:
         return f"{component}: MIVA"
-    if "/motion/" in path:
-        return f"{component}: motion modules"
     if match := ADAPTER_PATH.fullmatch(path):
         return adapter_part(component, match["name"])
-    return component
+    return f"{component}: motion modules" if "/motion/" in path else component
 
 
 def adapter_part(component: str, name: str) -> str:

@@ -13,7 +13,7 @@ from convert.networks import NETWORKS
 from convert.parts import adapter_part, part_of
 from convert.tables import table
 from i2v_jax.errors import InputError
-from i2v_jax.models.adapters import ADAPTERS, at_site
+from i2v_jax.models.adapters import ADAPTERS, by_site
 from i2v_jax.models.sparse_control import SparseControlNetConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.tree import unflatten
@@ -155,7 +155,6 @@ def _runnable(config: Any, component: str, parts: set[str]) -> Any:
         changes |= dict(
             motion=motion and dataclasses.replace(motion, pooled_norm=True),
             pooled_norms=False,
-            self_attention_branches=at_site(adapters, "attn1"),
-            cross_attention_branches=at_site(adapters, "attn2"),
+            **by_site(adapters),
         )
     return dataclasses.replace(config, **changes)

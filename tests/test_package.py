@@ -92,6 +92,11 @@ def test_the_installed_programs_other_commands(i2v, tmp_path):
         assert not re.search(r"python (-m convert|\w+\.py)", shown)
     base = Path(re.search(r"are in (.*)\.$", printed, re.M)[1]) / "assets" / "small_world"
     assert "text_encoder" in i2v("convert", "inspect", base, cwd=tmp_path).stdout
+    merged = tmp_path / "merged.safetensors"
+    half = i2v(
+        "convert", "merge", "average", *(f"{name}={base / 'motion.safetensors'}" for name in "ab"), f"merged={merged}"
+    )
+    assert merged.is_file() and "unet: motion modules" in half.stdout
     assert "Did you mean 'sample'" in i2v("smaple", cwd=tmp_path, code=2).stderr
     assert "Did you mean 'tiny'" in i2v("train", "--config=tyny", cwd=tmp_path, code=2).stderr
     found = "import importlib.util as u; print([u.find_spec(name) for name in ('convert', 'configs', 'assets')])"

@@ -42,6 +42,10 @@ def get_config() -> ConfigDict:
     config.miva_masks = ()  # where each works: a picture, white there; "rest": where no other does; "": everywhere
     config.miva_with_prompt = False  # heed prompts beside their own implicit ones
 
+    # Weights over time, docs/merging.md. From the noise (999) down to timestep 500 the first file's, then the second's:
+    # ((500, "dyn.safetensors"), (0, "con.safetensors")). "" is the model's own; of LoRA and its kin "FILE=SCALE".
+    config.weights_over_time = ()  # (timestep, file) pairs, from high to low; (): the same weights throughout
+
     add_sampling(config)
     add_controls(config)
     config.weights = sd15.weights()
@@ -81,6 +85,7 @@ def add_sampling(config: ConfigDict) -> None:
     config.deep_cache_every = 1  # DeepCache: steps from one of the whole UNet to the next, 2 or 3 are faster; 1: all
     config.adapter_scale = 1.0  # strength of the I2V-Adapter, 0: none
     config.image_token_scale = 1.0  # strength of the image tokens (IP-Adapter), 0: none
+    config.text_in_time_scale = 1.0  # strength of a text-in-time adapter (configs/train/text_in_time.py), 0: none
     config.motion_scale = 0  # of PIA: 0 to 2, more and more motion; 3 to 5, in a loop; 6 to 8, in another style
     config.image_prompts = ConfigDict(  # what the image tokens are of: by default the animated picture
         dict(

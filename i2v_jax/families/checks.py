@@ -6,6 +6,7 @@ from typing import Any
 
 from i2v_jax.encoders.controls import components
 from i2v_jax.errors import InputError
+from i2v_jax.families import over_time
 from i2v_jax.families.family import Family
 from i2v_jax.families.weights import Weights
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
@@ -45,10 +46,12 @@ def check_schedule(weights: Weights, schedule: Any, fetched: bool = False) -> No
 
     Args:
       weights: of the run.
-      schedule: with `prediction_type` and `zero_terminal_snr`.
+      schedule: with `num_train_timesteps`, `prediction_type` and `zero_terminal_snr`.
       fetched: whether what is on the hub is asked too, where that is to be fetched anyway.
     """
-    for source in (weights.of("unet"), *weights.trained):
+    over_time.check(weights.over_time, schedule.num_train_timesteps)
+    in_time = [source for source, _ in over_time.sources(weights.over_time)]
+    for source in (weights.of("unet"), *weights.trained, *in_time):
         refuse_other_schedule(told_by_source(source, fetched=fetched), source, schedule)
     of_mivas = [source for source, _ in weights.given_mivas()]
     for source in filter(None, (weights.motion, weights.adapter, weights.image_adapter, *of_mivas)):

@@ -15,21 +15,25 @@ from i2v_jax.devices.mesh import make_mesh, placer
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
 from i2v_jax.encoders import controls
 from i2v_jax.errors import InputError, python_words
+from i2v_jax.families import over_time
 from i2v_jax.families.arithmetic import Arithmetic
 from i2v_jax.families.checks import check_fit, check_schedule
 from i2v_jax.families.downloads import telling_all
 from i2v_jax.families.family import Family, family_of
 from i2v_jax.families.identify import Part, check_family, explain
+from i2v_jax.families.over_time import Stage
 from i2v_jax.families.slots import check_slots
-from i2v_jax.families.weights import Weights
+from i2v_jax.families.weights import CONFIGURED, Weights
 from i2v_jax.hub import NotHere
-from i2v_jax.models.adapters import at_site, import_modules
+from i2v_jax.models.adapters import by_site, import_modules
 from i2v_jax.models.adapters.miva import MivaConfig
+from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.image_projection import TOKENS_OF_FRAME
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights import embeddings, mivas
 from i2v_jax.weights.assemble import (
     Assembled,
+    Place,
     assemble_image_encoder,
     assemble_image_projection,
     assemble_text_encoder,
@@ -54,6 +58,7 @@ class Model:
       tokenizers: text encoder -> its tokenizer, in the family's order.
       schedule: the noise schedule that the UNet was trained with.
       mivas: MIVAs beside the UNet, in the order of their weights.
+      over_time: the stages of a run whose weights change; `parameters` are the first one's. (): they do not.
       zeros_for_empty_prompt: whether text conditions without a prompt are zeros; None: as in the family.
     """
 
@@ -63,6 +68,7 @@ class Model:
     schedule: NoiseSchedule = ANIMATEDIFF_SD15
     zeros_for_empty_prompt: bool | None = None
     mivas: tuple[Miva, ...] = ()
+    over_time: tuple[Stage, ...] = ()
 
     def __post_init__(self):
         check_fit(self.family, self.configs)
@@ -80,6 +86,11 @@ class Model:
         """Whether the UNet attends to image tokens."""
         branches = self.configs["unet"].cross_attention_branches
         return "image_tokens" in branches or self.family.image_projection is not None
+
+    @property
+    def has_text_in_time(self) -> bool:
+        """Whether a text-in-time adapter stands in the motion modules."""
+        return TEXT_IN_TIME in getattr(self.configs["unet"], "motion_branches", ())
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -161,9 +172,30 @@ class Model:
         in_use = tuple(mivas.read(source, scale)[0] for source, scale in weights.given_mivas())
         if in_use:
             print(mivas.describe(in_use, assembled["unet"]), flush=True)
-        loaded = {component: part.load(placer(mesh)) for component, part in assembled.items()}
-        configs, parameters = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
-        return cls(configs, parameters, tokenizers, schedule, zeros, in_use)
+        place, configs = placer(mesh), {component: part.config for component, part in assembled.items()}
+        common = configs, tokenizers, schedule, zeros, in_use
+        if weights.over_time:
+            return cls.in_stages(weights, assembled, place, *common)
+        parameters = {component: part.load(place)[1] for component, part in assembled.items()}
+        return cls(configs, parameters, *common[1:])
+
+    @classmethod
+    def in_stages(cls, weights: Weights, assembled: Mapping[str, Assembled], place: Place, *common: Any) -> "Model":
+        """Loads a model whose weights change over time; `common` is what a `Model` has beside its parameters."""
+        given = {name: weights.config_of(name).get("config") for name in assembled if name in CONFIGURED}
+        options = dict(configs={name: config for name, config in given.items() if config})
+        with telling_all(weights.parts):
+            made = over_time.variants(
+                assembled, weights.over_time, weights.skip_unknown, motion_frames=weights.motion_frames, **options
+            )
+        stages = over_time.load(made, place)
+        twice = over_time.count_twice(stages) / 1e9
+        print(f"weights over time: {len(stages)} sets, {twice:.2f} GB of which beside the first", flush=True)
+        return cls(common[0], stages[0].parameters, *common[1:], stages)
+
+    def of_stage(self, number: int) -> "Model":
+        """Returns the model as it is in one of its stages, throughout."""
+        return dataclasses.replace(self, parameters=self.over_time[number].parameters, over_time=())
 
 
 def load_tokenizers(weights: Weights, family: Family) -> dict[str, ClipTokenizer]:
@@ -211,8 +243,9 @@ def assemble(
 def _assembled(weights, arithmetic, adapters, unet_settings) -> dict[str, Assembled]:
     common = dict(dtype=arithmetic.dtype, trained=weights.trained, skip_unknown=weights.skip_unknown)
     options = arithmetic.of_unet | common | weights.config_of("unet")
-    if adapters:
-        options |= dict(self_attention_branches=at_site(adapters, "attn1"))
+    # of each site that one of them is at, those that are named; none at cross-attentions, which other parts come with
+    named = {field: names for field, names in by_site(adapters).items() if names}
+    options |= {field: names for field, names in named.items() if field != "cross_attention_branches"}
     if weights.motion_frames:
         options |= dict(motion_config=dict(max_positions=weights.motion_frames))
     found = dict(

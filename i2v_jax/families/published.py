@@ -26,7 +26,7 @@ from i2v_jax.models import (
     unet,
     vae,
 )
-from i2v_jax.models.adapters import at_site, import_modules
+from i2v_jax.models.adapters import by_site, import_modules
 from i2v_jax.weights.controls import assemble_controlnet, new_config
 
 DYNAMICRAFTER = dict(
@@ -79,6 +79,8 @@ PUBLISHED = {
     "h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors": image_projection.IP_ADAPTER_SDXL,
     "h94/IP-Adapter/sdxl_models/image_encoder": clip.VIT_BIGG_VISION,
 }
+OF_SLOTS = {"adapter": "first_frame", "image_adapter": "image_tokens"}
+"""What is named of a model's weights, and the adapter that it holds."""
 HALF_PRECISION_VAES = ("madebyollin/sdxl-vae-fp16-fix",)
 """SDXL's autoencoders that need no float32."""
 
@@ -123,7 +125,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     Raises:
       InputError: weights that are neither here nor known.
     """
-    weights = dataclasses.replace(weights, loras=(), embeddings=(), mivas=())  # which change no published network
+    weights = dataclasses.replace(weights, loras=(), embeddings=(), mivas=(), over_time=())  # of no published network
     sources = {name: source for name, source in vars(weights).items() if source and name not in UNREAD}
     controls = {control(number): source for number, source in enumerate(weights.controls)}
     sources |= controls
@@ -159,11 +161,8 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
 
 def _parts_of_unet(sources: Mapping[str, Any], weights: Weights, adapters: tuple[str, ...]) -> dict[str, Any]:
     """Fields of a picture model's config that its motion modules and adapters set."""
-    of_self = (*adapters, *(("first_frame",) if weights.adapter else ()))
-    of_cross = (*adapters, *(("image_tokens",) if "image_adapter" in sources else ()))
-    return (PUBLISHED[sources["motion"]] if "motion" in sources else {}) | dict(
-        self_attention_branches=at_site(of_self, "attn1"), cross_attention_branches=at_site(of_cross, "attn2")
-    )
+    given = (*adapters, *(name for slot, name in OF_SLOTS.items() if getattr(weights, slot)))
+    return (PUBLISHED[sources["motion"]] if "motion" in sources else {}) | by_site(given)
 
 
 def _computed(control: Any, arithmetic: Arithmetic) -> Any:

@@ -8,8 +8,10 @@ from typing import Any
 from i2v_jax.encoders.controls import component
 from i2v_jax.encoders.text import TextPart, tokenizer_name
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.families import over_time
 from i2v_jax.families.downloads import COMPONENTS, Part, telling_all
 from i2v_jax.families.family import Family
+from i2v_jax.families.over_time import Span
 from i2v_jax.hub import fetch, local
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights import mivas
@@ -68,6 +70,7 @@ class Weights:
       motion_frames: how many frames the motion modules know, where their file does not tell.
       skip_unknown: leave out tensors that nothing knows, and layers of LoRAs that the model lacks, with a warning,
         rather than refuse their file.
+      over_time: which files' weights serve which timesteps, see `families.over_time`.
     """
 
     base: str | Path = ""
@@ -90,11 +93,16 @@ class Weights:
     configs: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)
     motion_frames: int | None = None
     skip_unknown: bool = False
+    over_time: tuple[Span, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "over_time", over_time.parse(self.over_time))
 
     @classmethod
     def of_run(cls, config: Mapping[str, Any]) -> "Weights":
-        """Returns the sources that a sampling command's config names: those of `config.weights`, and MIVAs."""
-        return dataclasses.replace(cls.of_config(config["weights"]), mivas=tuple(config.get("mivas", ())))
+        """Returns the sources that a sampling command's config names: of `config.weights`, MIVAs, and over time."""
+        given = dict(mivas=tuple(config.get("mivas", ())), over_time=tuple(config.get(over_time.KEY, ())))
+        return dataclasses.replace(cls.of_config(config["weights"]), **given)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Weights":
@@ -187,6 +195,7 @@ class Weights:
         named += [(source, CONTROL_FOLDER) for source in self.controls]
         files = (*self.styles(), *self.given_mivas())
         named += [(source, "") for source in (*self.trained, *(source for source, _ in files))]
+        named += [pair for source, _ in over_time.sources(self.over_time) for pair in over_time.opened(source)]
         named += [(file, "") for text in self.embeddings for file in files_of(token_and_file(text)[1])]
         return [(source, folder) for source, folder in named if source]
 
@@ -207,6 +216,7 @@ class Weights:
         parts += [Part("weights.trained", source) for source in self.trained]
         parts += [Part("weights.loras", source) for source, _ in self.styles()]
         parts += [Part("mivas", source) for source, _ in self.given_mivas()]
+        parts += [Part(over_time.KEY, source) for source, _ in over_time.sources(self.over_time)]
         return parts + [Part("weights.embeddings", token_and_file(text)[1]) for text in self.embeddings]
 
     def settings(self, file: str) -> dict[str, Any]:

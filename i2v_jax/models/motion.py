@@ -167,13 +167,17 @@ class TemporalBlock(nn.Module):
 
 
 class MotionModule(nn.Module):
-    """Group norm, dense in, temporal blocks with space folded into the batch, dense out, added to the input."""
+    """Group norm, dense in, temporal blocks with space folded into the batch, dense out, added to the input.
+
+    `branches` are adapters, (name, module), which change what the first dense layer gives.
+    """
 
     config: MotionConfig
     attention: str = "xla"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     miva: MivaConfig | None = None
+    branches: tuple[tuple[str, Any], ...] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], shared: Shared | None = None) -> Float[Array, "b f h w c"]:
@@ -185,6 +189,8 @@ class MotionModule(nn.Module):
         hidden = norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)
         hidden = shard(hidden, "batch", "space", None, None)
         hidden = Dense(c, name="proj_in", **dtypes)(hidden)
+        for name, branch in self.branches:
+            hidden = branch(self.config.max_positions, self.attention, name=name, **dtypes)(hidden, shared)
         for i in range(self.config.num_layers):
             block = TemporalBlock(self.config, self.attention, miva=self.miva, name=f"blocks_{i}", **dtypes)
             hidden = block(hidden, shared)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
-from i2v_jax.models.adapters import Shared
+from i2v_jax.models.adapters import Shared, adapter
 from i2v_jax.models.adapters.miva import MivaConfig, masks_of_levels
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
@@ -60,7 +60,7 @@ class UNetConfig:
       added_conditioning: SDXL's, or None.
       motion: layout of the motion modules, or None for a picture model.
       pooled_norms: resnet norms and the output norm pool over frames (AnimateDiff v1).
-      self_attention_branches, cross_attention_branches: names in `models.adapters.ADAPTERS`.
+      self_attention_branches, cross_attention_branches, motion_branches: names in `models.adapters.ADAPTERS`.
       miva: MIVAs beside the attentions, or None.
       attention, convolution: implementations, see `models.attention` and `models.convolution`.
       remat: what the backward pass makes again of a layer's activations: "none"; "products", what is cheap (see
@@ -87,6 +87,7 @@ class UNetConfig:
     pooled_norms: bool = False
     self_attention_branches: tuple[str, ...] = ()
     cross_attention_branches: tuple[str, ...] = ()
+    motion_branches: tuple[str, ...] = ()
     miva: MivaConfig | None = None
     attention: str = "xla"
     convolution: str = "xla"
@@ -460,7 +461,8 @@ def transformer(c: UNetConfig, level: int) -> SpatialTransformer:
 
 
 def motion(c: UNetConfig) -> MotionModule:
-    return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, c.miva, name="motion")
+    branches = tuple((name, adapter(name).module) for name in c.motion_branches)
+    return MotionModule(c.motion, c.attention, c.dtype, c.param_dtype, c.miva, branches, name="motion")
 
 
 def picture_input(c: UNetConfig) -> PictureInput:

@@ -39,6 +39,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.family import family_of
 from i2v_jax.families.model import Model
 from i2v_jax.families.published import networks_of_config
+from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.planning import hlo
 from i2v_jax.planning.compiling import SECONDS, LaidOut, in_a_process, until_laid_out
@@ -253,6 +254,8 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
     state = SamplerState(noisy, noisy, array((), jnp.int32, whole))
     scalar = array((), sharding=whole)
     strengths = dict(guidance_scale=scalar, first_frame=scalar, image_tokens=scalar)
+    if model.has_text_in_time:
+        strengths[TEXT_IN_TIME] = scalar
     if model.controls:
         strengths["controls"] = array((len(model.controls), settings.frames), sharding=whole)
     seeds, number = array((videos,), jnp.uint32), array((), jnp.int32, whole)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.encoders import controls
+from i2v_jax.errors import InputError
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.networks import module_of
 from i2v_jax.models.residuals import Residuals, total
@@ -134,3 +135,12 @@ def sampling_step(
 def step_noise(keys: Key[Array, " n"], i: Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
     """Returns the noise that stochastic samplers add at step i."""
     return normal(jax.vmap(functools.partial(jax.random.fold_in, data=i))(keys), shape)
+
+
+def stop_unless(finite: Any, step: int, total: int) -> None:
+    """Raises InputError where the latents after a step are not finite."""
+    if not finite:
+        raise InputError(
+            f"The latents are no longer finite after step {step} of {total}. Try dtype float32 or a lower "
+            "guidance_scale, or check the weights."
+        )

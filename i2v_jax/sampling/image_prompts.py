@@ -4,6 +4,7 @@ Tokens of several pictures stand side by side, as diffusers' `load_ip_adapter` h
 what is read of its tokens (their values): with 1 for all, that is diffusers'.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -170,6 +171,12 @@ class TokenEncoder:
             faces = spread(np.tile(np.broadcast_to(faces, (count, faces.shape[1])), (len(pictures), 1)))
         tokens = self._encode(self._tree(), pixels, faces=faces)
         return tokens.reshape(len(pictures), -1, tokens.shape[-1])
+
+    def of_model(self, model: Model) -> "TokenEncoder":
+        """Returns the same programs for a model with other parameters."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def nothing(self, like: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the unconditional tokens, as many as there are conditional ones."""

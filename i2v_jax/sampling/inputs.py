@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from i2v_jax.encoders import text
 from i2v_jax.errors import InputError
 from i2v_jax.media import Picture, load_picture, to_picture
 
@@ -111,3 +112,11 @@ def _check_texts(texts: Mapping[str, list[Any]]) -> None:
         for value in values:
             if not isinstance(value, str):
                 raise InputError(f"{name}: {value!r} is no text.")
+
+
+def sides_of(prompts, negative_prompts, prompts_2, negative_prompts_2, settings) -> list[text.Side]:
+    """The prompts of the conditional side of guidance and, where there is one, of the other."""
+    if not settings.guided:
+        return [(prompts, prompts_2)]
+    negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    return [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]

@@ -1,5 +1,6 @@
 """From a picture and a prompt to a video: I2V-Adapter's sampling (paper section 3), as the published code runs it."""
 
+import copy
 import dataclasses
 import functools
 import warnings
@@ -15,21 +16,24 @@ from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, replicated, use_mesh, video_sharding
 from i2v_jax.diffusion import free_init, samplers
 from i2v_jax.diffusion.first_frame import hold
-from i2v_jax.diffusion.frame_similarity_prior import degrade, initial_latents, sample_mask
+from i2v_jax.diffusion.frame_similarity_prior import degrade, initial_latents
 from i2v_jax.encoders import controls as control_networks
 from i2v_jax.encoders import sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
 from i2v_jax.errors import InputError, python_words
+from i2v_jax.families import over_time
 from i2v_jax.families.model import Model
 from i2v_jax.media import fit_picture, to_model_range
+from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling import feature_reuse, from_picture, mivas
+from i2v_jax.sampling import feature_reuse, from_picture, mivas, stages
 from i2v_jax.sampling.controls import given as control_pictures
-from i2v_jax.sampling.denoiser import sampling_step, step_noise
+from i2v_jax.sampling.denoiser import sampling_step, step_noise, stop_unless
 from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
-from i2v_jax.sampling.inputs import AnyPicture, batch_of
-from i2v_jax.sampling.randomness import named_keys, normal
+from i2v_jax.sampling.inputs import AnyPicture, batch_of, sides_of
+from i2v_jax.sampling.randomness import named_keys, normal, prior
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.sampling.stages import AnyConditions
 from i2v_jax.sampling.watch import SILENT, OnLatents, OnStep, Watch
 
 
@@ -150,7 +154,8 @@ class Pipeline:
                 shape = size, settings.height, settings.width, chunks[0], settings.clip_skip
                 watch.on_stage("encoding", self._is_new("encoding", *shape))
                 seeds = self._spread(np.asarray(seeds, np.uint32))
-                conditions = self.encode(**texts, pictures=pictures, settings=settings, controls=sources)
+                given = dict(**texts, pictures=pictures, settings=settings, controls=sources)
+                conditions = stages.encode(self, **given) if self.model.over_time else self.encode(**given)
                 first_frame = self.encode_first_frame(pictures, seeds, settings)
                 start = sampler.start_index(settings.t0)
                 begin, _ = self.programs(settings)
@@ -158,7 +163,7 @@ class Pipeline:
                 if self.model.takes_picture:
                     last = from_picture.last_pictures(pictures, settings)
                     last = last and self.encode_first_frame(last, seeds, settings, "last frame")
-                    conditions = self.with_picture(conditions, first_frame, settings, last)
+                    conditions = stages.each(self.with_picture, conditions, first_frame, settings, last)
                     state, first_frame = from_picture.begun(self.model, state, settings), None
                 if watch is not SILENT:
                     jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
@@ -195,7 +200,7 @@ class Pipeline:
             tokens = self._image_tokens(pictures, settings, self._spread)
         prompts = mivas.without_prompts(self.model, prompts, settings.miva_with_prompt)
         prompts_2 = prompts_2 and mivas.without_prompts(self.model, prompts_2, settings.miva_with_prompt)
-        sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
+        sides = sides_of(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
         ids = self._tokenize(sides, settings)
         masks = self._masks(pictures, settings)
         conditional = self._side(sides[0], ids[0], tokens, settings, negative=False)
@@ -211,6 +216,13 @@ class Pipeline:
         sides = mivas.with_implicit(self.model, unconditional._replace(controls=encoded), conditional, masks)
         return join(*sides)
 
+    def of_stage(self, number: int) -> "Pipeline":
+        """Returns the same programs for the model as it is in one of its stages."""
+        other = copy.copy(self)
+        other.model = self.model.of_stage(number)
+        other._image_tokens = self._image_tokens.of_model(other.model)
+        return other
+
     def count_chunks(
         self,
         prompts: Sequence[str],
@@ -222,7 +234,7 @@ class Pipeline:
         """Returns how many chunks of tokens each video's prompts take; only videos of as many are sampled together."""
         if settings.prompt_syntax == "plain":
             return [1] * len(prompts)
-        sides = _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
+        sides = sides_of(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
         with warnings.catch_warnings(action="ignore"):  # of what is cut: they are told where prompts are encoded
             return text.count_chunks(self.model.tokenizers, *sides, truncate=settings.truncate_prompts)
 
@@ -247,7 +259,7 @@ class Pipeline:
     def denoise(
         self,
         noisy: Float[np.ndarray, "n f h w c"],
-        conditions: Conditions,
+        conditions: AnyConditions,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         first_frame: Float[np.ndarray, "n 1 h w c"] | None = None,
         seeds: Sequence[int] | None = None,
@@ -256,7 +268,7 @@ class Pipeline:
 
         Args:
           noisy: in the sampler's own scaling, as noisy as the first step that `settings.t0` leaves.
-          conditions: from `encode`.
+          conditions: from `encode`, or from `stages.encode`.
           settings: of the run.
           first_frame: clean latents that frame 1 is held at; None: it is sampled like the others.
           seeds: one per video, for stochastic samplers.
@@ -364,34 +376,39 @@ class Pipeline:
         return tuple(self._encode_control(name, tree, *jax.device_put(found, spread)) for name, tree, found in networks)
 
     def _run(self, state, start, conditions, first_frame, seeds, settings, watch, count) -> Float[Array, "n f h w c"]:
-        _, step = self.programs(settings)
+        _, program = self.programs(settings)
         strengths = dict(
             guidance_scale=settings.guidance_scale,
             first_frame=settings.adapter_scale,
             image_tokens=settings.image_token_scale,
             **settings.image_prompts.strengths(),
             **mivas.strengths(self.model),
+            **({TEXT_IN_TIME: settings.text_in_time_scale} if self.model.has_text_in_time else {}),
         )
-        total = settings.check(self.model).num_steps - start
-        finite, networks = None, self._tree("unet", *self.model.controls)
-        watch.on_stage("steps", self._is_new("steps", state.latents.shape, conditions.text.shape, step))
-        step = step.of_run() if isinstance(step, feature_reuse.Steps) else step
+        sampler = settings.check(self.model)
+        total = sampler.num_steps - start
+        finite, stage, networks_of = None, None, stages.networks(self.model, conditions)
+        watch.on_stage("steps", self._is_new("steps", state.latents.shape, networks_of[0][1].text.shape, program))
         for done in range(total):  # the check is one step late, so that the next step is already under way
             previous = finite
             if self.model.controls:
                 size = len(self.model.controls), done, total, state.latents.shape[1]
                 strengths |= dict(controls=settings.controls.strengths(*size))
-            state, finite = step(networks, state, start + done, conditions, first_frame, seeds, strengths)
+            before, stage = stage, over_time.at(self.model.over_time, sampler.timesteps[start + done])
+            if stage != before:  # features that other weights have made are not reused
+                step = program.of_run() if isinstance(program, feature_reuse.Steps) else program
+            networks, told = networks_of[stage]
+            state, finite = step(networks, state, start + done, told, first_frame, seeds, strengths)
             if done:
-                _stop_unless(previous, done, total)
+                stop_unless(previous, done, total)
                 watch.on_step(done, total)
             else:
                 watch.on_stage("steps", False)  # compiled
             if watch.wants_latents(done + 1):
-                _stop_unless(finite, done + 1, total)
+                stop_unless(finite, done + 1, total)
                 # a copy: the next step writes over the state
                 watch.on_latents(done + 1, total, np.array(state.x0[:count], np.float32))
-        _stop_unless(finite, total, total)
+        stop_unless(finite, total, total)
         watch.on_step(total, total)
         return state.latents
 
@@ -410,7 +427,7 @@ class Pipeline:
         @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=places)
         def begin(first_frame, seeds, start, p, frames):
             video = (frames, *first_frame.shape[2:])
-            mask, noise = _prior(seeds, video, p)
+            mask, noise = prior(seeds, video, p)
             if self.model.family.has_picture:
                 return sampler.init(noise)
             if self.model.takes_picture:  # then frame 1 is noised as the others are
@@ -437,7 +454,7 @@ class Pipeline:
 
         @functools.partial(jax.jit, static_argnums=(3, 5), out_shardings=places)
         def begin_again(made, first_frame, seeds, start, number, p):
-            mask, noise = _prior(seeds, made.shape[1:], p)
+            mask, noise = prior(seeds, made.shape[1:], p)
             fresh = step_noise(named_keys(seeds, "free init"), number, made.shape[1:])
             noisy = free_init.begin_again(made, noise, first_frame, mask, fresh, sampler, start, settings)
             return hold(sampler, first_frame).init(noisy)
@@ -476,25 +493,3 @@ class Pipeline:
 
     def _spread(self, array):
         return jax.device_put(array, batch_sharding(self.mesh))
-
-
-def _sides(prompts, negative_prompts, prompts_2, negative_prompts_2, settings) -> list[text.Side]:
-    """The prompts of the conditional side of guidance and, where there is one, of the other."""
-    if not settings.guided:
-        return [(prompts, prompts_2)]
-    negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
-    return [(prompts, prompts_2), (negative_prompts, negative_prompts_2)]
-
-
-def _prior(seeds, video, p):
-    """The Frame Similarity Prior's mask and noise, of each video by its seed."""
-    mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
-    return mask, normal(named_keys(seeds, "prior noise"), video)
-
-
-def _stop_unless(finite, step: int, total: int) -> None:
-    if not finite:
-        raise InputError(
-            f"The latents are no longer finite after step {step} of {total}. Try dtype float32 or a lower "
-            "guidance_scale, or check the weights."
-        )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Key
 
+from i2v_jax.diffusion.frame_similarity_prior import sample_mask
+
 
 def named_keys(seeds: Int32[np.ndarray, " n"], name: str) -> Key[Array, " n"]:
     """One random key per video for one purpose."""
@@ -17,3 +19,9 @@ def named_keys(seeds: Int32[np.ndarray, " n"], name: str) -> Key[Array, " n"]:
 def normal(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
     """Standard normal noise of `shape` for each key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def prior(seeds: Int32[Array, " n"], video: tuple[int, ...], p: float) -> tuple[Array, Array]:
+    """Returns the Frame Similarity Prior's mask and noise, of each video by its seed."""
+    mask = jax.vmap(lambda key: sample_mask(key, video, p))(named_keys(seeds, "prior mask"))
+    return mask, normal(named_keys(seeds, "prior noise"), video)

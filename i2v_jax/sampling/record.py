@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from i2v_jax import __version__, commands
 from i2v_jax.errors import InputError
+from i2v_jax.families import over_time
 from i2v_jax.hub import local, read_text
 from i2v_jax.sampling import mivas
 from i2v_jax.sampling.controls import given
@@ -77,6 +78,8 @@ def travelling(config: ConfigDict) -> dict[str, Any]:
     for key, value in values.get("weights", {}).items():
         if key not in NOT_A_PATH:
             values["weights"][key] = [MARKED[key](text) for text in value] if key in MARKED else _absolute(value)
+    if spans := values.get(over_time.KEY):
+        values[over_time.KEY] = [[above, _absolute_style(text) if text else text] for above, text in spans]
     if given := values.get("mivas"):
         values["mivas"] = [_absolute_style(text) for text in given]
     if masks := values.get("miva_masks"):

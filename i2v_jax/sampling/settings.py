@@ -52,6 +52,7 @@ class Settings:
       deep_cache_every: steps from one that runs the whole UNet to the next, see `feature_reuse`; 1: all do.
       free_init: how often a run begins again from what it made, see `diffusion.free_init`.
       adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
+      text_in_time_scale: strength of a text-in-time adapter, where the model has one; 1 as trained.
       motion_scale: which motion PIA makes, and how much, a row of `encoders.picture_input.LIKENESS`.
       fs: of DynamiCrafter: the frame rate that it is told (of the 256 model the stride between frames); 0: its default.
       last_picture: of DynamiCrafter: file of the picture that the last frame shows; "": the animated one is in all.
@@ -89,6 +90,7 @@ class Settings:
     deep_cache_every: int = 1
     adapter_scale: float = 1.0
     image_token_scale: float = 1.0
+    text_in_time_scale: float = 1.0
     motion_scale: int = 0
     fs: int = 0
     last_picture: str = ""
@@ -168,7 +170,7 @@ class Settings:
             raise InputError(f"deep_cache_every={self.deep_cache_every}: wanted 1 (every step) or more.")
         if self.vae_slice < 1:
             raise InputError(f"vae_slice={self.vae_slice}: wanted 1 or more frames.")
-        for name in ("guidance_scale", "adapter_scale", "image_token_scale"):
+        for name in ("guidance_scale", "adapter_scale", "image_token_scale", "text_in_time_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
         from_picture.check_values(self)

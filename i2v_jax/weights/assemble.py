@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2v_jax.errors import InputError
-from i2v_jax.models.adapters import Adapter, adapter, adapters_in, at_site
+from i2v_jax.models.adapters import Adapter, adapter, adapters_in, by_site
 from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.image_projection import AnyConfig, FaceResamplerConfig, config_from_shapes
@@ -48,6 +48,7 @@ from i2v_jax.weights.translate import Imported, OwnTable, recognise, without_unk
 from i2v_jax.weights.unet_parts import (
     FOLDERS,
     buffers_of,
+    check_branches,
     fill_adapters,
     motion_layout,
     parameters_of,
@@ -173,13 +174,12 @@ def assemble_unet(
         motion=layout,
         miva=None,
         pooled_norms=pools_frames(layout, settings),
-        self_attention_branches=at_site(names, "attn1"),
-        cross_attention_branches=at_site(names, "attn2"),
+        **by_site(names),
         dtype=dtype,
         param_dtype=dtype,
     )
     unet = replaced(config_of(UNetConfig, config, whole), derived | overrides)
-    wanted = {"base", "motion", *unet.self_attention_branches, *unet.cross_attention_branches}
+    wanted = {"base", "motion", *check_branches(unet, whole.parameters.source)}
     pool = {path: tensor for path, tensor in pool.items() if part_of_path(path) in wanted}
     expected = expected_parameters(unet, providers.values())
     fill_adapters(pool, expected)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from i2v_jax.errors import InputError
+from i2v_jax.weights.sparse import BITS, VALUES, unpack
 from i2v_jax.weights.tensors import Entry
 
 Leaves = Mapping[str, Entry]
@@ -52,7 +53,8 @@ IA3 = _method("(IA)^3", "ia3 on_input", "ia3 on_input")
 IA3_OF_PEFT = _method("(IA)^3", "ia3_l on_input", "ia3_l")
 NORM = _method("trained norms", "w_norm b_norm", "w_norm", "b_norm")
 FULL = _method("full differences of weights", "diff diff_b", "diff", "diff_b")
-METHODS = (LORA, LOHA, LOKR, IA3_OF_PEFT, IA3, NORM, FULL)
+SPARSE = _method("sparse differences of weights", f"{BITS} {VALUES}", f"{BITS} {VALUES}")
+METHODS = (LORA, LOHA, LOKR, IA3_OF_PEFT, IA3, NORM, FULL, SPARSE)
 COMMON = frozenset(("alpha", "dora_scale"))
 LEAVES = COMMON.union(*(method.leaves for method in METHODS))
 WITH_PRODUCT = (LORA, LOHA, LOKR)
@@ -125,6 +127,8 @@ def fits(leaves: Leaves, weight: Shape) -> bool:
         return len(weight) >= 2 and leaf.size == weight[axis]
     if "w_norm" in leaves:
         return leaves["w_norm"].shape == weight
+    if BITS in leaves:
+        return leaves[BITS].shape == (-(-math.prod(weight) // 8),)
     given = kernel_shape(leaves)
     if given is None:
         return True
@@ -154,6 +158,8 @@ def merged_weight(base: np.ndarray, arrays: Arrays, scale: float) -> np.ndarray:
         return base + np.float32(scale) * arrays["w_norm"]
     if "diff" in arrays:
         return base + np.float32(scale) * arrays["diff"]
+    if BITS in arrays:
+        return base + np.float32(scale) * unpack(arrays[BITS], arrays[VALUES], base.shape)
     if "dora_scale" in arrays:
         whole = base + _product(arrays, base.shape, 1.0)
         axis = _dora_axis(arrays["dora_scale"].shape, base.shape) % base.ndim

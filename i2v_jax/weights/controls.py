@@ -32,7 +32,12 @@ PICTURE_EMBEDDING = "controlnet_cond_embedding"
 def new_config(unet: UNetConfig, picture_scale: int) -> ControlNetConfig:
     """Returns the config of a new ControlNet; arguments as of `new_controlnet`, but for the UNet's config alone."""
     plain = dataclasses.replace(
-        unet, motion=None, pooled_norms=False, self_attention_branches=(), cross_attention_branches=()
+        unet,
+        motion=None,
+        pooled_norms=False,
+        self_attention_branches=(),
+        cross_attention_branches=(),
+        motion_branches=(),
     )
     levels = picture_scale.bit_length()
     return dataclasses.replace(of_unet(plain), picture_widths=ControlNetConfig.picture_widths[:levels])

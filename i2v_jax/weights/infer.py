@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, at_site
+from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, by_site
+from i2v_jax.models.adapters.text_in_time import NAME
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
 from i2v_jax.models.dover import DOVERConfig
@@ -40,6 +41,7 @@ _LAST_AXIS_IS_WIDTH = re.compile(
     r"|(?:attention|motion)/(?:norm/scale|blocks_\d+/attn[12]/(?:\w+/)?to_(?:q|k|v|out)/kernel)"
 )
 _CLIP_NORM = r"layers_\d+/layer_norm\d/(?:scale|bias)"  # there are many, so that one odd tensor is then what is wrong
+QUERIES = rf".*/motion/{NAME}/queries"  # one for each frame that motion modules know
 
 
 def infer_config(component: str, shapes: Shapes, **known: Any) -> Any:
@@ -108,8 +110,7 @@ def _unet(shapes: Shapes, known: Mapping[str, Any]) -> UNetConfig:
         added_conditioning=like.added_conditioning if is_part else _added_conditioning(shapes),
         motion=motion,
         pooled_norms=bool(motion and motion.max_positions == 24 and not motion.mid_block),  # AnimateDiff v1
-        self_attention_branches=at_site(adapters, "attn1"),
-        cross_attention_branches=at_site(adapters, "attn2"),
+        **by_site(adapters),
     )
 
 
@@ -144,7 +145,8 @@ def _dynamicrafter(shapes: Shapes, known: Mapping[str, Any]) -> DynamiCrafterCon
 def _context(shapes: Shapes) -> int | None:
     """Width of a prompt's tokens: what cross-attentions' keys and values are made of, or else their adapters'."""
     cross = r".*/attention/blocks_\d+/attn2/"
-    return _size(shapes, cross + r"to_[kv]/kernel", 0, 2) or _size(shapes, cross + r"\w+/to_[kv]/kernel", 0, 2)
+    places = (cross + r"to_[kv]/kernel", cross + r"\w+/to_[kv]/kernel", rf".*/motion/{NAME}/to_[kv]/kernel")
+    return next(filter(None, (_size(shapes, place, 0, 2) for place in places)), None)
 
 
 def _controlnet(shapes: Shapes, known: Mapping[str, Any]) -> ControlNetConfig:
@@ -425,7 +427,7 @@ def _motion(shapes: Shapes, widths: tuple[int, ...]) -> MotionConfig | None:
             raise InputError(f"{path!r} has shape {list(shape)}; wanted [1, positions, channels].")
     blocks = {int(match[1]): path for path in paths if (match := re.match(r".*/motion/blocks_(\d+)/", path))}
     return MotionConfig(
-        max_positions=_size(tables, ".*", 1, 3) or 32,
+        max_positions=_size(tables, ".*", 1, 3) or _size(shapes, QUERIES, 0, 2) or 32,
         mid_block=any(path.startswith("mid_block/") for path in paths),
         num_heads=math.gcd(8, *widths),
         num_layers=_count(blocks) or 1,

@@ -24,6 +24,7 @@ from i2v_jax.weights.formats.diffusers import DIFFUSERS_UNET
 from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.kinds.find import refuse_unread
 from i2v_jax.weights.names import Table
+from i2v_jax.weights.sparse import BITS
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import Imported, export_tensors, recognise
@@ -251,7 +252,7 @@ def check_lora(lora: Tensors, imported: Imported) -> None:
     strange = [*imported.misshapen, *imported.unknown]
     for path, entry in lora.entries.items():
         match = LORA.fullmatch(path)
-        if not match or ("float" not in entry.dtype.name and match["leaf"] not in ("alpha", "on_input")):
+        if not match or ("float" not in entry.dtype.name and match["leaf"] not in ("alpha", "on_input", BITS)):
             strange.append(f"{imported.names.get(path, path)} ({entry.dtype.name})")
     if strange:
         raise InputError(f"{lora.source}: {strange[0]!r} is no LoRA weight known here.")

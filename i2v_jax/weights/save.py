@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ def save_own(
     configs: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], object] = lambda count: None,
+    ahead_bytes: float = math.inf,
 ) -> None:
     """Writes components, or parts of them, one tensor at a time, so that `load_*` reads them without any other file.
 
@@ -35,11 +37,12 @@ def save_own(
         configs: component -> its config; may be left out for a part that is loaded beside its base.
         metadata: further text to keep in the header.
         progress: called with the bytes of each tensor once they are written.
+        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.contents`.
 
     Raises:
         InputError: the file cannot be written.
     """
-    save_tensors(path, own_tensors(components), own_metadata(configs or {}, metadata or {}), progress)
+    save_tensors(path, own_tensors(components), own_metadata(configs or {}, metadata or {}), progress, ahead_bytes)
 
 
 def save_own_orbax(

@@ -120,8 +120,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return self.holding({name: entry for name, entry in self.entries.items() if re.fullmatch(pattern, name)})
 
 
-def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:
-    """Yields what to write of each tensor, its bytes in C order as uint8 [bytes]; a few are read ahead."""
+def contents(items: Iterable[tuple[str, Entry]], ahead_bytes: float = math.inf) -> Iterator[np.ndarray]:
+    """Yields what to write of each tensor, its bytes in C order as uint8 [bytes]; a few are read ahead.
+
+    `ahead_bytes` is how many bytes of tensors may wait to be written; one that is larger is read alone.
+    """
 
     def read(name: str, entry: Entry) -> np.ndarray:
         array = contiguous(entry.read())
@@ -129,14 +132,16 @@ def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:
             raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
         return array.reshape(-1).view(np.uint8)
 
-    ahead: deque[Future] = deque()
+    ahead: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for item in items:
-            ahead.append(pool.submit(read, *item))
+        for name, entry in items:
+            while ahead and sum(size for size, _ in ahead) + entry.nbytes > ahead_bytes:
+                yield ahead.popleft()[1].result()
+            ahead.append((entry.nbytes, pool.submit(read, name, entry)))
             if len(ahead) > READ_AHEAD:
-                yield ahead.popleft().result()
+                yield ahead.popleft()[1].result()
         while ahead:
-            yield ahead.popleft().result()
+            yield ahead.popleft()[1].result()
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

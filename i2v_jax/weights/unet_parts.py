@@ -4,9 +4,11 @@ A part is called "base", "motion", "miva", or by the adapter's name.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS, adapter
+from i2v_jax.models.adapters.adapter import OWN_LAYER
 from i2v_jax.models.adapters.miva import NAME, PATH
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
 from i2v_jax.models.networks import Shapes
@@ -34,10 +37,9 @@ def part_of_path(path: str) -> str:
     """Returns which part of a UNet a path belongs to."""
     if PATH in path:
         return NAME
-    if "/motion/" in path:
-        return "motion"
-    match = ADAPTER_PATH.fullmatch(path)
-    return match["name"] if match else "base"
+    if match := ADAPTER_PATH.fullmatch(path):
+        return match["name"]
+    return "motion" if "/motion/" in path else "base"
 
 
 def parts_of(paths: Iterable[str]) -> set[str]:
@@ -48,6 +50,16 @@ def parts_of(paths: Iterable[str]) -> set[str]:
 def title_of(part: str) -> str:
     """Returns what messages call a part."""
     return {"base": "spatial layers", "motion": "motion modules", NAME: "MIVA"}.get(part) or adapter(part).title
+
+
+def check_branches(unet: UNetConfig, source: str) -> tuple[str, ...]:
+    """Returns the names of a UNet's adapters; InputError where one stands in motion modules, and there are none."""
+    if unet.motion_branches and not unet.motion:
+        raise InputError(
+            f"The {title_of(unet.motion_branches[0])} stands in motion modules, and {source} has none. Give them: "
+            "weights.motion."
+        )
+    return (*unet.self_attention_branches, *unet.cross_attention_branches, *unet.motion_branches)
 
 
 def parameters_of(providers: Mapping[str, Imported]) -> Pool:
@@ -83,8 +95,8 @@ def provider_of(path: str, providers: Mapping[str, Imported]) -> str:
 def fill_adapters(pool: Pool, expected: Shapes) -> None:
     """Adds to a pool the parameters of adapters that no file holds, as the adapters start.
 
-    A layer that is a copy of the attention's own is filled in wherever it is missing, as the published loader does; the
-    zeros of other layers only for adapters that no file holds anything of.
+    A layer that is a copy of the attention's own is filled in wherever it is missing, as the published loader does;
+    what other layers start as only for adapters that no file holds anything of.
     """
     in_files = parts_of(pool)
     for path, leaf in expected.items():
@@ -96,9 +108,19 @@ def fill_adapters(pool: Pool, expected: Shapes) -> None:
         copied = ADAPTERS[match["name"]].copies.get(layer)
         if copied and f"{attention}{copied}/{rest}" in pool:
             pool[path] = pool[f"{attention}{copied}/{rest}"]
-        elif match["name"] not in in_files and f"{attention}to_q/kernel" in pool:
-            zeros = Entry(leaf.shape, np.dtype(leaf.dtype), lambda leaf=leaf: np.zeros(leaf.shape, leaf.dtype))
-            pool[path] = (zeros, pool[f"{attention}to_q/kernel"][1])
+        elif match["name"] not in in_files and (own := f"{attention}{OWN_LAYER[match['site']]}/kernel") in pool:
+            start = ADAPTERS[match["name"]].starts.get(match["leaf"], _zeros)
+            read = functools.partial(_started, start, path, leaf)
+            pool[path] = (Entry(leaf.shape, np.dtype(leaf.dtype), read), pool[own][1])
+
+
+def _zeros(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def _started(start: Any, path: str, leaf: Any) -> np.ndarray:
+    """A new adapter's parameter, the same each time."""
+    return start(leaf.shape, np.random.default_rng(zlib.crc32(path.encode()))).astype(leaf.dtype)
 
 
 def without_copies(expected: Shapes, pool: Pool) -> Shapes:

@@ -11,6 +11,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.adapters.adapter import ADAPTER_PATH, SITES, Adapter, Shared
 from i2v_jax.models.adapters.first_frame import FIRST_FRAME
 from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
+from i2v_jax.models.adapters.text_in_time import TEXT_IN_TIME
 
 __all__ = [
     "ADAPTERS",
@@ -20,11 +21,14 @@ __all__ = [
     "adapter",
     "adapters_in",
     "at_site",
+    "by_site",
     "import_modules",
     "register",
 ]
 
 ADAPTERS: dict[str, Adapter] = {}
+FIELDS = {"attn1": "self_attention_branches", "attn2": "cross_attention_branches", "motion": "motion_branches"}
+"""Site -> the field of a `UNetConfig` that names its adapters."""
 
 
 def register(adapter: Adapter) -> Adapter:
@@ -57,6 +61,12 @@ def at_site(names: Iterable[str], site: str) -> tuple[str, ...]:
     return tuple(name for name, it in ADAPTERS.items() if name in chosen and it.site == site)
 
 
+def by_site(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the fields of a `UNetConfig` that name a UNet's adapters."""
+    names = tuple(names)
+    return {field: at_site(names, site) for site, field in FIELDS.items()}
+
+
 def adapters_in(paths: Iterable[str]) -> tuple[Adapter, ...]:
     """Returns the adapters whose weights are among the paths of a UNet, in the order of the registry.
 
@@ -85,3 +95,4 @@ def import_modules(names: Iterable[str]) -> None:
 
 register(FIRST_FRAME)
 register(IMAGE_TOKENS)
+register(TEXT_IN_TIME)

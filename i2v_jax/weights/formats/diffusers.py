@@ -14,6 +14,7 @@ from i2v_jax.weights.names import (
     DENSE,
     DENSE_AS_CONV,
     NORM,
+    RAW,
     FamilyTable,
     GrowingTable,
     Kind,
@@ -61,6 +62,18 @@ def adapter_rows(spelling: str = "") -> list[Row]:
         Row(f"{adapter.site}.{theirs}", f"{adapter.site}/{adapter.name}/{ours}", DENSE)
         for adapter, layers in named
         for theirs, ours in layers
+        if adapter.site != "motion"
+    ]
+
+
+def motion_adapter_rows(prefix: str = "") -> list[Row]:
+    """Returns the rows of all known adapters of motion modules, below a module; `prefix` stands before their names."""
+    return [
+        Row(f"{prefix}{theirs}", f"{adapter.name}/{ours}", kind)
+        for adapter in ADAPTERS.values()
+        if adapter.site == "motion"
+        for kind, names in ((DENSE, adapter.published), (RAW, adapter.arrays))
+        for theirs, ours in names
     ]
 
 
@@ -97,7 +110,8 @@ def _original_motion(positions: str) -> list[Row]:
 
 
 DIFFUSERS_MOTION = _motion([*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
-ORIGINAL_MOTION = under("temporal_transformer.", "", _original_motion("pos_encoder.pe"))
+INNER = "temporal_transformer."
+ORIGINAL_MOTION = under(INNER, "", _original_motion("pos_encoder.pe"))
 HOTSHOT_MOTION = _original_motion("pos_encoder.positional_encoding")
 
 
@@ -140,8 +154,13 @@ def with_adapters(name: str, rows: Callable[[], Iterable[Row]]) -> Table:
     return GrowingTable(name, rows, lambda: tuple(ADAPTERS))
 
 
-def _unet(name: str, projection: Kind, motion: list[Row], spelling: str = "") -> Table:
-    return with_adapters(name, lambda: unet_rows(projection, motion, adapter_rows(spelling)))
+def _unet(name: str, projection: Kind, motion: list[Row], spelling: str = "", inner: str = "") -> Table:
+    """The names of a UNet; `inner` stands before those of a motion module's layers."""
+
+    def rows() -> list[Row]:
+        return unet_rows(projection, [*motion, *motion_adapter_rows(inner)], adapter_rows(spelling))
+
+    return with_adapters(name, rows)
 
 
 DIFFUSERS_UNET = _unet("diffusers UNet", DENSE_AS_CONV, DIFFUSERS_MOTION)
@@ -151,8 +170,8 @@ DIFFUSERS_IP_UNET = _unet("diffusers UNet with one IP-Adapter", DENSE_AS_CONV, D
 DIFFUSERS_IP_UNET_LINEAR = _unet(
     "diffusers UNet with one IP-Adapter, linear projections", DENSE, DIFFUSERS_MOTION, "diffusers"
 )
-PUBLISHED_UNET = _unet("I2V-Adapter or AnimateDiff", DENSE_AS_CONV, ORIGINAL_MOTION)
-PUBLISHED_UNET_LINEAR = _unet("I2V-Adapter or AnimateDiff, linear projections", DENSE, ORIGINAL_MOTION)
+PUBLISHED_UNET = _unet("I2V-Adapter or AnimateDiff", DENSE_AS_CONV, ORIGINAL_MOTION, inner=INNER)
+PUBLISHED_UNET_LINEAR = _unet("I2V-Adapter or AnimateDiff, linear projections", DENSE, ORIGINAL_MOTION, inner=INNER)
 
 HOTSHOT_UNET = with_adapters(
     "Hotshot-XL, linear projections",

@@ -19,6 +19,7 @@ OF_LORA = (
     ("w_norm", "norm"),
     ("b_norm", "norm"),
     ("diff", "full"),
+    ("sparse", "full"),
 )
 """How the leaves below `lora/` begin -> the part; all others are LoRA's own."""
 
@@ -108,10 +109,9 @@ def _part(component: str, path: str) -> str:
         return component
     if PATH in path:
         return NAME
-    if "/motion/" in path:
-        return "motion"
-    match = ADAPTER_PATH.fullmatch(path)
-    return match["name"] if match else "unet"
+    if match := ADAPTER_PATH.fullmatch(path):
+        return match["name"]
+    return "motion" if "/motion/" in path else "unet"
 
 
 @functools.cache

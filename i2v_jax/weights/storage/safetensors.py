@@ -69,6 +69,7 @@ def save_tensors(
     tensors: Tensors,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], object] = lambda count: None,
+    ahead_bytes: float = math.inf,
 ) -> None:
     """Writes a safetensors file, a few tensors at a time, beside its place and then renamed into it.
 
@@ -77,6 +78,7 @@ def save_tensors(
         tensors: what to write; each is read just before it is written.
         metadata: text kept in the file's header.
         progress: called with the bytes of each tensor once they are written.
+        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.contents`.
 
     Raises:
         InputError: the file cannot be written (no such folder, no space, no permission).
@@ -94,6 +96,6 @@ def save_tensors(
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for data in contents(order):
+        for data in contents(order, ahead_bytes):
             file.write(data)
             progress(data.nbytes)
