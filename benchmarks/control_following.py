@@ -3,9 +3,10 @@
     python train.py --config configs/train/controlnet.py:small_world
     python -m benchmarks.control_following [--controlnet runs/controlnet/trained.safetensors] [--clips 100]
 
-Each held-out clip's first frame is animated three times: with the outlines of the same clip in which every motion goes
-the other way, which its prompt denies; with those of the clip itself; with none. Motions are named by the renderings
-that videos are most like, and by their optical flow. Writes a picture of some clips, `OUTPUT.png`.
+Each held-out clip's first frame is animated four times: with the outlines of the same clip in which every motion
+goes the other way, which its prompt denies; with the same and no prompt; with those of the clip itself; with none.
+Motions are named by the renderings that videos are most like, and by their optical flow. Writes a picture of some
+clips, `OUTPUT.png`.
 """
 
 import argparse
@@ -27,17 +28,19 @@ from i2v_jax.sampling.settings import Settings
 
 SIZE, FRAMES, BATCH = 48, 8, 10
 FIRST = 500  # held-out clips from here on, as evaluate.py takes
-OUTLINES = "canny:low=40,high=80"  # as configs/train/controlnet.py trains on
+OUTLINES = "soft_edge"  # as configs/train/controlnet.py trains on
 
 
-def animate(pipeline: Pipeline, clips: list[RenderedClip], outlines: list[np.ndarray], settings: Settings) -> list:
-    """Videos of the clips' first frames and captions, with these outlines as control; clip n has the seed n."""
+def animate(
+    pipeline: Pipeline, clips: list[RenderedClip], prompts: list[str], outlines: list[np.ndarray], settings: Settings
+) -> list:
+    """Videos of the clips' first frames, with these prompts and outlines as control; clip n has the seed n."""
     videos = []
     for first in range(0, len(clips), BATCH):
         some = slice(first, first + BATCH)
         made = pipeline(
             [clip.video[0] for clip in clips[some]],
-            [clip.caption for clip in clips[some]],
+            prompts[some],
             list(range(first, first + len(clips[some]))),
             settings=settings,
             controls=[tuple(list(pictures) for pictures in outlines[some])],
@@ -58,13 +61,13 @@ def shares(videos: list, scenes: list[Scene], clips: list[RenderedClip]) -> dict
 
 
 def figure(clips, outlines, videos: dict[str, list], shown: list[int]) -> media.Picture:
-    """Rows of clips: the picture, the contradicting outlines, the video that follows them, the video without."""
+    """Rows of clips: the picture, outlines that deny the prompt, the video by both, by the outlines, by the prompt."""
     times = [FRAMES // 2, FRAMES - 1]
     rows, titles = [], ["picture"]
-    for title in ("control", "with it", "by the prompt alone"):
+    for title in ("control", "control and prompt", "control alone", "prompt alone"):
         titles += [f"{title}, frame {time + 1}" for time in times]
     for number in shown:
-        of_clip = [outlines[number], videos["denied"][number], videos["none"][number]]
+        of_clip = [outlines[number], *(videos[name][number] for name in ("denied", "untold", "none"))]
         rows.append([clips[number].video[:1], *(video[time][None] for video in of_clip for time in times)])
     return report.side_by_side(rows, titles, [clips[number].caption for number in shown], tile=96)[0]
 
@@ -88,16 +91,23 @@ def main() -> None:
     mesh = make_mesh({"data": 1})
     pipeline = Pipeline(Model.load(weights, schedule=bundled.schedule, mesh=mesh), mesh)
     videos, rows = {}, []
-    for name, pictures, scale, truth in (
-        ("denied", denying, args.scale, others),
-        ("agreed", agreeing, args.scale, scenes),
-        ("none", agreeing, 0.0, scenes),
+    told, untold = [clip.caption for clip in clips], [""] * len(clips)
+    for name, prompts, pictures, scale, truth in (
+        ("denied", told, denying, args.scale, others),
+        ("untold", untold, denying, args.scale, others),
+        ("agreed", told, agreeing, args.scale, scenes),
+        ("none", told, agreeing, 0.0, scenes),
     ):
         settings = dataclasses.replace(bundled.settings, controls=ControlSettings(scales=scale))
-        videos[name] = animate(pipeline, clips, pictures, settings)
+        videos[name] = animate(pipeline, clips, prompts, pictures, settings)
         rows.append((name, shares(videos[name], truth, clips)))
     print("| prompt and control | motions that go | by rendering | by flow |\n|---|---|---|---|")
-    what = {"denied": ("disagree", "by the control"), "agreed": ("agree", "by both"), "none": ("none", "by the prompt")}
+    what = {
+        "denied": ("disagree", "by the control"),
+        "untold": ("no prompt", "by the control"),
+        "agreed": ("agree", "by both"),
+        "none": ("no control", "by the prompt"),
+    }
     for name, found in rows:
         cells = []
         for values in found.values():

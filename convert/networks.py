@@ -13,19 +13,32 @@ import numpy as np
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNetConfig
+from i2v_jax.models.dover import DOVERConfig
+from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
 from i2v_jax.models.image_projection import (
     FaceProjectionConfig,
     FaceResamplerConfig,
     ImageProjectionConfig,
     ResamplerConfig,
     StateProjectionConfig,
+    VideoResamplerConfig,
 )
 from i2v_jax.models.networks import module_of
+from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import VAEConfig
-from i2v_jax.weights.formats import clip, controlnet, ip_adapter, sparse_control, t2i_adapter
+from i2v_jax.weights.formats import (
+    clip,
+    controlnet,
+    dover,
+    dynamicrafter,
+    ip_adapter,
+    raft,
+    sparse_control,
+    t2i_adapter,
+)
 from i2v_jax.weights.formats import diffusers as names
 from i2v_jax.weights.names import Table
 
@@ -266,6 +279,16 @@ def _other_projection(c: ImageProjectionConfig) -> str:
     return "" if c.num_tokens == 4 else "diffusers loads linear image projections of 4 tokens"
 
 
+def _of_others(title: str, table: Table) -> Network:
+    """A network that neither diffusers nor transformers has, so that nothing is put in and nothing comes out."""
+    lacking = (
+        f"diffusers and transformers have no {title}. tests/test_{title.lower()}.py compares it with recorded runs"
+    )
+    return Network(
+        lambda c, rng: {}, lambda c, variables, given: {}, lambda model, given: {}, lambda c: table, lambda c: lacking
+    )
+
+
 _PROJECTION = Network(_projection_inputs, _our_projection, _their_projection, lambda c: ip_adapter.IMAGE_PROJECTION)
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network(_unet_inputs, _our_unet, _their_unet, _unet_names, _pia),
@@ -280,4 +303,8 @@ NETWORKS: Mapping[type, Network] = {
     StateProjectionConfig: _PROJECTION,
     FaceProjectionConfig: _PROJECTION,
     FaceResamplerConfig: _PROJECTION._replace(lacking=_other_resampler),
+    RAFTConfig: _of_others("RAFT", raft.TORCHVISION_RAFT),
+    DOVERConfig: _of_others("DOVER", dover.DOVER),
+    DynamiCrafterConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_UNETS[False]),
+    VideoResamplerConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_PROJECTION),
 }

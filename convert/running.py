@@ -109,8 +109,6 @@ def _errors(component: str, ours: Assembled, theirs: Assembled, pieces: list, pa
     from convert.torch_models import torch_model
 
     config = _runnable(theirs.config, component, parts)
-    if type(config) not in NETWORKS:
-        raise InputError("No library in PyTorch has this network.")
     network = NETWORKS[type(config)]
     if lacking := network.lacking(config):
         raise InputError(lacking)

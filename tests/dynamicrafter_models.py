@@ -57,7 +57,7 @@ def state(kind: str = "512") -> dict[str, np.ndarray]:
     for config, table in configs(kind).values():
         parameters = {path: drawn(path, leaf.shape) for path, leaf in parameter_shapes(config).items()}
         exported = export_tensors(Tensors.of(parameters), table, Tensors.of({}))
-        tensors |= {name: np.ascontiguousarray(entry.read()) for name, entry in exported.entries.items()}
+        tensors |= {name: np.array(entry.read(), order="C") for name, entry in exported.entries.items()}
     schedule = SCHEDULES[kind]
     tensors |= dict(betas=schedule.betas, alphas_cumprod=schedule.alphas_cumprod)
     if kind != "256":

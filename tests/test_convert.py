@@ -961,6 +961,9 @@ DOCUMENTED = {
     "LoRA's kin": ("LoHa",),
     "motion LoRA": ("motion LoRA", "MotionDirector's LoRA"),
     "textual inversions": (),  # no network: see test_embeddings.py
+    "RAFT": (),  # the libraries have no such network: see test_raft.py
+    "DOVER": (),  # likewise: see test_dover.py
+    "DynamiCrafter": (),  # likewise: see test_dynamicrafter.py and test_dynamicrafter_files.py
     "ours": ("joined.safetensors",),
 }
 """What docs/formats.md lists, by how its rows begin."""

@@ -19,12 +19,12 @@ class Published(NamedTuple):
     height: int
     width: int
     fs: int  # frames a second, fewer for more motion; of 256 the stride between frames, more for more motion
-    base_scale: float  # of the dynamic rescale
+    base_scale: float  # of the dynamic rescale, 0: none
     predicts_v: bool = True  # from zero terminal SNR
 
 
 MODELS = {
-    "256": Published("Doubiiu/DynamiCrafter", 256, 256, 3, 1.0, predicts_v=False),
+    "256": Published("Doubiiu/DynamiCrafter", 256, 256, 3, 0.0, predicts_v=False),
     "512": Published("Doubiiu/DynamiCrafter_512", 320, 512, 24, 0.7),
     "1024": Published("Doubiiu/DynamiCrafter_1024", 576, 1024, 10, 0.3),
     "interp": Published("Doubiiu/DynamiCrafter_512_Interp", 320, 512, 5, 0.7),
@@ -57,8 +57,4 @@ def noise_schedule(model: Published) -> ConfigDict:
 
 def sampler_options(model: Published) -> dict[str, Any]:
     """Of `ldm_ddim`, as published."""
-    return dict(
-        spacing="trailing" if model.predicts_v else "leading",
-        eta=1.0,
-        noisiest=1000,  # the timestep that a run starts below; less with `analytic_init`
-    )
+    return dict(spacing="trailing" if model.predicts_v else "leading", eta=1.0)

@@ -47,11 +47,12 @@ def noise_schedule() -> ConfigDict:
     """That of AnimateDiff's SD1.5 motion modules."""
     return ConfigDict(
         dict(
-            kind="linear",  # linear, scaled_linear, cosine
+            kind="linear",  # linear, scaled_linear, scaled_linear_double, cosine
             beta_start=0.00085,  # share of noise that the first step adds
             beta_end=0.012,  # and the last
             num_train_timesteps=1000,  # steps from picture to noise
             prediction_type="epsilon",  # epsilon, v_prediction, sample
             zero_terminal_snr=False,  # rescaled so that the last step leaves nothing but noise
+            base_scale=0.0,  # scale of clean latents at noisy timesteps (dynamic rescale); 0: not rescaled
         )
     )

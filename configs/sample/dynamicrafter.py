@@ -24,10 +24,5 @@ def get_config(name: str = "512") -> ConfigDict:
     config.guidance_rescale = 0.7 if model.predicts_v else 0.0
     config.sampler = "ldm_ddim"
     config.sampler_options.update(dynamicrafter.sampler_options(model))
-    config.fs = (
-        model.fs
-    )  # frames a second that the model is told, fewer for more motion; of 256 the stride between frames
-    config.last_picture = ""  # a picture that the last frame shows; "": none
-    config.loop = False  # the last frame shows the picture too, and those between are free
-    config.analytic_init = ""  # statistics to begin from, with noisiest < 1000 (GraceZhao/DynamiCrafter-Analytic-Init)
+    config.fs = model.fs  # frames a second that it is told, fewer for more motion; of 256 the stride between frames
     return config

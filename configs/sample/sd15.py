@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     config.fit = "crop"  # a picture of another aspect: crop, pad, stretch
     config.frames = 16  # 1 to as many as the motion modules know: 24 of AnimateDiff's v1, 32 of v2 and v3
     config.fps = 8  # frames a second in the files
+    config.fs = 0  # of DynamiCrafter: frames a second told (of 256: the stride), fewer for more motion; 0: its own
+    config.last_picture = ""  # of DynamiCrafter: a picture that the last frame shows; "": none
+    config.loop = False  # of DynamiCrafter: the last frame shows the picture too, and those between are free
     config.match_colours = True  # LAB a and b of each frame to the first one's
     config.output = "output"  # folder of the mp4, gif, contact sheet and run record
     config.preview_every = 0  # steps from one look at the unfinished video to the next, NAME-preview.png; 0: none
@@ -69,8 +72,10 @@ def add_sampling(config: ConfigDict) -> None:
             karras_sigmas=False,  # of dpmpp_2m: Karras's noise levels
             original_steps=50,  # of lcm and tcd: steps that it was distilled from
             timesteps=(),  # of lcm and tcd: as many as steps, in place of some of those; such as (800,)
+            noisiest=1000,  # of ldm_ddim: the timestep that the run starts below; less with analytic_init
         )
     )
+    config.analytic_init = ""  # of DynamiCrafter: file of statistics that a run begins from; "": noise
     config.t0 = 1.0  # Frame Similarity Prior: start of the run, (0, 1]
     config.p = 0.5  # Frame Similarity Prior: share of unblurred elements, [0, 1]
     config.free_init = ConfigDict(  # FreeInit: runs that begin again from the low frequencies of what they made

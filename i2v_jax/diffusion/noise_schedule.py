@@ -33,7 +33,7 @@ class NoiseSchedule:
         prediction_type: what the network predicts: `epsilon`, `v_prediction` or `sample` (x_0).
         zero_terminal_snr: rescale so that the last timestep is pure noise.
         base_scale: clean latents are trained on times this at noisy timesteps, times 1 to this at the first 400
-            (dynamic rescale, Xing et al. 2023); 1: none.
+            (dynamic rescale, Xing et al. 2023); 0: not rescaled.
 
     Raises:
         InputError: an unknown kind or prediction type, betas or a number of timesteps out of range.
@@ -45,7 +45,7 @@ class NoiseSchedule:
     num_train_timesteps: int = 1000
     prediction_type: str = "epsilon"
     zero_terminal_snr: bool = False
-    base_scale: float = 1.0
+    base_scale: float = 0.0
 
     def __post_init__(self):
         for what, given, known in (
@@ -56,8 +56,8 @@ class NoiseSchedule:
                 raise InputError(f"unknown {what} {given!r}; known: {', '.join(known)}.{nearest(given, known)}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"betas {self.beta_start} .. {self.beta_end} given; wanted 0 < beta_start <= beta_end < 1")
-        if not 0 < self.base_scale <= 1:
-            raise InputError(f"base_scale = {self.base_scale} given; wanted a number in (0, 1], 1 for no rescale")
+        if not 0 <= self.base_scale <= 1:
+            raise InputError(f"base_scale = {self.base_scale} given; wanted a number in [0, 1], 0 for no rescale")
         if self.num_train_timesteps < 2:
             raise InputError(f"num_train_timesteps = {self.num_train_timesteps} given; wanted 2 or more")
 
@@ -120,6 +120,8 @@ class NoiseSchedule:
     @cached_property
     def scales(self) -> Float[np.ndarray, "t"]:
         """What clean latents are multiplied by at each timestep before noise is added, float32."""
+        if not self.base_scale:
+            return np.ones(self.num_train_timesteps, np.float32)
         falling = np.linspace(1, self.base_scale, SCALED_BEFORE)
         return np.append(falling, np.full(self.num_train_timesteps, self.base_scale))[
             : self.num_train_timesteps

@@ -231,7 +231,7 @@ def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampl
             raise InputError(f"unknown sampler option {option!r}; known: {known}.{nearest(option, OPTIONS)}")
         if option not in own and value != OPTIONS[option]:
             raise InputError(f"sampler {name!r} has no {option}, {value!r} given; leave it at {OPTIONS[option]!r}")
-    if schedule.base_scale != 1 and name != "ldm_ddim":
+    if schedule.base_scale and name != "ldm_ddim":
         raise InputError(
             f"sampler {name!r} knows no dynamic rescale, which the model was trained with "
             f"(noise_schedule.base_scale={schedule.base_scale}); wanted ldm_ddim"

@@ -82,8 +82,8 @@ TEXT_IN_TIME = Adapter(
         ("qformer.to_k", "to_k"),
         ("qformer.to_v", "to_v"),
         ("qformer.to_out.0", "to_out"),
-        ("cc_projection.features", "cc_features"),
-        ("cc_projection.text", "cc_text"),
+        ("text_joint.features", "cc_features"),
+        ("text_joint.text", "cc_text"),
     ),
     arrays=(("queries", "queries"),),
     starts={
