@@ -94,7 +94,9 @@ def test_the_installed_programs_other_commands(i2v, tmp_path):
     assert "text_encoder" in i2v("convert", "inspect", base, cwd=tmp_path).stdout
     merged = tmp_path / "merged.safetensors"
     half = i2v(
-        "convert", "merge", "average", *(f"{name}={base / 'motion.safetensors'}" for name in "ab"), f"merged={merged}"
+        *("convert", "merge", "average", *(f"{name}={base / 'motion.safetensors'}" for name in "ab")),
+        f"merged={merged}",
+        cwd=tmp_path,
     )
     assert merged.is_file() and "unet: motion modules" in half.stdout
     assert "Did you mean 'sample'" in i2v("smaple", cwd=tmp_path, code=2).stderr
