@@ -1,6 +1,7 @@
 """What is not on this machine: all of it in one message, with commands that fetch just what is needed."""
 
 import fnmatch
+import functools
 import shlex
 
 import huggingface_hub.constants
@@ -122,19 +123,27 @@ def test_inspect_tells_all_that_is_missing(offline):
 
 
 def networks_by_size():
-    """(size that is told, network's config), of each file of whole networks of which a size is told."""
+    """(source, size that is told, configs of the networks in it), of whatever holds whole networks and tells a size."""
     for source, part in PUBLISHED.items():
         repo, inside = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
+        sizes = SIZES.get(repo, {})
         if not isinstance(part, dict):
-            yield from ((source, size, part) for name, size in SIZES.get(repo, {}).items() if name == inside)
+            yield from ((source, size, [part]) for name, size in sizes.items() if name == inside)
+        elif "unet" in part and inside in sizes:  # all in one file
+            yield source, sizes[inside], list(part.values())
         elif "unet" in part:
             parts = ((name, config) for name, config in part.items() if name != "unet")  # whose tracing takes seconds
-            yield from ((f"{source}/{name}", SIZES[repo][name], config) for name, config in parts)
+            yield from ((f"{source}/{name}", sizes[name], [config]) for name, config in parts)
 
 
-@pytest.mark.parametrize("source, size, config", networks_by_size(), ids=lambda it: it if isinstance(it, str) else "")
-def test_sizes_are_those_of_the_published_networks(source, size, config):
-    parameters = sum(leaf.size for leaf in parameter_shapes(config).values())
+@functools.cache
+def count(config) -> int:
+    return sum(leaf.size for leaf in parameter_shapes(config).values())
+
+
+@pytest.mark.parametrize("source, size, configs", networks_by_size(), ids=lambda it: it if isinstance(it, str) else "")
+def test_sizes_are_those_of_the_published_networks(source, size, configs):
+    parameters = sum(map(count, configs))
     if source.endswith(".safetensors"):  # which also has attention weights
         assert size > 2 * parameters
     else:
