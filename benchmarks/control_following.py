@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v_jax import commands, media
+from benchmarks import sheet
+from i2v_jax import commands
 from i2v_jax.data.small_world import RenderedClip, Scene, draw, render_clip
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.evaluation import direction, flow, report
@@ -60,18 +61,6 @@ def shares(videos: list, scenes: list[Scene], clips: list[RenderedClip]) -> dict
     return found
 
 
-def figure(clips, outlines, videos: dict[str, list], shown: list[int]) -> media.Picture:
-    """Rows of clips: the picture, outlines that deny the prompt, the video by both, by the outlines, by the prompt."""
-    times = [FRAMES // 2, FRAMES - 1]
-    rows, titles = [], ["picture"]
-    for title in ("control", "control and prompt", "control alone", "prompt alone"):
-        titles += [f"{title}, frame {time + 1}" for time in times]
-    for number in shown:
-        of_clip = [outlines[number], *(videos[name][number] for name in ("denied", "untold", "none"))]
-        rows.append([clips[number].video[:1], *(video[time][None] for video in of_clip for time in times)])
-    return report.side_by_side(rows, titles, [clips[number].caption for number in shown], tile=96)[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controlnet", default="runs/controlnet/trained.safetensors")
@@ -114,11 +103,15 @@ def main() -> None:
             mean, low, high, _ = report.summarise(values)
             cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
         print(f"| {' | '.join((*what[name], *cells))} |")
-    path = args.output.with_suffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = [number for number in args.show if number < args.clips]
-    media.write_png(path, figure(clips, denying, videos, shown), overwrite=True)
-    print(path)
+    shown, times = [number for number in args.show if number < args.clips], [FRAMES // 2, FRAMES - 1]
+    columns = {"control": denying, "control and prompt": videos["denied"], "control alone": videos["untold"]}
+    columns["prompt alone"] = videos["none"]
+    pictures = [
+        [clips[number].video[:1], *(column[number][time][None] for column in columns.values() for time in times)]
+        for number in shown
+    ]
+    titles = ["picture", *(f"{title}, frame {time + 1}" for title in columns for time in times)]
+    sheet.write(args.output, pictures, titles, [clips[number].caption for number in shown])
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@
 
 FOLDER is a checkout of VQAssessment/DOVER, of which the two backbones and the head are run, with random weights. It
 wants torchvision, timm and einops. Views are of the published size: `--clips` of the technical one (a video has 3) and
-the aesthetic one, 32 frames of 224x224 each. Float32; the two have a process each and take turns.
+the aesthetic one, 32 frames of 224x224 each. Float32; the two take turns, see `benchmarks.paired`.
 """
 
 import argparse
 import importlib
-import multiprocessing
 import os
-import statistics
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import paired
 from benchmarks.raft_speed import with_torchvision
 from i2v_jax.errors import InputError
 from i2v_jax.models.dover import DOVER
@@ -31,8 +29,6 @@ from i2v_jax.tree import unflatten
 from i2v_jax.weights.measuring import assemble_dover
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
-
-SIDES = ("published", "ours")
 
 
 def views(args) -> tuple[np.ndarray, np.ndarray]:
@@ -107,18 +103,7 @@ def our_call(args, weights):
         maps = [np.asarray(technical(parameters, clip[None])) for clip in first]
         return [np.concatenate(maps), np.asarray(aesthetic(parameters, second))]
 
-    return call
-
-
-def serve(connection, side: str, args) -> None:
-    """A process's work: the maps, then the seconds of them whenever it is asked."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    call = published_call(args)[0] if side == SIDES[0] else our_call(args, connection.recv())
-    connection.send(call())
-    while connection.recv():
-        begin = time.perf_counter()
-        call()
-        connection.send(time.perf_counter() - begin)
+    return call, None
 
 
 def main() -> None:
@@ -128,26 +113,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
 
-    context, connections, maps = multiprocessing.get_context("spawn"), {}, {}
-    for side in SIDES:
-        connections[side], end = context.Pipe()
-        context.Process(target=serve, args=(end, side, args), daemon=True).start()
-    connections["ours"].send(published_call(args)[1])
-    for side in SIDES:
-        maps[side] = connections[side].recv()
-    for name, ours, theirs in zip(("technical", "aesthetic"), maps["ours"], maps[SIDES[0]]):
-        print(f"{name} map, relative difference: {np.linalg.norm(ours - theirs) / np.linalg.norm(theirs):.1e}")
-    ratios = []
-    for number in range(args.rounds):
-        seconds = {}
-        for side in SIDES:
-            connections[side].send(True)
-            seconds[side] = connections[side].recv()
-        ratios.append(seconds["ours"] / seconds[SIDES[0]])
-        print(f"round {number}: published {seconds[SIDES[0]]:.2f} s, ours {seconds['ours']:.2f} s: {ratios[-1]:.2f}")
-    print(f"median of the ratios: {statistics.median(ratios):.2f}")
-    for connection in connections.values():
-        connection.send(False)
+    def check(wanted, made):
+        for name, theirs, ours in zip(("technical", "aesthetic"), wanted, made):
+            print(f"{name} map, relative difference: {np.linalg.norm(ours - theirs) / np.linalg.norm(theirs):.1e}")
+
+    paired.compare("published", published_call, our_call, args, check)
 
 
 if __name__ == "__main__":

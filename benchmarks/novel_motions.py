@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v_jax import commands, media
+from benchmarks import sheet
+from i2v_jax import commands
 from i2v_jax.data.small_world import RenderedClip, draw, render_clip
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.errors import InputError
@@ -139,7 +140,7 @@ def main() -> None:
         print(report.as_markdown(rows[-1:], COLUMNS), flush=True)
     print(report.as_markdown(rows, COLUMNS))
     shown, times = [number for number in args.show if number < len(clips)], [2, 4, 7]
-    sheet = [
+    pictures = [
         [
             clips[n].video[:1],
             *(video[t][None] for video in [clips[n].video, *(it[n] for it in columns.values())] for t in times),
@@ -147,11 +148,7 @@ def main() -> None:
         for n in shown
     ]
     titles = ["picture", *(f"{title}, frame {t + 1}" for title in ("true clip", *columns) for t in times)]
-    path = args.output.with_suffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = report.side_by_side(sheet, titles, [clips[n].caption for n in shown], tile=72)
-    media.write_png(path, picture[0], overwrite=True)
-    print(path)
+    sheet.write(args.output, pictures, titles, [clips[n].caption for n in shown], tile=72)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,14 @@
 
     python -m benchmarks.raft_speed [--kind large] [--pairs 8] [--size 256] [--iterations 20] [--rounds 3]
 
-Float32. The two take turns in one process each, so that one's waiting threads do not slow the other. Wants torchvision
+Float32; the two take turns, see `benchmarks.paired`. Wants torchvision
 (`pip install torchvision==0.28.0 --no-deps`; its operators are not needed, so that any build will do).
 """
 
 import argparse
 import functools
-import multiprocessing
 import os
-import statistics
 import sys
-import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import paired
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.models.raft import RAFT
 from i2v_jax.tree import unflatten
 from i2v_jax.weights.measuring import assemble_raft
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
-
-SIDES = ("torchvision", "ours")
 
 
 def pictures(args) -> np.ndarray:
@@ -85,24 +81,13 @@ def torchvision_call(args):
 
 
 def our_call(args, weights):
-    """Returns a call that gives our flow [n h w 2], with torchvision's weights."""
+    """Returns a call that gives our flow [n h w 2], with torchvision's weights, and None."""
     imported = recognise(Tensors.of(weights))["raft"]
     found = assemble_raft(imported, convolution=fastest("cpu", jnp.float32)["convolution"])
     parameters = unflatten({path: jnp.asarray(found.parameters[path]) for path in found.parameters})
     run = jax.jit(functools.partial(RAFT(found.config).apply, iterations=args.iterations))
     first, second = pictures(args)
-    return lambda: np.asarray(run({"params": parameters}, first, second).full)
-
-
-def serve(connection, side: str, args) -> None:
-    """A process's work: a flow, then the seconds of one whenever it is asked."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    call = torchvision_call(args)[0] if side == SIDES[0] else our_call(args, connection.recv())
-    connection.send(call())
-    while connection.recv():
-        begin = time.perf_counter()
-        call()
-        connection.send(time.perf_counter() - begin)
+    return lambda: np.asarray(run({"params": parameters}, first, second).full), None
 
 
 def main() -> None:
@@ -112,29 +97,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
 
-    context, connections, processes, flows = multiprocessing.get_context("spawn"), {}, [], {}
-    for side in SIDES:
-        connections[side], end = context.Pipe()
-        processes.append(context.Process(target=serve, args=(end, side, args), daemon=True))
-        processes[-1].start()
-    connections["ours"].send(torchvision_call(args)[1])
-    for side in SIDES:
-        flows[side] = connections[side].recv()
-    error = np.linalg.norm(flows["ours"] - flows[SIDES[0]]) / np.linalg.norm(flows[SIDES[0]])
     what = f"{args.pairs} pairs of {args.size}x{args.size}, {args.iterations} iterations"
     print(f"RAFT {args.kind}, {what}, {args.cores} cores")
-    print(f"relative difference of the flows: {error:.1e}")
-    ratios = []
-    for number in range(args.rounds):
-        seconds = {}
-        for side in SIDES:
-            connections[side].send(True)
-            seconds[side] = connections[side].recv()
-        ratios.append(seconds["ours"] / seconds[SIDES[0]])
-        print(f"round {number}: torchvision {seconds[SIDES[0]]:.2f} s, ours {seconds['ours']:.2f} s: {ratios[-1]:.2f}")
-    print(f"median of the ratios: {statistics.median(ratios):.2f}")
-    for connection in connections.values():
-        connection.send(False)
+
+    def check(wanted, made):
+        print(f"relative difference of the flows: {np.linalg.norm(made - wanted) / np.linalg.norm(wanted):.1e}")
+
+    paired.compare("torchvision", torchvision_call, our_call, args, check)
 
 
 if __name__ == "__main__":

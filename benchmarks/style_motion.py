@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v_jax import commands, media
+from benchmarks import sheet
+from i2v_jax import commands
 from i2v_jax.data.small_world import RenderedClip, draw, render_clip
 from i2v_jax.data.small_world.looks import BLUEPRINT, LOOKS
 from i2v_jax.devices.mesh import make_mesh
@@ -94,11 +95,7 @@ def main() -> None:
         for i in shown
     ]
     titles = ["picture", *(f"{name}, frame {t + 1}" for name in list(models)[1:] for t in (3, 7))]
-    path = args.output.with_suffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = report.side_by_side(rows, titles, [clips[number].caption for number in shown], tile=96)
-    media.write_png(path, sheet[0], overwrite=True)
-    print(path)
+    sheet.write(args.output, rows, titles, [clips[number].caption for number in shown])
 
 
 if __name__ == "__main__":

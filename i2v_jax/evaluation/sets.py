@@ -104,6 +104,8 @@ def pictures(source: str | Path, prompt: str = "") -> list[Item]:
       InputError: nothing is there, or no pictures, or what `sampling.table.read` refuses.
     """
     path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(f"No pictures at '{source}': wanted a folder of them, or a CSV.")
     if path.is_dir():
         found = jobs.folder_jobs(path, prompt, dict(negative_prompt="", seed=0))
     else:
