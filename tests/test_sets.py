@@ -47,6 +47,8 @@ def test_a_folder_of_pictures_with_their_prompts(tmp_path):
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no pictures"):
         sets.pictures(empty)
+    with pytest.raises(InputError, match="No pictures at .*: wanted a folder of them, or a CSV"):
+        sets.pictures(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
