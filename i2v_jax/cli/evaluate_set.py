@@ -49,10 +49,10 @@ def run(config: ConfigDict) -> None:
     todo = [sampler.checked(one) for one in chosen]
     runs.check_labels([labels for labels, _ in todo])
     metrics, left_out = available(metrics, networks)
+    if not metrics:
+        raise InputError("\n".join((f"metrics={tuple(config.metrics)}: none can be measured.", *left_out)))
     for message in left_out:
         print(message)
-    if not metrics:
-        raise InputError(f"metrics={tuple(config.metrics)}: none can be measured. " + " ".join(left_out))
 
     journal = Journal(Path(config.output).expanduser() / f"{config.name}.jsonl")
     measured, columns = [], []
