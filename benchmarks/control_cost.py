@@ -26,6 +26,7 @@ from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.training.flops import count_flops
 
 BAR = 1.35
 
@@ -103,7 +104,7 @@ def main() -> None:
         seeds = np.zeros(1, np.uint32)
         state = begin(noise[:, :1], seeds, 0, 0.5, args.frames)
         arguments = (ours.model.parameters, state, 0, conditions, noise[:, :1], seeds, strengths)
-        work.append(step.lower(*arguments).cost_analysis()["flops"])
+        work.append(count_flops(step.trace(*arguments).jaxpr))
 
         def once(step=step, arguments=arguments):
             fresh = jax.tree.map(jnp.copy, arguments[1])  # the step takes its memory

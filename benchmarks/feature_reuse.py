@@ -24,6 +24,7 @@ from i2v_jax.models.unet import SD15, SDXL, UNet, UNetConfig
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.presets import preset
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.training.flops import count_flops
 from i2v_jax.tree import unflatten
 
 FOLDER = commands.ROOT / "assets" / "small_world" / "pictures"
@@ -42,7 +43,7 @@ def share_of_finest(config: UNetConfig, frames: int, size: int) -> float:
         def call(parameters, sample, deep):
             return UNet(config).apply(parameters, sample, 500.0, conditions, None, None, deep)
 
-        return jax.jit(call).lower(parameters, sample, deep).cost_analysis()["flops"]
+        return count_flops(jax.jit(call).trace(parameters, sample, deep).jaxpr)
 
     widths = config.block_out_channels
     return operations(jax.ShapeDtypeStruct((1, frames, size, size, widths[1]), jnp.float32)) / operations(None)

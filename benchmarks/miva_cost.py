@@ -20,6 +20,7 @@ from i2v_jax.models.adapters.miva import PATH, MivaConfig
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.training.flops import count_flops
 
 BARS = {1: 1.15, 2: 1.3, 4: 1.6}
 
@@ -55,7 +56,7 @@ def main() -> None:
         seeds = np.zeros(1, np.uint32)
         state = begin(noise[:, :1], seeds, 0, 0.5, args.frames)
         arguments = (ours.model.parameters, state, 0, conditions, noise[:, :1], seeds, strengths)
-        work[count] = step.lower(*arguments).cost_analysis()["flops"]
+        work[count] = count_flops(step.trace(*arguments).jaxpr)
 
         def once(step=step, arguments=arguments):
             fresh = jax.tree.map(jnp.copy, arguments[1])  # the step takes its memory

@@ -23,6 +23,7 @@ from i2v_jax.models.networks import Shapes, parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer, byte_level_vocabulary
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.training.flops import count_flops
 from i2v_jax.tree import unflatten
 
 
@@ -77,7 +78,7 @@ def step_flops(model: Model, settings: Settings) -> float:
     def call(p, sample, text, image_tokens):
         return unet.UNet(config).apply({"params": p}, sample, 500.0, Conditions.of_videos(text, image_tokens))
 
-    return jax.jit(call).lower(parameters, *given).cost_analysis()["flops"]
+    return count_flops(jax.jit(call).trace(parameters, *given).jaxpr)
 
 
 def product_rate(dtype) -> float:

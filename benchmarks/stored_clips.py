@@ -19,6 +19,7 @@ from i2v_jax import commands, tree
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.families.published import networks_of_config
 from i2v_jax.training import placement, setup
+from i2v_jax.training.flops import count_flops
 
 
 def prepare(config, mesh, stored: bool):
@@ -37,7 +38,7 @@ def teraflops(config, mesh, stored: bool) -> float:
     plain.objective.vae_slice = 0
     plain.attention = plain.convolution = "xla"
     step, *arguments = prepare(plain, mesh, stored)
-    return jax.jit(step).lower(*arguments, jax.random.key(0)).cost_analysis()["flops"] / 1e12
+    return count_flops(jax.jit(step).trace(*arguments, jax.random.key(0)).jaxpr) / 1e12
 
 
 def random(shapes):

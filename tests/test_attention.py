@@ -102,18 +102,20 @@ def test_cudnn_gets_only_what_it_takes(name, monkeypatch):
     """The fused GPU kernel is not to be had here: what would reach it, and that the rest is the plain one."""
     reached = []
 
-    def fused(q, k, v, implementation):
+    def fused(q, k, v, implementation, key_value_seq_lengths=None):
         assert implementation == "cudnn"
         reached.append((q.shape[-1], k.shape[1]))
+        if key_value_seq_lengths is not None:
+            k, v = (x[:, : int(key_value_seq_lengths[0])] for x in (k, v))
         return IMPLEMENTATIONS["xla"](q, k, v)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
     given = qkv(*SHAPES[name])
     np.testing.assert_array_equal(attention(*given, "cudnn"), attention(*given, "xla"))
-    assert reached == {"self": [(40, 200)], "prompt": [(80, 77)]}.get(name, [])
+    assert reached == {"self": [(40, 200)], "prompt": [(80, 78)]}.get(name, [])
     small = [x[..., :4] for x in given]
     attention(*small, "cudnn")
-    assert all(head % 8 == 0 and head <= 128 for head, _ in reached)
+    assert all(head % 8 == 0 and head <= 128 and keys % 2 == 0 for head, keys in reached)
 
 
 def test_the_fastest_kernels_run_where_they_are_chosen():

@@ -122,7 +122,12 @@ def _softmax_product(q, k, v):
 def _cudnn(q, k, v):
     if q.shape[-1] > 128 or q.shape[-1] % 8 or k.shape[1] < 64:  # heads it does not take; keys too few to gain
         return _xla(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    b, keys = k.shape[:2]
+    if keys % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))  # its gradient wants an even number
+    lengths = jnp.full(b, keys, jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 def _flash(q, k, v):
