@@ -108,12 +108,19 @@ def _controlnet(source: str | None, found: Mapping[str, Any], arithmetic: Arithm
     dtypes = dict(dtype=arithmetic.dtype, param_dtype=arithmetic.dtype)
     if local(source):
         return dataclasses.replace(assemble_controlnet(source).config, **arithmetic.of_unet, **dtypes)
-    if source not in PUBLISHED:
-        raise InputError(
-            f"control.source={source!r} is not on this machine, and its network is not known by name; known: "
-            f"{', '.join(PUBLISHED)}.{nearest(source, PUBLISHED)}"
-        )
-    return dataclasses.replace(_computed(PUBLISHED[source], arithmetic), **dtypes)
+    return dataclasses.replace(_computed(_published(source, "control.source"), arithmetic), **dtypes)
+
+
+def _published(source: str, key: str) -> Any:
+    """What is known of a published network; told are those of its kind: bases, motion modules, or the rest."""
+    if source in PUBLISHED:
+        return PUBLISHED[source]
+    has = {"weights.base": "unet", "weights.motion": "motion"}.get(key, "")
+    known = [name for name, it in PUBLISHED.items() if (has in it if isinstance(it, dict) else not has)]
+    raise InputError(
+        f"{key}={source!r} is not on this machine, and its network is not known by name; known: {', '.join(known)}."
+        + nearest(source, known)
+    )
 
 
 def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -132,11 +139,7 @@ def networks(weights: Weights, arithmetic: Arithmetic, adapters: tuple[str, ...]
     if all(map(local, sources.values())):
         return {component: part.config for component, part in assemble(weights, arithmetic, adapters=adapters).items()}
     for name, source in sources.items():
-        if source not in PUBLISHED:
-            raise InputError(
-                f"weights.{name}={source!r} is not on this machine, and its network is not known by name; known: "
-                f"{', '.join(PUBLISHED)}.{nearest(source, PUBLISHED)}"
-            )
+        _published(source, f"weights.{name}")
     import_modules(weights.adapter_modules)
     base = dict(PUBLISHED[sources["base"]])
     family = family_of(base["unet"])
