@@ -17,6 +17,7 @@ SUMMARIES = {
     "plan": "says what of a run fits a TPU slice, and how long it takes",
     "controls": "shows what a control network will see of a video, pictures or poses",
     "store": "runs the frozen encoders over clips once, for training",
+    "finish": "makes a video ready for posting: aspect, text, logo, music, format",
 }
 
 

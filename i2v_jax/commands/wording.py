@@ -12,6 +12,7 @@ MODULES = {  # name of the command: its module
     "plan": "i2v_jax.planning.plan",
     "controls": "i2v_jax.sampling.controls",
     "store": "i2v_jax.training.store",
+    "finish": "i2v_jax.finishing.finish",
 }
 PROGRAM = "i2v "  # what `sys.argv[0]` begins with where `i2v` runs
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -6,7 +6,8 @@ PyAV (FFmpeg) decodes, crops and resizes; `data.showing` and `data.colours` say 
 import dataclasses
 import io
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,6 +161,59 @@ def read_frames(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> 
     frames, showing = _chosen(video, choose)
     height, width = _shown_size(frames[0], showing)
     return resize(frames, Cut(len(frames), 1, height, width), showing)
+
+
+class Shown(NamedTuple):
+    """A whole video as it is shown.
+
+    Attributes:
+      height, width: of the frames.
+      fps: frames a second, their mean where they are not even.
+      count: of the frames.
+      frames: each decoded when it is asked for, once; raises BadClip where one cannot be had.
+    """
+
+    height: int
+    width: int
+    fps: Fraction
+    count: int
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+
+
+def stream(video: Path | bytes) -> Shown:
+    """Opens a video to be read frame by frame, so that memory holds one of them beside the file's own bytes.
+
+    Raises:
+      BadClip: says why it cannot be read, as far as can be told before it is decoded.
+    """
+    content = read_bytes(video)
+    with _open(content) as container:
+        stream = _video_stream(container)
+        times, base = _times(stream, _packets(container, stream)), stream.time_base
+    if not times:
+        raise BadClip("frames missing", "there is none")
+    first, showing = _chosen(content, lambda count: [0])
+    height, width = _shown_size(first[0], showing)
+    lasting = (times[-1] - times[0]) * base
+    fps = Fraction(len(times) - 1) / lasting if lasting else Fraction(1)
+    return Shown(
+        height, width, fps.limit_denominator(1001), len(times), _each(content, times, showing, (height, width))
+    )
+
+
+def _each(content: bytes, times: Sequence[int], showing: Showing, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    wanted, given, cut = set(times), 0, Cut(1, 1, *size)
+    with _open(content) as container:
+        stream = _video_stream(container)
+        try:
+            for frame in container.decode(stream):
+                if frame.pts in wanted and not frame.is_corrupt:
+                    given += 1
+                    yield resize([frame], cut, showing)[0]
+        except av.FFmpegError as error:
+            raise BadClip("damaged", str(error)) from None
+    if given < len(times):
+        raise BadClip("frames missing", f"the decoder gave {given} of {len(times)} frames, and no error")
 
 
 def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> tuple[list[av.VideoFrame], Showing]:
