@@ -40,6 +40,7 @@ from i2v_jax.weights.formats import (
     raft,
     sparse_control,
     t2i_adapter,
+    upscaler,
 )
 from i2v_jax.weights.formats.diffusers import PUBLISHED_UNET, PUBLISHED_UNET_LINEAR
 from i2v_jax.weights.formats.flax import FLAX_TABLES
@@ -57,8 +58,9 @@ from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
 CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
-MEASURING = ("raft", "dover")
-CONFIGURED = ("unet", *CONTROLS, *MEASURING, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
+AFTERWARDS = ("raft", "dover", "upscaler")
+"""Networks that look at videos, or change them."""
+CONFIGURED = ("unet", *CONTROLS, *AFTERWARDS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
 
 
@@ -127,6 +129,10 @@ LAYOUTS = {
     ),
     "raft": FileLayout({"raft": (raft.PRINCETON_RAFT, raft.PRINCETON_RAFT_SMALL)}, nesting="", prefix="module."),
     "dover": FileLayout({"dover": (dover.DOVER,)}, nesting=""),
+    "real-esrgan": FileLayout(
+        {"upscaler": (upscaler.REAL_ESRGAN, upscaler.COMPACT)}, nesting=None, prefix="params_ema."
+    ),
+    "esrgan": FileLayout({"upscaler": (upscaler.ESRGAN, upscaler.ESRGAN_CODE)}, nesting=""),
     "raft-torchvision": FileLayout({"raft": (raft.TORCHVISION_RAFT,)}, nesting=""),
     "t2i-adapter": FileLayout({"t2i_adapter": (t2i_adapter.ORIGINAL_T2I,)}),
     "ip-adapter": FileLayout(
@@ -294,7 +300,8 @@ def _write_file(
     elif suffix == ".msgpack":
         save_msgpack(path, tensors, progress)
     else:
-        plain = "" if set(checkpoint.components) <= set(MEASURING) else "state_dict"
+        plain = "" if set(checkpoint.components) <= set(AFTERWARDS) else "state_dict"
+        plain = None if checkpoint.prefix.startswith("params") else plain
         save_pickle(path, tensors, LAYOUTS[to].nesting if to else plain, progress)
 
 
@@ -371,6 +378,8 @@ def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
         raise InputError(f"{to} has no place for a {component}. Leave it out by --only.")
     if to == "animatediff" and f"{PICTURE_INPUT}/motion/kernel" in checkpoint.components[component].parameters:
         return diffusers.PIA
+    if to == "real-esrgan":
+        return candidates[checkpoint.components[component].config.compact]
     if to == "raft" and component == "raft":
         return candidates[0 if checkpoint.components[component].config.separable else -1]
     for candidate in candidates:

@@ -11,6 +11,8 @@ FORMATS = {
     "raft": "RAFT in princeton-vl's layout (raft-things.pth)",
     "raft-torchvision": "RAFT in torchvision's layout (raft_large_C_T_V2.pth)",
     "dover": "DOVER, the network of video quality (DOVER.pth)",
+    "real-esrgan": "an upscaler as Real-ESRGAN's files have it (RealESRGAN_x4plus.pth)",
+    "esrgan": "an upscaler in the layout of ESRGAN's first files, which most programs read",
     "ip-adapter": "an IP-Adapter: image projection and numbered attention weights",
     "kohya": "LoRA as kohya-ss's scripts write it",
     "peft": "LoRA as diffusers and PEFT write it",

@@ -218,6 +218,10 @@ def _measuring(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         yield f"RAFT, {'large' if large else 'small'}: optical flow, to measure videos with"
     if any(path.startswith("dover/") for path in paths):
         yield "DOVER, technical and aesthetic quality of videos"
+    shapes = {path.partition("/")[2]: shape for path, shape in paths.items() if path.startswith("upscaler/")}
+    if shapes:
+        found = infer_config("upscaler", shapes)
+        yield f"{'SRVGGNet' if found.compact else 'RRDBNet'}, an upscaler by {found.scale}"
 
 
 def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

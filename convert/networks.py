@@ -28,6 +28,7 @@ from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import UNetConfig
+from i2v_jax.models.upscaler import UpscalerConfig
 from i2v_jax.models.vae import VAEConfig
 from i2v_jax.weights.formats import (
     clip,
@@ -38,6 +39,7 @@ from i2v_jax.weights.formats import (
     raft,
     sparse_control,
     t2i_adapter,
+    upscaler,
 )
 from i2v_jax.weights.formats import diffusers as names
 from i2v_jax.weights.names import Table
@@ -305,6 +307,7 @@ NETWORKS: Mapping[type, Network] = {
     FaceResamplerConfig: _PROJECTION._replace(lacking=_other_resampler),
     RAFTConfig: _of_others("RAFT", raft.TORCHVISION_RAFT),
     DOVERConfig: _of_others("DOVER", dover.DOVER),
+    UpscalerConfig: _of_others("upscaler", upscaler.REAL_ESRGAN),
     DynamiCrafterConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_UNETS[False]),
     VideoResamplerConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_PROJECTION),
 }

@@ -963,6 +963,7 @@ DOCUMENTED = {
     "textual inversions": (),  # no network: see test_embeddings.py
     "RAFT": (),  # the libraries have no such network: see test_raft.py
     "DOVER": (),  # likewise: see test_dover.py
+    "Upscalers": (),  # likewise: see test_upscaler.py
     "DynamiCrafter": (),  # likewise: see test_dynamicrafter.py and test_dynamicrafter_files.py
     "ours": ("joined.safetensors",),
 }

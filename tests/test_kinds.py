@@ -61,8 +61,7 @@ KINDS = {
     "TAESD, ": ["3.conv.0.weight"],
     "a video autoencoder": ["decoder.upsamples.0.residual.2.weight", "decoder.upsamples.3.time_conv.weight"],
     "VQ": ["first_stage_model.quantize.embedding.weight"],
-    "ESRGAN": ["params_ema.conv_first.weight", "params_ema.body.0.rdb1.conv1.weight"],
-    "ESRGAN, ": ["model.1.sub.0.RDB1.conv1.0.weight"],
+    "SwinIR": ["params.conv_first.weight", "params.layers.0.residual_group.blocks.0.norm1.weight"],
     "Flux": ["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"],
     "Stable Diffusion 3": ["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"],
     "Wan video": ["blocks.0.self_attn.q.weight", "patch_embedding.weight"],
@@ -139,7 +138,7 @@ def test_every_slot_says_of_every_part_what_it_is_and_where_it_belongs(slot, par
         return
     assert f"given.ckpt holds no {SLOTS[slot][0]}" in message and f"It is {READ[part].title}" in message
     assert message.startswith("--lora: " if slot == "lora" else f"weights.{slot}: ")
-    assert any(word in message for word in ("weights.", "python -m convert", "Give the model"))
+    assert any(word in message for word in ("weights.", "python -m ", "Give the model"))
 
 
 def motion_lora(path):

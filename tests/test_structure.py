@@ -14,7 +14,7 @@ BELOW = {  # room -> rooms that it may import
     "training": {"devices", "diffusion", "models", "weights", "encoders", "data", "families"},
     "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data"},
     "evaluation": {"data", "models", "weights", "sampling"},
-    "finishing": {"commands", "data"},
+    "finishing": {"commands", "data", "devices", "families", "models", "weights"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},
     "cli": {"devices", "diffusion", "models", "weights", "encoders", "data", "families", "training", "sampling"}
     | {"evaluation", "planning", "commands"},

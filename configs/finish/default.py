@@ -13,6 +13,15 @@ def get_config() -> ConfigDict:
     config.quality = "high"  # high, medium, small
     config.repeat = 1  # how often the video is shown, one after the other
 
+    config.upscale = ConfigDict(
+        dict(
+            by="",  # weights of an upscaler (RealESRGAN_x4plus.pth, ...), a file or a hub id; lanczos; "": none
+            factor=2,  # of lanczos: 2, 3, 4, 8; weights have their own
+            tile=256,  # side of the pieces that are enlarged at a time, in pixels
+            overlap=16,  # pixels in which pieces are blended
+            dtype="auto",  # float32, bfloat16; auto: bfloat16 on GPU and TPU
+        )
+    )
     config.aspect = ""  # 9:16, 1:1, 16:9, ...; "": as it is
     config.fit = "crop"  # to another aspect: crop, pad (black bars), blur (bars of the blurred picture)
     config.height = placeholder(int)  # of the result, in pixels; unset: as large as the video gives

@@ -1,4 +1,4 @@
-"""Finishes a video for posting: another aspect, texts, a logo, music, another format.
+"""Finishes a video for posting: larger, another aspect, texts, a logo, music, another format.
 
     python -m i2v_jax.finishing.finish --video=output/cat.mp4 --output=cat.webm --config.aspect=9:16 \\
         --config.texts="('The cat',)" --config.music.source=song.mp3
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -20,7 +22,8 @@ import i2v_jax
 from i2v_jax import commands
 from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
-from i2v_jax.finishing import aspect, formats, music, overlays
+from i2v_jax.families.arithmetic import choose_dtype
+from i2v_jax.finishing import aspect, formats, music, overlays, upscale
 from i2v_jax.hub import read_text
 
 DEFAULT = commands.ROOT / "configs" / "finish" / "default.py"
@@ -53,7 +56,9 @@ def finish(config: ConfigDict) -> Path:
         raise InputError(f"{str(output)!r} is there already. Give another --output, or --config.overwrite=True.")
 
     video = _open(source)
-    size = aspect.size_of(video.height, video.width, wanted, config.height, config.fit)
+    scale, enlarge = _enlarging(config.upscale)
+    sides = video.height * scale, video.width * scale
+    size = aspect.size_of(*sides, wanted, config.height, config.fit)
     formats.check_size(codec, *size)
     fit = aspect.fitter(*size, config.fit)
     count = video.count * config.repeat
@@ -66,7 +71,7 @@ def finish(config: ConfigDict) -> Path:
         again = (_open(source).frames for _ in range(config.repeat - 1))
         whole = itertools.chain(video.frames, itertools.chain.from_iterable(again))
         for number, frame in enumerate(tqdm(whole, "finishing", count, unit="frame", dynamic_ncols=True)):
-            yield overlays.lay_all(drawn, fit(frame), float(number / video.fps))
+            yield overlays.lay_all(drawn, fit(enlarge(frame)), float(number / video.fps))
 
     try:
         return formats.write(
@@ -81,6 +86,14 @@ def finish(config: ConfigDict) -> Path:
         )
     except decoding.BadClip as error:
         raise _unreadable(source, error) from None
+
+
+def _enlarging(settings: ConfigDict) -> tuple[int, upscale.Enlarge]:
+    """By how much frames are enlarged, and what does it."""
+    if not settings.by:
+        return 1, lambda frame: frame
+    dtype = jnp.dtype(choose_dtype(settings.dtype, jax.devices()[0].platform))
+    return upscale.of_name(settings.by, settings.tile, settings.overlap, settings.factor, dtype)
 
 
 def _open(source: Path) -> decoding.Shown:

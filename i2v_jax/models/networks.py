@@ -34,6 +34,7 @@ from i2v_jax.models.raft import RAFT, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from i2v_jax.models.unet import UNet, UNetConfig
+from i2v_jax.models.upscaler import Upscaler, UpscalerConfig
 from i2v_jax.models.vae import AutoencoderKL, VAEConfig
 from i2v_jax.tree import flatten
 
@@ -136,6 +137,10 @@ def _dover_inputs(config: DOVERConfig) -> tuple[Any, ...]:
     return tuple(map(_array, shapes))
 
 
+def _upscaler_inputs(config: UpscalerConfig) -> tuple[Any, ...]:
+    return (_array((1, 2 * config.unshuffle, 2 * config.unshuffle, config.channels)),)
+
+
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
     DynamiCrafterConfig: Network("unet", DynamiCrafterUNet, _dynamicrafter_inputs),
@@ -153,4 +158,5 @@ NETWORKS: Mapping[type, Network] = {
     FaceResamplerConfig: Network("image_proj", FaceResampler, _projection_inputs),
     RAFTConfig: Network("raft", RAFT, _raft_inputs),
     DOVERConfig: Network("dover", DOVER, _dover_inputs),
+    UpscalerConfig: Network("upscaler", Upscaler, _upscaler_inputs),
 }

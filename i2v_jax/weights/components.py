@@ -11,6 +11,7 @@ from i2v_jax.weights.assemble import (
     assemble_vae,
 )
 from i2v_jax.weights.unets import assemble_any_unet
+from i2v_jax.weights.upscalers import assemble_upscaler
 
 ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "unet": assemble_any_unet,
@@ -22,5 +23,6 @@ ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "image_encoder": assemble_image_encoder,
     "image_proj": assemble_image_projection,
     **measuring.ASSEMBLE,
+    "upscaler": assemble_upscaler,
 }
 """Component -> what assembles it from one source."""

@@ -36,6 +36,7 @@ from i2v_jax.weights.formats.original import (
 from i2v_jax.weights.formats.raft import RAFT_TABLES
 from i2v_jax.weights.formats.sparse_control import SPARSE_TABLES
 from i2v_jax.weights.formats.t2i_adapter import T2I_TABLES
+from i2v_jax.weights.formats.upscaler import UPSCALER_TABLES
 from i2v_jax.weights.names import Table
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
@@ -83,6 +84,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "t2i_adapter": T2I_TABLES,
     "raft": RAFT_TABLES,
     "dover": (DOVER,),
+    "upscaler": UPSCALER_TABLES,
     "noise_schedule": (NOISE_SCHEDULE,),
     "leftovers": (LEFTOVERS,),
 }

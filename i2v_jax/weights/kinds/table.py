@@ -172,12 +172,9 @@ CODECS = (
         _MODELS,
     ),
     Kind(
-        "an upscaler (ESRGAN, SwinIR and their kin)",
-        (
-            r"(.*\.)?(RDB\d|rdb\d)\.conv\d\..*|(.*\.)?RRDB_trunk\..*|(.*\.)?(conv_first|upsampler|upsample)(\.\d)?\.weight"
-            r"|(.*\.)?residual_group\..*",
-        ),
-        "Upscale the frames after sampling, with a program for it.",
+        "an upscaler of a kind that is not read (SwinIR and its kin)",
+        (r"(.*\.)?(upsampler|upsample)(\.\d)?\.weight|(.*\.)?residual_group\..*",),
+        "Read are RRDBNet and SRVGGNet (ESRGAN, Real-ESRGAN): `python -m i2v_jax.finishing.finish` takes them.",
     ),
 )
 
@@ -351,6 +348,11 @@ READ = {
         "DOVER, which tells the quality of videos",
         (),
         "It measures videos: give it to `python evaluate.py` as --config.metric_weights.dover={source}.",
+    ),
+    "upscaler": Part(
+        "an upscaler",
+        (),
+        "It enlarges videos: give it to `python -m i2v_jax.finishing.finish` as --config.upscale.by={source}.",
     ),
     "unet_ema": Part(
         "averaged weights of a UNet",

@@ -36,8 +36,9 @@ OTHER_FILES = {
     b"\x1f\x8b": ", but a gzip archive. Unpack it first",
 }
 """How files begin that are given by mistake, and what to say of them."""
-PREFIXES = ("module.", "params.", "_forward_module.")
-"""Of PyTorch's data-parallel training, of Flax's variable collections, of Lightning's with DeepSpeed."""
+PREFIXES = ("module.", "params.", "params_ema.", "_forward_module.")
+"""Of PyTorch's data-parallel training, of Flax's variable collections and of BasicSR, whose averaged weights are in the
+third, of Lightning's with DeepSpeed."""
 
 
 def open_tensors(source: "str | Path | Tensors", folder: str = "", variant: str | None = None) -> Tensors:
@@ -222,6 +223,9 @@ def _hub_suffix(source: str | Path) -> str:
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:
+    if all(name.startswith(("params.", "params_ema.")) for name in tensors):  # both: the averaged ones are the better
+        averaged = {name: entry for name, entry in tensors.entries.items() if name.startswith("params_ema.")}
+        tensors = dataclasses.replace(tensors, entries=averaged or tensors.entries)
     without = {prefix: [name for name in tensors if not name.startswith(prefix)] for prefix in PREFIXES}
     prefix = min(PREFIXES, key=lambda prefix: len(without[prefix]))
     if len(without[prefix]) > len(tensors) / 2 or not tensors:
