@@ -82,27 +82,17 @@ VAE = dict(
     norm_num_groups=2,
     scaling_factor=1.0,  # measured after training
 )
+CLIP = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3, num_attention_heads=4)
 TEXT = dict(
     model_type="clip_text_model",
-    hidden_size=WIDTH,
-    intermediate_size=2 * WIDTH,
-    num_hidden_layers=3,
-    num_attention_heads=4,
+    **CLIP,
     max_position_embeddings=20,
     hidden_act="quick_gelu",
     projection_dim=WIDTH,
     eos_token_id=2,
 )
 VISION = dict(
-    model_type="clip_vision_model",
-    hidden_size=WIDTH,
-    intermediate_size=2 * WIDTH,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    image_size=SIZE,
-    patch_size=8,
-    hidden_act="gelu",
-    projection_dim=WIDTH,
+    model_type="clip_vision_model", **CLIP, image_size=SIZE, patch_size=8, hidden_act="gelu", projection_dim=WIDTH
 )
 RESAMPLER = ResamplerConfig(
     embed_dim=WIDTH, num_tokens=8, width=WIDTH, depth=1, num_heads=4, mlp_width=2 * WIDTH, cross_attention_dim=WIDTH

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import paired
-from benchmarks.raft_speed import with_torchvision
+from benchmarks import paired, torch_side
 from i2v_jax.errors import InputError
 from i2v_jax.models.dover import DOVER
 from i2v_jax.models.kernels.choice import fastest
@@ -74,9 +73,7 @@ def published_call(args):
     """Returns a call that gives both maps of the published networks, and their weights."""
     import torch
 
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(args.cores)
-    library = with_torchvision()
+    library = torch_side.ready(args.cores)
     model = published_model(args.code)
     inputs = dict(
         zip(("technical", "aesthetic"), (torch.from_numpy(np.moveaxis(v, -1, 1).copy()) for v in views(args)))
@@ -85,7 +82,7 @@ def published_call(args):
     def call(library=library):
         return [model[f"{name}_head"](model[f"{name}_backbone"](x)).numpy()[:, 0] for name, x in inputs.items()]
 
-    return call, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return call, torch_side.weights_of(model)
 
 
 def our_call(args, weights):

@@ -9,7 +9,6 @@ Float32; the two take turns, see `benchmarks.paired`. Wants torchvision
 import argparse
 import functools
 import os
-import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import paired
+from benchmarks import paired, torch_side
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.models.raft import RAFT
 from i2v_jax.tree import unflatten
@@ -31,23 +30,6 @@ def pictures(args) -> np.ndarray:
     rng = np.random.default_rng(0)
     first = rng.uniform(-1, 1, (args.pairs, args.size, args.size, 3)).astype(np.float32)
     return np.stack([first, np.roll(first, (2, 3), (1, 2))])
-
-
-def with_torchvision():
-    """Makes `import torchvision` work beside a torch that its build is not for; returns what must live as long."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-
-        return None
-    except RuntimeError:  # for want of operators that RAFT needs none of
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-        return library
 
 
 def torchvision_model(kind: str):
@@ -68,16 +50,14 @@ def torchvision_call(args):
     """Returns a call that gives torchvision's flow [n h w 2], and its weights."""
     import torch
 
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(args.cores)
-    library = with_torchvision()
+    library = torch_side.ready(args.cores)
     model = torchvision_model(args.kind)
     first, second = torch.from_numpy(np.moveaxis(pictures(args), -1, 2).copy())
 
     def call(library=library):
         return np.moveaxis(model(first, second, num_flow_updates=args.iterations)[-1].numpy(), 1, -1)
 
-    return call, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return call, torch_side.weights_of(model)
 
 
 def our_call(args, weights):

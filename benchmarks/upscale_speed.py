@@ -15,8 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import paired
-from benchmarks.raft_speed import with_torchvision
+from benchmarks import paired, torch_side
 from i2v_jax.models import upscaler
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.weights.tensors import Tensors
@@ -32,9 +31,7 @@ def spandrel_call(args):
     """Returns a call that gives spandrel's frames [n H W 3], and its weights."""
     import torch
 
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(args.cores)
-    library = with_torchvision()
+    library = torch_side.ready(args.cores)
     from spandrel.architectures.Compact import Compact
     from spandrel.architectures.ESRGAN import ESRGAN
 

@@ -20,6 +20,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
+    """Refuses a name that is not one of those known.
+
+    Args:
+        what: what a message begins with, such as `"dtype="`; the name follows.
+        given: the name.
+        known: all that there are.
+
+    Raises:
+        InputError: the name is none of them; says which there are, and the nearest.
+    """
+    known = list(known)
+    if given not in known:
+        raise InputError(f"{what}{given!r}; known: {', '.join(known)}.{nearest(given, known)}")
+
+
 @contextlib.contextmanager
 def flags_in_messages() -> Iterator[None]:
     """Within it a command runs: messages may name settings by its flags, `--config.KEY`."""

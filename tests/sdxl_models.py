@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from i2v_jax.models.tokenizer import ClipTokenizer
+from tests import tiny
 from tests.torch_models import randomise
 
 WIDTHS = (16, 24)  # of the text encoders
@@ -34,46 +35,18 @@ TOKEN = sum(WIDTHS)
 TEXT = dict(num_attention_heads=2, num_hidden_layers=3, vocab_size=49408, bos_token_id=49406)
 UNET = dict(
     block_out_channels=(16, 32, 64),
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     layers_per_block=1,
     attention_head_dim=(2, 4, 8),  # heads, of 8 channels each
-    transformer_layers_per_block=(1, 1, 2),
     cross_attention_dim=TOKEN,
-    use_linear_projection=True,
     norm_num_groups=8,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=POOLED + 6 * 8,
     sample_size=8,
+    **tiny.levels(False, True, True),
+    **tiny.of_xl(1, 1, 2, projection=POOLED + 6 * 8),
 )
-MOTION = dict(
-    block_out_channels=UNET["block_out_channels"],
-    motion_layers_per_block=1,
-    motion_num_attention_heads=4,
-    motion_norm_num_groups=8,
-    motion_max_seq_length=32,
-    use_motion_mid_block=False,
-)
-VAE = dict(
-    block_out_channels=(8, 8, 16, 16),
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=1,
-    norm_num_groups=4,
-    scaling_factor=0.13025,
-    force_upcast=True,
-)
-VISION = dict(
-    hidden_size=32,
-    intermediate_size=64,
-    num_attention_heads=4,
-    num_hidden_layers=3,
-    hidden_act="gelu",
-    projection_dim=28,
-    image_size=56,
-    patch_size=14,
-)
+MOTION = tiny.motion(UNET["block_out_channels"])
+VAE = dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, **tiny.autoencoder_levels(4))
+VAE |= dict(scaling_factor=0.13025, force_upcast=True)
+VISION = tiny.CLIP | dict(num_hidden_layers=3, hidden_act="gelu", projection_dim=28, image_size=56, patch_size=14)
 PICTURE_SCHEDULE = dict(
     beta_schedule="scaled_linear",
     beta_start=0.00085,
@@ -196,13 +169,7 @@ def image_adapter_weights(projection: str) -> dict[str, dict[str, torch.Tensor]]
         for layer in (f"layers.{i}" for i in range(4)):  # diffusers knows no other depth
             for name in ("0.norm1", "0.norm2", "1.0"):
                 weights |= norm(f"{layer}.{name}", width)
-            weights |= {
-                f"{layer}.0.to_q.weight": normal(inner, width),
-                f"{layer}.0.to_kv.weight": normal(2 * inner, width),
-                f"{layer}.0.to_out.weight": normal(width, inner),
-                f"{layer}.1.1.weight": normal(4 * width, width),
-                f"{layer}.1.3.weight": normal(width, 4 * width),
-            }
+            weights |= tiny.resampler_matrices(layer, width, inner, normal)
     attention = {}
     for i, width in enumerate(attention_widths("attn2")):
         for letter in "kv":

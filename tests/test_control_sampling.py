@@ -5,7 +5,6 @@ A small Stable Diffusion 1.5 (tests/data/small) with random motion modules, and 
 
 import dataclasses
 import functools
-import json
 
 import diffusers
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
@@ -25,9 +23,9 @@ from i2v_jax.families.weights import Weights
 from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
-from tests import sdxl_models
+from tests import sdxl_models, tiny
 from tests.helpers import relative_error
-from tests.test_pipeline import SMALL
+from tests.tiny import SMALL
 from tests.torch_models import randomise
 
 WIDTHS = (8, 16, 24, 32)  # of the embedding of pictures; eight pixels are a latent
@@ -52,15 +50,7 @@ def unet():
 
 @functools.cache
 def motion_adapter():
-    settings = json.loads((SMALL / "unet" / "config.json").read_text())
-    adapter = diffusers.MotionAdapter(
-        block_out_channels=settings["block_out_channels"],
-        motion_layers_per_block=settings["layers_per_block"],
-        motion_num_attention_heads=4,
-        motion_norm_num_groups=settings["norm_num_groups"],
-        motion_max_seq_length=32,
-        use_motion_mid_block=False,
-    )
+    adapter = diffusers.MotionAdapter(**tiny.motion((32, 64)))
     path = sdxl_models.root() / "sd15_motion"
     randomise(adapter, 11).save_pretrained(path)
     return adapter, path
@@ -130,10 +120,7 @@ def theirs(family, networks, **options):
             made = pipe(PROMPT, image=images, latents=start, **settings).images
             return np.moveaxis(made.numpy(), 1, -1)[:, None]
         pipe = diffusers.AnimateDiffControlNetPipeline(
-            vae=diffusers.AutoencoderKL.from_pretrained(SMALL / "vae"),
-            text_encoder=CLIPTextModel.from_pretrained(SMALL / "text_encoder"),
-            tokenizer=CLIPTokenizer.from_pretrained(SMALL / "tokenizer"),
-            unet=unet(),
+            **tiny.parts() | dict(unet=unet()),
             motion_adapter=motion_adapter()[0],
             controlnet=nets,
             scheduler=diffusers.DDIMScheduler(**SCHEDULE),

@@ -19,40 +19,19 @@ from i2v_jax.weights.controls import load_controlnet
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
+from tests import tiny
 from tests.helpers import relative_error, with_conditions
 from tests.torch_models import our_parameters, our_shapes, randomise
 
-SMALL = dict(
-    block_out_channels=(32, 64),
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    layers_per_block=2,
-    attention_head_dim=4,
-    cross_attention_dim=24,
-    norm_num_groups=8,
-)
-SMALL_XL = SMALL | dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-    layers_per_block=1,
-    attention_head_dim=(2, 4),
-    transformer_layers_per_block=(1, 2),
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=16 + 6 * 8,
-)
-SETTINGS = {"SD1.5": SMALL, "SDXL": SMALL_XL}
+UNET = tiny.UNET | dict(block_out_channels=(32, 64), layers_per_block=2, attention_head_dim=4)
+UNET_XL = UNET | tiny.levels(False, True) | tiny.of_xl(1, 2) | dict(layers_per_block=1, attention_head_dim=(2, 4))
+UNETS = {"SD1.5": UNET, "SDXL": UNET_XL}
+SMALL = tiny.of_controlnet(UNET)
 PICTURE = dict(conditioning_embedding_out_channels=(8, 16, 24))
 
 
-def unet_settings(shape):
-    settings = SETTINGS[shape]
-    return settings | dict(
-        up_block_types=tuple(name.replace("Down", "Up") for name in settings["down_block_types"][::-1])
-    )
-
-
 def controlnet(shape, **changes):
-    return randomise(diffusers.ControlNetModel(**(SETTINGS[shape] | PICTURE | changes)))
+    return randomise(diffusers.ControlNetModel(**(tiny.of_controlnet(UNETS[shape]) | PICTURE | changes)))
 
 
 def inputs(batch, frames, height, width, scale=4):
@@ -105,9 +84,9 @@ def test_equals_diffusers_controlnet(shape, pooled, measured):
     measured(f"diffusers ControlNetModel, {shape} shape{', pooled' * pooled}, worst residual", error, 1e-5)
 
 
-@pytest.mark.parametrize("shape", SETTINGS)
+@pytest.mark.parametrize("shape", UNETS)
 def test_unet_with_residuals_equals_diffusers(shape, measured):
-    yardstick, unet = controlnet(shape), randomise(diffusers.UNet2DConditionModel(**unet_settings(shape)), seed=1)
+    yardstick, unet = controlnet(shape), randomise(diffusers.UNet2DConditionModel(**UNETS[shape]), seed=1)
     given, picture = inputs(1, 2, 8, 8)
     picture = picture[:, :1]  # one for both frames
     ours = with_conditions(given)
@@ -157,7 +136,7 @@ def test_equals_diffusers_flax_controlnet(tmp_path, measured, monkeypatch):
     measured("diffusers FlaxControlNetModel from its checkpoint, worst residual", error, 1e-5)
 
 
-@pytest.mark.parametrize("shape", SETTINGS)
+@pytest.mark.parametrize("shape", UNETS)
 def test_loads_and_exports_unchanged(shape, tmp_path):
     model = controlnet(shape)
     model.save_pretrained(tmp_path)
@@ -182,20 +161,7 @@ def test_loads_and_exports_unchanged(shape, tmp_path):
 @pytest.mark.parametrize("name", ["SD1.5", "SDXL"])
 def test_config_of_a_file_without_one(name):
     """At the published sizes, on the meta device."""
-    preset = {
-        "SD1.5": dict(cross_attention_dim=768),
-        "SDXL": dict(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            attention_head_dim=(5, 10, 20),
-            transformer_layers_per_block=(1, 2, 10),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        ),
-    }[name]
+    preset = dict(cross_attention_dim=768) if name == "SD1.5" else tiny.of_controlnet(tiny.SDXL)
     with torch.device("meta"):
         model = diffusers.ControlNetModel(**preset)
     shapes = our_shapes("controlnet", model.state_dict())

@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from convert import networks as running
-from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models import networks
 from i2v_jax.models.motion import frame_positions
@@ -38,16 +37,14 @@ from tests import test_pia as pia
 from tests import test_sparse_control as sparse_control
 from tests import test_t2i_adapter as t2i_adapter
 from tests import test_weights as library
+from tests import tiny
+from tests.conversions import convert
 from tests.helpers import relative_error
 from tests.oracles import FOLDER as ORACLES
 from tests.torch_models import randomise
 
 WIDE = dict(block_out_channels=(32, 64), norm_num_groups=32, attention_head_dim=8, sample_size=8)
 RANK = 4
-
-
-def convert(*arguments):
-    return main([str(it) for it in arguments])
 
 
 def refused(*arguments, words=()):
@@ -89,12 +86,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     base = randomise(library.unet2d(**WIDE))
     base.save_pretrained(folder / "base")
-    settings = library.ADAPTER | dict(block_out_channels=(32, 64), motion_norm_num_groups=32)
-    motion = randomise(
-        diffusers.MotionAdapter(
-            **settings | dict(motion_num_attention_heads=8), motion_max_seq_length=24, use_motion_mid_block=False
-        )
-    )
+    motion = randomise(diffusers.MotionAdapter(**tiny.motion((32, 64), groups=32, heads=8, positions=24)))
     state = {name: torch.tensor(it) for name, it in library.animatediff(library.state_of(motion)).items()}
     torch.save({"epoch": 1, "state_dict": state}, folder / "motion.ckpt")
     random = torch.Generator().manual_seed(5)
@@ -658,18 +650,6 @@ def shapes_of(make):
         return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
 
 
-SDXL = dict(
-    block_out_channels=(320, 640, 1280),
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 2, 10),
-    attention_head_dim=(5, 10, 20),
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
 MOTION = {
     "v1": (
         dict(motion_max_seq_length=24, use_motion_mid_block=False),
@@ -698,7 +678,7 @@ def inspected(path, capsys):
 
 @pytest.mark.parametrize("family", ["SD1.5", "SDXL"])
 def test_inspect_a_base(family, tmp_path, capsys):
-    settings = dict(cross_attention_dim=768) if family == "SD1.5" else SDXL
+    settings = dict(cross_attention_dim=768) if family == "SD1.5" else tiny.SDXL
     file = sparse(tmp_path / "unet.safetensors", shapes_of(lambda: diffusers.UNet2DConditionModel(**settings)))
     out = inspected(file, capsys)
     name, parameters = {"SD1.5": ("1.x", "859,520,964"), "SDXL": ("XL", "2,567,463,684")}[family]
@@ -1065,7 +1045,7 @@ def test_diff_of_a_pipeline_and_one_of_fewer_parts(pipeline, tmp_path, capsys):
 @pytest.mark.parametrize("command", ["import", "export", "inspect", "verify", "diff"])
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as left:
-        main([command, "--help"])
+        convert(command, "--help")
     out = capsys.readouterr().out
     assert left.value.code == 0
     assert f"python -m convert {command} " in out.split("examples:")[1]

@@ -25,6 +25,7 @@ from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_lora as lora
 from tests import test_weights as library
+from tests import tiny
 from tests.test_convert import contents, convert, raw, refused, same
 from tests.test_formats_diffusers import tokenizer
 from tests.torch_models import randomise
@@ -199,7 +200,7 @@ def test_a_lora_of_another_family_is_named(pipeline, tmp_path):
 
 
 def test_controlnets_come_back(tmp_path):
-    settings = {key: it for key, it in original.UNETS["SDXL"].items() if key != "up_block_types"}
+    settings = tiny.of_controlnet(original.UNETS["SDXL"])
     model = randomise(
         diffusers.ControlNetModel(**settings, conditioning_embedding_out_channels=(8, 16, 24, 32)), seed=4
     )

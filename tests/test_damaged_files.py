@@ -38,6 +38,7 @@ from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_formats_original as original
+from tests import tiny
 from tests.test_ip_adapter import PROJECTIONS
 from tests.torch_models import randomise
 
@@ -47,14 +48,7 @@ SECONDS = 20  # for one file
 MEGABYTES = 500  # that all of them may add to this process
 
 WIDTHS = dict(block_out_channels=(8, 8), norm_num_groups=4)
-UNET = dict(
-    **WIDTHS,
-    layers_per_block=1,
-    cross_attention_dim=8,
-    attention_head_dim=2,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
+UNET = tiny.UNET | WIDTHS | dict(cross_attention_dim=8)
 CLIP = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=4)
 
 
@@ -66,8 +60,7 @@ def unet():
 
 
 def vae():
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
-    return randomise(diffusers.AutoencoderKL(**WIDTHS, **blocks))
+    return randomise(diffusers.AutoencoderKL(**WIDTHS, **tiny.autoencoder_levels(2)))
 
 
 def text():
@@ -81,15 +74,7 @@ def vision():
 
 
 def motion():
-    adapter = diffusers.MotionAdapter(
-        block_out_channels=(8, 8),
-        motion_layers_per_block=1,
-        motion_norm_num_groups=4,
-        motion_num_attention_heads=2,
-        motion_max_seq_length=5,
-        use_motion_mid_block=False,
-    )
-    return randomise(adapter)
+    return randomise(diffusers.MotionAdapter(**tiny.motion((8, 8), groups=4, heads=2, positions=5)))
 
 
 def arrays_of(state):

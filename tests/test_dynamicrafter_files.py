@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from convert.__main__ import main as convert_command
 from i2v_jax.errors import InputError
 from i2v_jax.models.dynamicrafter import DYNAMICRAFTER, DYNAMICRAFTER_256, DynamiCrafterConfig
 from i2v_jax.models.image_projection import DYNAMICRAFTER_RESAMPLER
@@ -18,12 +17,9 @@ from i2v_jax.weights.trained_for import told_by_source
 from i2v_jax.weights.unets import assemble_any_unet
 from tests import dynamicrafter_models as models
 from tests import dynamicrafter_oracle as oracle
+from tests.conversions import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no config.json")
-
-
-def convert(*arguments):
-    return convert_command([str(argument) for argument in arguments])
 
 
 def contents(path, prefix=""):

@@ -26,9 +26,9 @@ from i2v_jax.sampling.presets import FOLDER, preset
 from i2v_jax.sampling.settings import Settings
 from tests import sdxl_models
 from tests import test_weights as library
+from tests.tiny import SMALL
 from tests.torch_models import randomise
 
-SMALL = Path(__file__).parent / "data" / "small"
 VARIANTS = {
     "animatelcm": [""],
     "animatediff_lightning": ["", ":1", ":2", ":4", ":8"],

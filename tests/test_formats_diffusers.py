@@ -25,6 +25,7 @@ from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
+from tests import tiny
 from tests.oracles import FOLDER as ORACLES
 from tests.torch_models import randomise
 
@@ -167,7 +168,7 @@ def test_configs_survive_the_libraries_json(preset):
 
 
 def test_settings_that_only_the_source_knows_are_kept(tmp_path):
-    model = diffusers.UNet2DConditionModel(**library.UNET, sample_size=17, upcast_attention=True)
+    model = diffusers.UNet2DConditionModel(**tiny.UNET, sample_size=17, upcast_attention=True)
     model.save_pretrained(tmp_path / "source")
     raw = json.loads((tmp_path / "source" / "config.json").read_text())
     write("unet", tmp_path / "source", tmp_path / "ours", raw_config=raw)

@@ -17,6 +17,7 @@ from i2v_jax.weights.storage import msgpack
 from i2v_jax.weights.storage.msgpack import open_msgpack, save_msgpack
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
+from tests import tiny
 
 UNET = dict(
     sample_size=8,
@@ -24,38 +25,20 @@ UNET = dict(
     layers_per_block=1,
     cross_attention_dim=24,
     attention_head_dim=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    **tiny.levels(True, False),
 )
-SDXL = UNET | dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-    use_linear_projection=True,
-    transformer_layers_per_block=(1, 2),
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=64,
-)
-VAE = dict(
-    block_out_channels=(16, 32),
-    norm_num_groups=8,
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-)
-CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
-TEXT = transformers.CLIPTextConfig(vocab_size=99, **CLIP)
-VISION = transformers.CLIPVisionConfig(image_size=28, patch_size=14, **CLIP)
+SDXL = UNET | tiny.levels(False, True) | tiny.of_xl(1, 2)
+VAE = dict(block_out_channels=(16, 32), norm_num_groups=8, **tiny.autoencoder_levels(2))
+TEXT = transformers.CLIPTextConfig(vocab_size=99, **tiny.CLIP)
+VISION = transformers.CLIPVisionConfig(image_size=28, patch_size=14, **tiny.CLIP)
 BOTH = transformers.CLIPConfig.from_text_vision_configs(TEXT, VISION, projection_dim=24)
 
 
-def unet(settings):
-    up = tuple(name.replace("Down", "Up") for name in settings["down_block_types"][::-1])
-    return diffusers.FlaxUNet2DConditionModel(**settings, up_block_types=up)
-
-
 MODELS = {
-    "unet": (lambda: unet(UNET), load_unet),
-    "unet-sdxl": (lambda: unet(SDXL), load_unet),
+    "unet": (lambda: diffusers.FlaxUNet2DConditionModel(**UNET), load_unet),
+    "unet-sdxl": (lambda: diffusers.FlaxUNet2DConditionModel(**SDXL), load_unet),
     "vae": (lambda: diffusers.FlaxAutoencoderKL(**VAE), load_vae),
-    "controlnet": (lambda: diffusers.FlaxControlNetModel(**UNET), load_controlnet),
+    "controlnet": (lambda: diffusers.FlaxControlNetModel(**tiny.of_controlnet(UNET)), load_controlnet),
     "text_encoder": (lambda: transformers.FlaxCLIPTextModel(TEXT), load_text_encoder),
     "text_encoder-projected": (lambda: transformers.FlaxCLIPTextModelWithProjection(TEXT), load_text_encoder),
     "text_encoder-both": (lambda: transformers.FlaxCLIPModel(BOTH), load_text_encoder),

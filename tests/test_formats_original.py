@@ -27,32 +27,15 @@ from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, recognise
+from tests import tiny
 from tests.helpers import relative_error
 from tests.torch_models import randomise
 
 WIDTHS = dict(block_out_channels=(16, 32, 32), norm_num_groups=16)
+UNET = dict(**WIDTHS, cross_attention_dim=24, attention_head_dim=8)
 UNETS = {
-    "SD1.5": dict(
-        **WIDTHS,
-        layers_per_block=2,
-        cross_attention_dim=24,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    ),
-    "SDXL": dict(
-        **WIDTHS,
-        layers_per_block=1,
-        cross_attention_dim=24,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        use_linear_projection=True,
-        transformer_layers_per_block=(1, 2, 3),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=64,
-    ),
+    "SD1.5": UNET | dict(layers_per_block=2) | tiny.levels(True, True, False),
+    "SDXL": UNET | dict(layers_per_block=1) | tiny.levels(False, True, True) | tiny.of_xl(1, 2, 3),
 }
 TEXT = dict(num_hidden_layers=2, vocab_size=99, bos_token_id=97, eos_token_id=2)
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
@@ -65,13 +48,12 @@ def make_unet(family, seed=0):
 
 
 def make_controlnet():
-    settings = {name: value for name, value in UNETS["SD1.5"].items() if name != "up_block_types"}
+    settings = tiny.of_controlnet(UNETS["SD1.5"])
     return randomise(diffusers.ControlNetModel(**settings, conditioning_embedding_out_channels=(8, 16, 24, 32)))
 
 
 def make_vae():
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
-    return randomise(diffusers.AutoencoderKL(**WIDTHS, **blocks, layers_per_block=2))
+    return randomise(diffusers.AutoencoderKL(**WIDTHS, **tiny.autoencoder_levels(3), layers_per_block=2))
 
 
 def make_clip():

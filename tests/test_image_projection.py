@@ -23,18 +23,14 @@ from i2v_jax.models.image_projection import (
     IP_ADAPTER_FULL_FACE_SD15,
     IP_ADAPTER_PLUS_SD15,
     IP_ADAPTER_SD15,
-    FaceProjection,
     FaceProjectionConfig,
-    FaceResampler,
     FaceResamplerConfig,
-    ImageProjection,
     ImageProjectionConfig,
-    Resampler,
     ResamplerConfig,
-    StateProjection,
     StateProjectionConfig,
     config_from_shapes,
 )
+from i2v_jax.models.networks import module_of, parameter_shapes
 from i2v_jax.tree import flatten
 from i2v_jax.weights.formats import IMAGE_PROJECTION
 from i2v_jax.weights.tensors import Tensors
@@ -52,15 +48,15 @@ SMALL_FACE = FaceProjectionConfig(face_dim=16, face_width=32, cross_attention_di
 SMALL_FACE_PLUS = FaceResamplerConfig(
     face_dim=16, face_width=32, embed_dim=20, width=64, num_heads=1, mlp_width=256, cross_attention_dim=64
 )
+CONFIGS = (
+    *(SMALL, SMALL_STATE, SMALL_FACE, SMALL_FACE_PLUS, SMALL_LINEAR),
+    *(IP_ADAPTER_PLUS_SD15, IP_ADAPTER_FULL_FACE_SD15, IP_ADAPTER_FACEID_SD15),
+    *(IP_ADAPTER_FACEID_PLUS_SD15, IP_ADAPTER_SD15),
+)
 
 
-def shapes(parameters):
-    return {path: leaf.shape for path, leaf in flatten(parameters).items()}
-
-
-def new_shapes(model, *input_shape, states=None):
-    more = () if states is None else (jnp.zeros(states),)
-    return shapes(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(input_shape), *more)["params"])
+def shapes_of(config):
+    return {path: leaf.shape for path, leaf in parameter_shapes(config).items()}
 
 
 def random_parameters(model, *input_shape, states=None):
@@ -94,53 +90,36 @@ def in_diffusers(parameters):
 def test_resampler_equals_the_published_one(name, measured):
     config, parameters = oracles.image_projection(name)
     io = oracles.recorded(name)
-    out = run(Resampler(config), parameters, io["resampler.input"])
+    out = run(module_of(config), parameters, io["resampler.input"])
     measured(f"{name}: resampler", relative_error(out, io["resampler.output"]), 1e-5)
+
+
+def equals_diffusers(measured, config, shape, kind, what=""):
+    """Their module of the same weights makes the same of random numbers of that shape."""
+    model, x = module_of(config), np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    parameters = random_parameters(model, *shape)
+    theirs = in_diffusers(parameters)
+    assert isinstance(theirs, kind)
+    with torch.no_grad():
+        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
+    measured(f"diffusers {kind.__name__}{what}", error, 1e-5)
 
 
 @pytest.mark.parametrize("states", [1, 257])
 def test_resampler_equals_diffusers(states, measured):
-    x = np.random.default_rng(1).normal(size=(2, states, 20)).astype(np.float32)
-    model = Resampler(SMALL)
-    parameters = random_parameters(model, *x.shape)
-    theirs = in_diffusers(parameters)
-    assert isinstance(theirs, IPAdapterPlusImageProjection)
-    with torch.no_grad():
-        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
-    measured(f"diffusers IPAdapterPlusImageProjection, {states} states", error, 1e-5)
+    equals_diffusers(measured, SMALL, (2, states, 20), IPAdapterPlusImageProjection, f", {states} states")
 
 
 def test_linear_projection_equals_diffusers(measured):
-    x = np.random.default_rng(1).normal(size=(3, 20)).astype(np.float32)
-    model = ImageProjection(SMALL_LINEAR)
-    parameters = random_parameters(model, *x.shape)
-    theirs = in_diffusers(parameters)
-    assert isinstance(theirs, DiffusersImageProjection)
-    with torch.no_grad():
-        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
-    measured("diffusers ImageProjection", error, 1e-5)
+    equals_diffusers(measured, SMALL_LINEAR, (3, 20), DiffusersImageProjection)
 
 
 def test_state_projection_equals_diffusers(measured):
-    x = np.random.default_rng(1).normal(size=(2, 9, 20)).astype(np.float32)
-    model = StateProjection(SMALL_STATE)
-    parameters = random_parameters(model, *x.shape)
-    theirs = in_diffusers(parameters)
-    assert isinstance(theirs, IPAdapterFullImageProjection)
-    with torch.no_grad():
-        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
-    measured("diffusers IPAdapterFullImageProjection", error, 1e-5)
+    equals_diffusers(measured, SMALL_STATE, (2, 9, 20), IPAdapterFullImageProjection)
 
 
 def test_face_projection_equals_diffusers(measured):
-    x = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
-    model = FaceProjection(SMALL_FACE)
-    parameters = random_parameters(model, *x.shape)
-    theirs = in_diffusers(parameters)
-    assert isinstance(theirs, IPAdapterFaceIDImageProjection)
-    with torch.no_grad():
-        error = relative_error(run(model, parameters, x), theirs(torch.from_numpy(x)))
-    measured("diffusers IPAdapterFaceIDImageProjection", error, 1e-5)
+    equals_diffusers(measured, SMALL_FACE, (3, 16), IPAdapterFaceIDImageProjection)
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
@@ -148,7 +127,7 @@ def test_face_resampler_equals_diffusers(shortcut, measured):
     """With the shortcut it is version 2 of FaceID plus."""
     rng = np.random.default_rng(1)
     faces, states = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 16), (2, 9, 20)])
-    model = FaceResampler(dataclasses.replace(SMALL_FACE_PLUS, shortcut=shortcut))
+    model = module_of(dataclasses.replace(SMALL_FACE_PLUS, shortcut=shortcut))
     parameters = random_parameters(model, *faces.shape, states=states.shape)
     theirs = in_diffusers(parameters)
     assert isinstance(theirs, IPAdapterFaceIDPlusImageProjection)
@@ -159,38 +138,30 @@ def test_face_resampler_equals_diffusers(shortcut, measured):
 
 
 @pytest.mark.parametrize(
-    "cls, config, shape",
+    "config, shape",
     [
-        (FaceProjection, SMALL_FACE, (2, 16)),
-        (Resampler, SMALL, (2, 9, 20)),
-        (ImageProjection, SMALL_LINEAR, (2, 20)),
-        (StateProjection, SMALL_STATE, (2, 9, 20)),
+        (SMALL_FACE, (2, 16)),
+        (SMALL, (2, 9, 20)),
+        (SMALL_LINEAR, (2, 20)),
+        (SMALL_STATE, (2, 9, 20)),
     ],
 )
-def test_bfloat16_is_near_float32(cls, config, shape):
+def test_bfloat16_is_near_float32(config, shape):
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    parameters = random_parameters(cls(config), *shape)
-    half = run(cls(dataclasses.replace(config, dtype=jnp.bfloat16)), parameters, x)
+    model, of_half = module_of(config), module_of(dataclasses.replace(config, dtype=jnp.bfloat16))
+    parameters = random_parameters(model, *shape)
+    half = run(of_half, parameters, x)
     assert half.dtype == jnp.bfloat16
-    assert relative_error(half, run(cls(config), parameters, x)) <= 3e-2
+    assert relative_error(half, run(model, parameters, x)) <= 3e-2
 
 
 def test_config_is_read_off_the_parameters():
-    for config in (SMALL, IP_ADAPTER_PLUS_SD15):
-        assert config_from_shapes(new_shapes(Resampler(config), 1, 2, config.embed_dim)) == config
-    for config in (SMALL_STATE, IP_ADAPTER_FULL_FACE_SD15):
-        assert config_from_shapes(new_shapes(StateProjection(config), 1, 2, config.embed_dim)) == config
-    for config in (SMALL_FACE, IP_ADAPTER_FACEID_SD15):
-        assert config_from_shapes(new_shapes(FaceProjection(config), 1, config.face_dim)) == config
-    for config in (SMALL_FACE_PLUS, IP_ADAPTER_FACEID_PLUS_SD15):
-        found = new_shapes(FaceResampler(config), 1, config.face_dim, states=(1, 2, config.embed_dim))
-        assert config_from_shapes(found) == config
-    for config in (SMALL_LINEAR, IP_ADAPTER_SD15):
-        assert config_from_shapes(new_shapes(ImageProjection(config), 1, config.embed_dim)) == config
+    for config in CONFIGS:
+        assert config_from_shapes(shapes_of(config)) == config
 
 
 def test_other_parameters_are_refused():
-    whole = new_shapes(Resampler(SMALL), 1, 2, 20)
+    whole = shapes_of(SMALL)
     with pytest.raises(InputError, match="proj_in/kernel"):
         config_from_shapes({path: shape for path, shape in whole.items() if path != "proj_in/kernel"})
     with pytest.raises(InputError, match="not a multiple of head_dim=48"):

@@ -30,12 +30,12 @@ from i2v_jax.sampling.image_prompts import ImagePrompts
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings, row_settings
 from i2v_jax.weights.assemble import assemble_unet, load_image_projection, to_device
-from tests import test_ip_adapter
+from tests import test_ip_adapter, tiny
 from tests import test_weights as library
 from tests.helpers import relative_error
+from tests.tiny import SMALL
 from tests.torch_models import randomise
 
-SMALL = Path(__file__).parent / "data" / "small"
 KINDS = {
     "base": {},
     "plus": {},
@@ -97,13 +97,9 @@ def prompts_of(folder, kind):
 
 
 def diffusers_latents(folder, kind, noise):
-    part = lambda cls, name: cls.from_pretrained(SMALL / name)  # noqa: E731
     pipe = diffusers.StableDiffusionPipeline(
-        vae=part(diffusers.AutoencoderKL, "vae"),
-        text_encoder=part(transformers.CLIPTextModel, "text_encoder"),
-        tokenizer=part(transformers.CLIPTokenizer, "tokenizer"),
-        unet=part(diffusers.UNet2DConditionModel, "unet"),
-        scheduler=part(diffusers.DDIMScheduler, "scheduler"),
+        **tiny.parts(),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(SMALL / "scheduler"),
         image_encoder=transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder"),
         feature_extractor=transformers.CLIPImageProcessor(),
         safety_checker=None,

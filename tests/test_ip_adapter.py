@@ -17,6 +17,7 @@ from i2v_jax.weights.assemble import load_image_projection, load_unet
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
+from tests import tiny
 from tests.helpers import relative_error, with_conditions
 from tests.torch_models import randomise
 
@@ -26,13 +27,11 @@ PICTURE = 12  # width of what a projection reads
 STRUCTURES = {
     "SD1.5": dict(
         block_out_channels=(8, 16, 16, 16),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        **tiny.levels(True, True, True, False),
     ),
     "SDXL": dict(
         block_out_channels=(8, 16, 16),
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        **tiny.levels(False, True, True),
         transformer_layers_per_block=(1, 2, 10),
         use_linear_projection=True,
     ),
@@ -58,13 +57,7 @@ def resampler(normal, width=16, inner=64, tokens=5):
     weights |= norm("norm_out", TOKEN, normal)
     for i in range(4):
         weights |= norm(f"layers.{i}.0.norm1", width, normal) | norm(f"layers.{i}.0.norm2", width, normal)
-        weights |= {
-            f"layers.{i}.0.to_q.weight": normal(inner, width),
-            f"layers.{i}.0.to_kv.weight": normal(2 * inner, width),
-            f"layers.{i}.0.to_out.weight": normal(width, inner),
-            f"layers.{i}.1.1.weight": normal(4 * width, width),
-            f"layers.{i}.1.3.weight": normal(width, 4 * width),
-        }
+        weights |= tiny.resampler_matrices(f"layers.{i}", width, inner, normal)
         weights |= norm(f"layers.{i}.1.0", width, normal)
     return weights
 

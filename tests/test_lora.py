@@ -43,30 +43,13 @@ from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors, import_tensors, recognise
+from tests import tiny
 from tests.helpers import relative_error
 from tests.torch_models import randomise
 
-SD15 = dict(
-    block_out_channels=(16, 32),
-    norm_num_groups=8,
-    layers_per_block=2,
-    cross_attention_dim=24,
-    attention_head_dim=2,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
-SDXL = SD15 | dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    use_linear_projection=True,
-    transformer_layers_per_block=(1, 2),
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=64,
-)
-CLIP = dict(
-    vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=24
-)
+SD15 = tiny.UNET | dict(layers_per_block=2)
+SDXL = SD15 | tiny.levels(False, True) | tiny.of_xl(1, 2)
+CLIP = dict(vocab_size=99, **tiny.CLIP)
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.2", "conv1", "conv_shortcut"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

@@ -10,24 +10,20 @@ from peft.utils import merge_utils as peft
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert.__main__ import main
 from i2v_jax.commands.config import load_config
 from i2v_jax.errors import InputError
 from i2v_jax.weights import task_vectors
 from i2v_jax.weights.checkpoint import open_checkpoint
 from i2v_jax.weights.merge import Recipe, merge
 from i2v_jax.weights.tensors import Tensors
+from tests.conversions import convert
 from tests.helpers import relative_error
 from tests.oracles import FOLDER as ORACLES
 from tests.processes import ROOT
+from tests.tiny import SMALL
 
-SMALL = ROOT / "tests" / "data" / "small"
 EDG = ORACLES / "edg_merge"
 OWN = {"format": "i2v_jax", "version": "1"}
-
-
-def convert(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def refused(*arguments, words):

@@ -23,6 +23,7 @@ from i2v_jax.weights.storage import orbax
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.orbax import open_orbax
 from i2v_jax.weights.tensors import READ_AHEAD, Entry, Tensors
+from tests import tiny
 from tests.torch_models import randomise
 
 
@@ -85,16 +86,7 @@ def test_nothing_is_read_before_it_is_asked_for(folder):
 
 
 def test_a_model_loads_from_the_folder_alone(tmp_path):
-    model = diffusers.UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        norm_num_groups=8,
-        layers_per_block=1,
-        cross_attention_dim=24,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    randomise(model)
+    model = randomise(diffusers.UNet2DConditionModel(**tiny.UNET))
     model.save_pretrained(tmp_path / "base")
     config, params = load_unet(tmp_path / "base")
     save_own_orbax(tmp_path / "ours", {"unet": params}, {"unet": config})

@@ -25,7 +25,8 @@ from i2v_jax.sampling.watch import SILENT
 from i2v_jax.weights.save import save_own
 from tests.helpers import relative_error
 from tests.processes import ROOT
-from tests.test_pipeline import PROMPTS, SETTINGS, SMALL, WEIGHTS, pictures, pipeline
+from tests.test_pipeline import PROMPTS, SETTINGS, WEIGHTS, pictures, pipeline
+from tests.tiny import SMALL
 
 SWITCH = 500  # of the timesteps 667, 334, 1
 SEEDS = [1, 2, 3, 2**32 - 1]

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -24,17 +23,11 @@ from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.translate import export_tensors, recognise
 from tests import test_weights as library
+from tests import tiny
 from tests.helpers import relative_error
-from tests.test_image_prompts import SMALL
+from tests.tiny import SMALL
 from tests.torch_models import randomise
 
-MOTION = dict(
-    motion_layers_per_block=1,
-    motion_norm_num_groups=8,
-    motion_num_attention_heads=4,
-    motion_max_seq_length=32,
-    use_motion_mid_block=False,
-)
 FRAMES = 4
 SETTINGS = Settings(
     height=64, width=64, frames=FRAMES, steps=5, sampler_options=(("set_alpha_to_one", True),), motion_scale=1
@@ -42,7 +35,7 @@ SETTINGS = Settings(
 
 
 def motion_adapter():
-    return randomise(diffusers.MotionAdapter(block_out_channels=(32, 64), conv_in_channels=9, **MOTION))
+    return randomise(diffusers.MotionAdapter(**tiny.motion((32, 64)), conv_in_channels=9))
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +59,8 @@ def picture():
 
 def theirs(noise, motion_scale):
     """Their latents, and the picture's as they drew them."""
-    part = lambda cls, name: cls.from_pretrained(SMALL / name)  # noqa: E731
-    pipe = diffusers.PIAPipeline(
-        vae=part(diffusers.AutoencoderKL, "vae"),
-        text_encoder=part(transformers.CLIPTextModel, "text_encoder"),
-        tokenizer=part(transformers.CLIPTokenizer, "tokenizer"),
-        unet=part(diffusers.UNet2DConditionModel, "unet"),
-        scheduler=part(diffusers.DDIMScheduler, "scheduler"),
-        motion_adapter=motion_adapter(),
-    )
+    scheduler = diffusers.DDIMScheduler.from_pretrained(SMALL / "scheduler")
+    pipe = diffusers.PIAPipeline(**tiny.parts(), scheduler=scheduler, motion_adapter=motion_adapter())
     pipe.set_progress_bar_config(disable=True)
     given = dict(num_frames=FRAMES, height=64, width=64, num_inference_steps=5, motion_scale=motion_scale)
     with torch.no_grad():
@@ -175,7 +161,7 @@ def test_what_does_not_go_with_pia(folder):
 def test_hotshot_xl_is_animatediff_in_other_names(tmp_path, capsys):
     """Three levels, 24 positions, no module in the middle; norms of the resnets over frames, as its code has them."""
     widths = (16, 32, 64)
-    adapter = randomise(diffusers.MotionAdapter(block_out_channels=widths, **MOTION | dict(motion_max_seq_length=24)))
+    adapter = randomise(diffusers.MotionAdapter(**tiny.motion(widths, positions=24)))
     adapter.save_pretrained(tmp_path / "adapter")
     with pytest.warns(UserWarning):
         convert(["export", str(tmp_path / "adapter"), str(tmp_path / "ad.safetensors"), "--to", "animatediff"])
@@ -193,12 +179,8 @@ def test_hotshot_xl_is_animatediff_in_other_names(tmp_path, capsys):
     assert convert(["inspect", str(hotshot)]) == 0
     assert "motion modules of Hotshot-XL (24 frames at most)" in capsys.readouterr().out
 
-    blocks = dict(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
-    )
-    randomise(library.unet2d(**library.SDXL | blocks | dict(block_out_channels=widths))).save_pretrained(tmp_path / "b")
+    settings = dict(block_out_channels=widths, **tiny.levels(False, True, True), **tiny.of_xl(1, 1, 2))
+    randomise(library.unet2d(**settings)).save_pretrained(tmp_path / "b")
     one, other = (load_unet(tmp_path / "b", motion=path) for path in (hotshot, tmp_path / "adapter"))
     assert one[0].motion.max_positions == 24 and not one[0].motion.mid_block and one[0].pooled_norms
     assert one[0] == dataclasses.replace(other[0], motion=one[0].motion)

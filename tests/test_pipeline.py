@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,8 @@ from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.sampling.watch import Watch
 from tests.helpers import relative_error
+from tests.tiny import SMALL
 
-SMALL = Path(__file__).parents[1] / "tests" / "data" / "small"
 SETTINGS = Settings(height=64, width=64, frames=8, steps=3)
 PROMPTS = ["a cat", "a walk on the beach", "waves", "a cat looking around"]
 

@@ -37,9 +37,9 @@ from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors
 from tests.processes import environment
+from tests.tiny import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ROOT / "tests" / "data" / "small"
 CAT = ROOT / "assets" / "cat.jpg"
 FLAGS = [
     f"--config={ROOT / 'tests' / 'configs' / 'sample.py'}",

@@ -14,9 +14,7 @@ import torch
 from diffusers.pipelines.animatediff import pipeline_animatediff_sparsectrl as theirs
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from convert.__main__ import main
 from i2v_jax.commands import load_config
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
@@ -37,20 +35,18 @@ from i2v_jax.weights.assemble import load_unet, to_device
 from i2v_jax.weights.checkpoint import open_checkpoint
 from i2v_jax.weights.controls import assemble_control, assemble_controlnet, assemble_sparse_controlnet
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.storage.open import open_tensors
+from tests import tiny
+from tests.conversions import comes_back_to_diffusers, read, run
 from tests.helpers import relative_error, with_conditions
 from tests.sdxl_models import VIDEO_SCHEDULE, one_thread
 from tests.test_weights import animatediff, bytes_of, state_of
 from tests.torch_models import our_parameters, our_shapes, randomise
 
-BASE = Path(__file__).parent / "data" / "small"
-SMALL = dict(  # the levels of the small base
+MOTION = tiny.motion((32, 64), positions=8)  # the levels of the small base
+SMALL = tiny.of_controlnet(tiny.UNET | tiny.levels(False, True, kind="Motion")) | dict(
     block_out_channels=(32, 64),
-    down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
-    layers_per_block=1,
     attention_head_dim=4,
     cross_attention_dim=32,
-    norm_num_groups=8,
     motion_max_seq_length=8,
     motion_num_attention_heads=4,
 )
@@ -136,17 +132,8 @@ def test_both_layouts_come_back_byte_for_byte(kind, tmp_path):
     network = model(kind)
     network.save_pretrained(tmp_path / "diffusers")
     config, parameters = assemble_sparse_controlnet(tmp_path / "diffusers").load(to_device)
-    assert SparseControlNetConfig.from_diffusers(network.config) == config
     jax.tree.map(np.testing.assert_array_equal, parameters, our_parameters("sparse_controlnet", network.state_dict()))
-    again = diffusers.SparseControlNetModel.from_config(config.to_diffusers())
-    assert SparseControlNetConfig.from_diffusers(again.config) == config
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
-
-    stem = "diffusion_pytorch_model.safetensors"
-    ours, back = tmp_path / "ours.safetensors", tmp_path / "back"
-    run("import", tmp_path / "diffusers", ours)
-    run("export", ours, back, "--to", "diffusers")
-    assert (back / stem).read_bytes() == (tmp_path / "diffusers" / stem).read_bytes()
+    ours = comes_back_to_diffusers(network, config, tmp_path)
     for name, state in (("plain", original(network)), ("nested", original(network, "controlnet."))):
         file, copy = tmp_path / f"{name}.ckpt", tmp_path / f"{name}-back.safetensors"
         tensors = {key: torch.tensor(array) for key, array in original(network).items()}
@@ -157,14 +144,6 @@ def test_both_layouts_come_back_byte_for_byte(kind, tmp_path):
         assert bytes_of(read(copy)) == bytes_of(state)
     run("export", ours, tmp_path / "published.safetensors", "--to", "animatediff")
     assert bytes_of(read(tmp_path / "published.safetensors")) == bytes_of(original(network))
-
-
-def run(*arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def read(path):
-    return {name: np.asarray(entry.read()) for name, entry in open_tensors(path).entries.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,9 +235,7 @@ PROMPT, NEGATIVE = "a walk on the beach", "waves"
 
 @functools.cache
 def motion_adapter():
-    settings = dict(block_out_channels=(32, 64), motion_layers_per_block=1, motion_num_attention_heads=4)
-    settings |= dict(motion_norm_num_groups=8, motion_max_seq_length=8, use_motion_mid_block=False)
-    return randomise(diffusers.MotionAdapter(**settings), seed=5)
+    return randomise(diffusers.MotionAdapter(**MOTION), seed=5)
 
 
 def pictures():
@@ -274,10 +251,7 @@ def diffusers_latents(network, monkeypatch):
     of_posterior = theirs.retrieve_latents
     monkeypatch.setattr(theirs, "retrieve_latents", lambda encoded: of_posterior(encoded, sample_mode="argmax"))
     pipeline = diffusers.AnimateDiffSparseControlNetPipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(BASE / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(BASE / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
-        unet=diffusers.UNet2DConditionModel.from_pretrained(BASE / "unet"),
+        **tiny.parts(),
         motion_adapter=motion_adapter(),
         controlnet=network,
         scheduler=diffusers.DDIMScheduler(**VIDEO_SCHEDULE),
@@ -309,7 +283,7 @@ def test_guided_runs_equal_diffusers(kind, tmp_path, measured, monkeypatch):
     motion_adapter().save_pretrained(tmp_path / "motion")
     mesh = make_mesh({}, jax.devices()[:1])
     loaded = Model.load(
-        Weights(str(BASE), motion=str(tmp_path / "motion"), controls=(str(tmp_path / "control"),)),
+        Weights(str(tiny.SMALL), motion=str(tmp_path / "motion"), controls=(str(tmp_path / "control"),)),
         schedule=NoiseSchedule.from_diffusers(VIDEO_SCHEDULE),
         motion_config=dict(pooled_norm=True),
         mesh=mesh,
@@ -336,7 +310,7 @@ def test_a_pipelines_folder_has_it_where_diffusers_looks(tmp_path):
     network = model("RGB")
     network.save_pretrained(tmp_path / "control")
     motion_adapter().save_pretrained(tmp_path / "motion")
-    run("export", BASE / "unet", tmp_path / "motion", tmp_path / "control", tmp_path / "all", "--to", "diffusers")
+    run("export", tiny.SMALL / "unet", tmp_path / "motion", tmp_path / "control", tmp_path / "all", "--to", "diffusers")
     index = diffusers.AnimateDiffSparseControlNetPipeline.load_config(tmp_path / "all")
     assert index["_class_name"] == "AnimateDiffSparseControlNetPipeline"
     assert index["controlnet"] == ["diffusers", "SparseControlNetModel"]

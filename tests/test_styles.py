@@ -36,8 +36,8 @@ from i2v_jax.weights.styles import embeddings_of, style
 from i2v_jax.weights.trained_for import TrainedFor, told_by_source
 from tests import sdxl_models
 from tests.test_lora_kin import METHODS, lora, with_dora
+from tests.tiny import SMALL
 
-SMALL = commands.ROOT / "tests" / "data" / "small"
 TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 Q_PATH = "mid_block/attention/blocks_0/attn1/to_q/kernel"

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-from pathlib import Path
 
 import diffusers
 import jax
@@ -12,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from convert.__main__ import main
 from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.encoders import controls
@@ -34,14 +31,13 @@ from i2v_jax.weights.assemble import load_unet, to_device
 from i2v_jax.weights.checkpoint import open_checkpoint
 from i2v_jax.weights.controls import assemble_control, assemble_controlnet, assemble_t2i_adapter
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.storage.open import open_tensors
-from tests import sdxl_models
+from tests import sdxl_models, tiny
+from tests.conversions import comes_back_to_diffusers, read, run
 from tests.helpers import relative_error, with_conditions
 from tests.sdxl_models import PICTURE_SCHEDULE, one_thread
 from tests.test_weights import bytes_of, state_of
 from tests.torch_models import our_parameters, our_shapes, randomise
 
-BASE = Path(__file__).parent / "data" / "small"
 SMALL = {
     "full_adapter": dict(channels=[8, 16, 16], num_res_blocks=2),
     "light_adapter": dict(channels=[8, 16], num_res_blocks=2),
@@ -85,14 +81,6 @@ def as_pictures(video):
     return np.moveaxis(np.asarray(video).reshape(-1, *video.shape[2:]), -1, 1)
 
 
-def run(*arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def read(path):
-    return {name: np.asarray(entry.read()) for name, entry in open_tensors(path).entries.items()}
-
-
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("kind", SMALL)
 def test_equals_diffusers(kind, channels, measured):
@@ -130,16 +118,7 @@ def test_both_layouts_come_back_byte_for_byte(kind, tmp_path):
     network = model(kind)
     network.save_pretrained(tmp_path / "diffusers")
     config, parameters = assemble_t2i_adapter(tmp_path / "diffusers").load(to_device)
-    assert T2IAdapterConfig.from_diffusers(network.config) == config
-    again = diffusers.T2IAdapter.from_config(config.to_diffusers())
-    assert T2IAdapterConfig.from_diffusers(again.config) == config
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
-
-    stem = "diffusion_pytorch_model.safetensors"
-    ours, back = tmp_path / "ours.safetensors", tmp_path / "back"
-    run("import", tmp_path / "diffusers", ours)
-    run("export", ours, back, "--to", "diffusers")
-    assert (back / stem).read_bytes() == (tmp_path / "diffusers" / stem).read_bytes()
+    ours = comes_back_to_diffusers(network, config, tmp_path)
     published = original(state_of(network))
     torch.save({name: torch.tensor(array) for name, array in published.items()}, tmp_path / "t2iadapter.pth")
     loaded = assemble_t2i_adapter(tmp_path / "t2iadapter.pth").load(to_device)
@@ -181,15 +160,9 @@ def test_config_of_a_published_file(name):
 # What a UNet makes of the features.
 
 UNETS = {
-    "SD1.5": dict(
-        block_out_channels=(16, 32, 32),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=2,
-        attention_head_dim=4,
-        cross_attention_dim=24,
-        norm_num_groups=8,
-    ),
+    "SD1.5": tiny.UNET
+    | dict(block_out_channels=(16, 32, 32), layers_per_block=2, attention_head_dim=4)
+    | tiny.levels(True, True, False),
     "SDXL": {key: value for key, value in sdxl_models.UNET.items() if key != "sample_size"},
 }
 
@@ -275,10 +248,7 @@ def their_pipeline(family):
         )
     else:
         pipeline = diffusers.StableDiffusionAdapterPipeline(
-            vae=diffusers.AutoencoderKL.from_pretrained(BASE / "vae"),
-            text_encoder=CLIPTextModel.from_pretrained(BASE / "text_encoder"),
-            tokenizer=CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
-            unet=unet(),
+            **tiny.parts() | dict(unet=unet()),
             adapter=adapter(family),
             scheduler=diffusers.DDIMScheduler(**PICTURE_SCHEDULE),
             safety_checker=None,
@@ -292,7 +262,7 @@ def their_pipeline(family):
 def our_pipeline(family, tmp_path):
     adapter(family).save_pretrained(tmp_path / "adapter")
     mesh = make_mesh({}, jax.devices()[:1])
-    base = str(sdxl_models.folder() if family == "SDXL" else BASE)
+    base = str(sdxl_models.folder() if family == "SDXL" else tiny.SMALL)
     weights = Weights(base, controls=(str(tmp_path / "adapter"),))
     if family == "SD1.5":
         unet().save_pretrained(tmp_path / "unet")
@@ -356,7 +326,7 @@ def test_one_given_for_something_else_is_told_what_it_is(tmp_path):
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_a_pipelines_folder_has_it_where_diffusers_looks(family, tmp_path):
     """`adapter`, in a folder that diffusers loads as the family's adapter pipeline; and is read again."""
-    network, base = adapter(family), sdxl_models.folder() if family == "SDXL" else BASE / "unet"
+    network, base = adapter(family), sdxl_models.folder() if family == "SDXL" else tiny.SMALL / "unet"
     network.save_pretrained(tmp_path / "adapter")
     run("export", base, tmp_path / "adapter", tmp_path / "all", "--to", "diffusers")
     name = f"StableDiffusion{'XL' * (family == 'SDXL')}AdapterPipeline"

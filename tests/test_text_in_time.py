@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert.__main__ import main
 from i2v_jax import commands, tree
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTER_PATH, Shared
@@ -24,6 +23,7 @@ from i2v_jax.weights.assemble import load_unet
 from i2v_jax.weights.save import save_own
 from i2v_jax.weights.unet_parts import part_of_path
 from tests import train_runs
+from tests.conversions import convert
 from tests.helpers import exact_jit, relative_error
 from tests.processes import ROOT, run
 
@@ -32,10 +32,6 @@ WITH = dataclasses.replace(BASE, motion_branches=("text_in_time",))
 NAME = "text_in_time"
 LAYER = f"down_blocks_0/layers_0/motion/{NAME}"
 PUBLISHED = "down_blocks.0.motion_modules.0.temporal_transformer"
-
-
-def convert(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def random_tree(config, seed=0):

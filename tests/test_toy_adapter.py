@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import ADAPTERS, import_modules
 from i2v_jax.models.networks import parameter_shapes
@@ -18,6 +17,7 @@ from i2v_jax.tree import flatten, select, unflatten
 from i2v_jax.weights.assemble import assemble_unet, load_unet
 from i2v_jax.weights.formats import PUBLISHED_UNET, lora
 from i2v_jax.weights.save import save_own
+from tests.conversions import convert
 
 MODULE = "tests.toy_adapter"
 BOTH = dataclasses.replace(TINY, self_attention_branches=("first_frame", "toy"))
@@ -38,10 +38,6 @@ def unknown(monkeypatch):
     """The toy is not known, and its module not imported."""
     monkeypatch.delitem(ADAPTERS, "toy")
     monkeypatch.delitem(sys.modules, MODULE)
-
-
-def convert(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def random_tree(config, seed=0):

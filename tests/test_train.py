@@ -164,18 +164,18 @@ def command(clips, folder, **changes):
     return train_runs.train(clips, folder, **settings | changes)
 
 
-def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
-    distributed = dict(
-        mesh__data=4,
-        mesh__fsdp=2,
-        checkpoints__every_steps=100,
-        distributed__mode="flags",
-        distributed__coordinator=f"localhost:{processes.free_port()}",
-        distributed__processes=2,
-    )
-    both = [
-        processes.start(command(clips, tmp_path, distributed__process=i, **distributed), devices=4) for i in range(2)
+def of_two(clips, folder, second=None, **changes):
+    """The commands of two processes of one run, the second's clips perhaps others."""
+    changes |= dict(distributed__mode="flags", distributed__processes=2)
+    changes |= dict(distributed__coordinator=f"localhost:{processes.free_port()}")
+    return [
+        command(source, folder, distributed__process=i, **changes) for i, source in enumerate((clips, second or clips))
     ]
+
+
+def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
+    commands = of_two(clips, tmp_path, mesh__data=4, mesh__fsdp=2, checkpoints__every_steps=100)
+    both = [processes.start(command, devices=4) for command in commands]
     for process in both:
         processes.finish(process)
     one, two = (np.array(list(train_runs.losses(folder).values())) for folder in (unbroken, tmp_path))
@@ -205,11 +205,8 @@ def test_all_options_at_once_and_all_that_a_run_shows(clips, tmp_path):
         samples__every_steps=1,
         samples__steps=1,
         held_out__share=0,
-        distributed__mode="flags",
-        distributed__coordinator=f"localhost:{processes.free_port()}",
-        distributed__processes=2,
     )
-    both = [processes.start(command(table, folder, distributed__process=i, **settings)) for i in range(2)]
+    both = [processes.start(command) for command in of_two(table, folder, **settings)]
     output, other = map(processes.finish, both)
     assert "clips to train on" in output and "clips to train on" not in other
     for step in (1, 2):
@@ -232,15 +229,7 @@ def test_where_one_process_cannot_go_on_all_say_why_and_end(clips, tmp_path):
     shutil.copytree(clips, damaged)
     for video in damaged.glob("*.mp4"):
         video.write_bytes(b"no video")
-    distributed = dict(
-        distributed__mode="flags",
-        distributed__coordinator=f"localhost:{processes.free_port()}",
-        distributed__processes=2,
-    )
-    both = [
-        processes.start(command(source, tmp_path / "run", distributed__process=i, **distributed), devices=4)
-        for i, source in enumerate((clips, damaged))
-    ]
+    both = [processes.start(command, devices=4) for command in of_two(clips, tmp_path / "run", damaged)]
     first, second = (processes.finish(process, 2) for process in both)
     assert "error: process 1 cannot go on. " in first
     for output in (first, second):
@@ -453,12 +442,7 @@ def test_a_size_without_latents_is_refused_before_weights_are_loaded(clips, tmp_
 
 def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_path):
     held = lock(tmp_path)
-    distributed = dict(
-        distributed__mode="flags",
-        distributed__coordinator=f"localhost:{processes.free_port()}",
-        distributed__processes=2,
-    )
-    for process in [processes.start(command(clips, tmp_path, distributed__process=i, **distributed)) for i in range(2)]:
+    for process in [processes.start(command) for command in of_two(clips, tmp_path)]:
         message = processes.finish(process, 2)
         assert f"Another run is at work in {tmp_path} (process {os.getpid()} on " in message
         assert "Traceback" not in message and "loading" not in message

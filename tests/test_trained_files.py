@@ -1,7 +1,5 @@
 """Files that `train.py` writes, as sources of weights: each of their weights is the model's, in whatever network."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
 from i2v_jax.families.weights import Weights
 from i2v_jax.weights.save import save_own
+from tests.tiny import SMALL
 
-SMALL = Path(__file__).resolve().parents[1] / "tests" / "data" / "small"
 PARTS = dict(
     motion=SMALL / "motion.safetensors",
     image_adapter=SMALL / "ip_adapter.safetensors",

@@ -24,7 +24,7 @@ from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import UNet, UNetConfig
 from i2v_jax.tree import flatten, unflatten
-from tests import oracles
+from tests import oracles, tiny
 from tests.helpers import exact_jit, relative_error, with_conditions
 from tests.torch_models import our_parameters, randomise
 
@@ -71,30 +71,11 @@ def test_equals_the_published_guided_run(name, measured):
         measured(f"{name}: guided DDIM, step {i}", relative_error(state.latents, io[f"ddim.step{i}"]), 1e-4)
 
 
-SMALL = dict(
-    block_out_channels=(32, 64, 64),
-    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    layers_per_block=2,
-    attention_head_dim=4,
-    cross_attention_dim=24,
-    norm_num_groups=8,
-)
-# SDXL's shape: depth by level, heads by level, linear projections, added conditioning
-SMALL_XL = SMALL | dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    attention_head_dim=(2, 4, 8),
-    transformer_layers_per_block=(1, 2, 3),
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=16 + 6 * 8,
-)
-MOTION_BLOCKS = dict(
-    down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
-    up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
-)
+SMALL = tiny.UNET | tiny.levels(True, True, False)
+SMALL |= dict(block_out_channels=(32, 64, 64), layers_per_block=2, attention_head_dim=4)
+# SDXL's shape, with heads by level
+SMALL_XL = SMALL | tiny.levels(False, True, True) | tiny.of_xl(1, 2, 3) | dict(attention_head_dim=(2, 4, 8))
+MOTION_BLOCKS = tiny.levels(True, True, False, kind="Motion")
 
 
 def inputs(batch, frames, height, width, tokens=7, context=24, pooled=16):
@@ -186,12 +167,10 @@ LAYOUTS = {"v1": motion.V1, "v2": motion.V2, "v3": motion.V3, "SDXL-beta": motio
 def test_equals_diffusers_motion_unet(layout, measured):
     """diffusers never pools resnet norms and always pools the motion modules' own: both set so here."""
     ours = LAYOUTS[layout]
-    settings = (SMALL_XL | dict(
-        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion"),
-        up_block_types=("CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion"),
-        num_attention_heads=SMALL_XL["attention_head_dim"],
-    )) if layout == "SDXL-beta" else (SMALL | MOTION_BLOCKS | dict(num_attention_heads=4))  # fmt: skip
-    settings.pop("attention_head_dim")
+    settings = SMALL | MOTION_BLOCKS
+    if layout == "SDXL-beta":
+        settings = SMALL_XL | tiny.levels(False, True, True, kind="Motion")
+    settings |= dict(num_attention_heads=settings.pop("attention_head_dim"))
     yardstick = randomise(
         diffusers.UNetMotionModel(
             **settings,

@@ -15,14 +15,14 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE, TINY_VAE, AutoencoderKL, VAEConfig, sample_posterior
 from i2v_jax.training.reconstruction import Reconstruction, ReconstructionLoss
 from i2v_jax.tree import flatten
+from tests import tiny
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, our_shapes, randomise
 
 # Widths that change and widths that do not, so that both kinds of residual block are there.
 SMALL = dict(
     block_out_channels=(16, 32, 32),
-    down_block_types=("DownEncoderBlock2D",) * 3,
-    up_block_types=("UpDecoderBlock2D",) * 3,
+    **tiny.autoencoder_levels(3),
     layers_per_block=1,
     norm_num_groups=8,
     sample_size=16,

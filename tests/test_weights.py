@@ -25,37 +25,20 @@ from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Tensors, sha256
 from i2v_jax.weights.translate import export_tensors, import_tensors, position_tables, recognise
+from tests import tiny
 from tests.helpers import relative_error
 
 ORACLES = Path(__file__).parent / "data" / "oracles"
-WIDTHS = dict(block_out_channels=(16, 32), norm_num_groups=8)
-UNET = dict(
-    **WIDTHS,
-    layers_per_block=1,
-    cross_attention_dim=24,
-    attention_head_dim=2,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)
-SDXL = dict(
-    use_linear_projection=True,
-    transformer_layers_per_block=(2, 1),
-    addition_embed_type="text_time",
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=64,
-)
-ADAPTER = dict(
-    block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=8, motion_num_attention_heads=2
-)
-CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
+SDXL = tiny.of_xl(2, 1)
 
 
 def unet2d(**changes):
-    return diffusers.UNet2DConditionModel(**(UNET | changes))
+    return diffusers.UNet2DConditionModel(**(tiny.UNET | changes))
 
 
 def motion_adapter(positions=24, mid_block=False):
-    return diffusers.MotionAdapter(**ADAPTER, motion_max_seq_length=positions, use_motion_mid_block=mid_block)
+    settings = tiny.motion((16, 32), heads=2, positions=positions)
+    return diffusers.MotionAdapter(**settings | dict(use_motion_mid_block=mid_block))
 
 
 def motion_unet(**motion):
@@ -63,16 +46,15 @@ def motion_unet(**motion):
 
 
 def text():
-    return transformers.CLIPTextConfig(vocab_size=99, **CLIP)
+    return transformers.CLIPTextConfig(vocab_size=99, **tiny.CLIP)
 
 
 def vision():
-    return transformers.CLIPVisionConfig(image_size=28, patch_size=14, **CLIP)
+    return transformers.CLIPVisionConfig(image_size=28, patch_size=14, **tiny.CLIP)
 
 
 def vae():
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
-    return diffusers.AutoencoderKL(**WIDTHS, **blocks)
+    return diffusers.AutoencoderKL(block_out_channels=(16, 32), norm_num_groups=8, **tiny.autoencoder_levels(2))
 
 
 MODELS = {

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.evaluate import default
-from i2v_jax.errors import InputError, nearest
 
 SWEEPS = {
     "t0": tuple(f"t0={t0} p=1.0" for t0 in (1.0, 0.9, 0.8, 0.7, 0.6)),
@@ -12,9 +12,7 @@ SWEEPS = {
 
 
 def get_config(sweep: str = "t0") -> ConfigDict:
-    if sweep not in SWEEPS:
-        raise InputError(f"prior.py:{sweep}: wanted one of {', '.join(SWEEPS)}.{nearest(sweep, SWEEPS)}")
     config = default.get_config()
-    config.runs = SWEEPS[sweep]
+    config.runs = variants.row(SWEEPS, sweep, "prior.py")
     config.name = f"prior_{sweep}"
     return config

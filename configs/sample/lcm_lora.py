@@ -16,11 +16,6 @@ FAMILIES = dict(
 
 
 def get_config(name: str = "sd15") -> ConfigDict:
-    base, lora = variants.row(FAMILIES, name, "lcm_lora.py")
-    config = base.get_config()
-    config.weights.loras = (lora,)
-    config.negative_prompt = ""
+    config = variants.in_few_steps(FAMILIES, name, "lcm_lora.py")
     config.sampler = "lcm"
-    config.steps = 4
-    config.guidance_scale = 1.0
     return config

@@ -13,12 +13,7 @@ FAMILIES = dict(sd15=(sd15, "h1t/TCD-SD15-LoRA"), sdxl=(sdxl, "h1t/TCD-SDXL-LoRA
 
 
 def get_config(name: str = "sd15") -> ConfigDict:
-    base, lora = variants.row(FAMILIES, name, "tcd_lora.py")
-    config = base.get_config()
-    config.weights.loras = (lora,)
-    config.negative_prompt = ""
+    config = variants.in_few_steps(FAMILIES, name, "tcd_lora.py")
     config.sampler = "tcd"
     config.sampler_options.eta = 0.3
-    config.steps = 4
-    config.guidance_scale = 1.0
     return config

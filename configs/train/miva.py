@@ -56,17 +56,13 @@ def get_config(model: str = "small_world") -> ConfigDict:
 
 def _small_world() -> ConfigDict:
     """The bundled model, 48x48 pixels, on ten clips of a motion that its base does not know."""
-    config = stages.common()
-    config.weights = small_world.weights()
+    config = stages.beside_bundled(learning_rate=2e-3, steps=600)
     config.objective.first_frame = "clean"
     config.objective.image_dropout = 0.15
-    config.optimizer.kind = "adamw"
-    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
     config.data.source = "small_world:swing"
     config.miva.rank = 8
     config.batch = 9
-    config.steps = 600
     config.checkpoints.every_steps = 100
     config.held_out.every_steps = 50
     config.samples.every_steps = 200

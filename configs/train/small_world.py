@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.models import small_world
 from configs.train import sd15_stage1
 from i2v_jax.errors import InputError, nearest
 
@@ -76,6 +77,16 @@ def get_config(stage: str = "adapter") -> ConfigDict:
     config.weights.image_encoder = str(base / "image_encoder")
     config.weights.motion = str(base / "motion.safetensors") if with_motion else ""
     config.update(STAGES[stage])
+    return config
+
+
+def beside_bundled(learning_rate: float, steps: int) -> ConfigDict:
+    """What small parts are trained with, beside the whole bundled model."""
+    config = common()
+    config.weights = small_world.weights()
+    config.optimizer.kind = "adamw"
+    config.optimizer.learning_rate = learning_rate
+    config.steps = steps
     return config
 
 

@@ -12,7 +12,6 @@ modules are left out in training and put back in sampling, for which nothing is 
 from ml_collections import ConfigDict
 
 from configs import variants
-from configs.models import small_world
 from configs.train import sd15_stage2, sdxl
 from configs.train import small_world as stages
 
@@ -38,16 +37,12 @@ def get_config(model: str = "small_world_lora") -> ConfigDict:
 def _small_world(way: str) -> ConfigDict:
     """The bundled model, 48x48 pixels; ten pictures of another look come from its own world:
     `python -m i2v_jax.data.small_world data/blueprint --look=blueprint --clips=10 --size=48`."""
-    config = stages.common()
-    config.weights = small_world.weights()
+    config = stages.beside_bundled(learning_rate=dict(lora=2e-3, whole=2e-4)[way], steps=300)
     _alone(config)
     config.data.source = "data/blueprint"
     config.lora.rank = 8
-    config.optimizer.kind = "adamw"
-    config.optimizer.learning_rate = dict(lora=2e-3, whole=2e-4)[way]
     config.optimizer.warmup_steps = 20
     config.batch = 10
-    config.steps = 300
     config.checkpoints.every_steps = 100
     return config
 

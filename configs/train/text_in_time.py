@@ -10,7 +10,6 @@ For `small_world`, `sd15` (38.7 M trained weights) and `sdxl`. A new adapter cha
 from ml_collections import ConfigDict
 
 from configs import variants
-from configs.models import small_world
 from configs.train import sd15_stage1, sdxl
 from configs.train import small_world as stages
 
@@ -27,13 +26,9 @@ def get_config(model: str = "small_world") -> ConfigDict:
 
 def _small_world() -> ConfigDict:
     """The bundled model, 48x48 pixels, beside its I2V-Adapter."""
-    config = stages.common()
-    config.weights = small_world.weights()
+    config = stages.beside_bundled(learning_rate=1e-3, steps=1500)
     config.objective.timesteps = "cubic"  # where things are at first, so that words can say where they go
     config.objective.image_dropout = 0.15
-    config.optimizer.kind = "adamw"
-    config.optimizer.learning_rate = 1e-3
-    config.steps = 1500
     return config
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 AXES = ("data", "fsdp", "frames")
 
@@ -42,8 +42,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = jax.devices() if devices is None else devices
     for name in shape:
-        if name not in AXES:
-            raise InputError(f"Unknown mesh axis {name!r}; known: {', '.join(AXES)}.{nearest(name, AXES)}")
+        check_known("Unknown mesh axis ", name, AXES)
     sizes = [shape.get(name, 1) for name in AXES]
     given = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
     fixed = math.prod(size for size in sizes if size != -1)

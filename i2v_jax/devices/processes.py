@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 FOLDER = "i2v_jax/failed"  # of the key-value store that JAX's coordinator keeps
 SECONDS = 2.0  # between two looks
@@ -46,8 +46,7 @@ def join(mode: str, coordinator: str | None = None, processes: int | None = None
       InputError: an unknown mode, arguments missing or out of range, or the others cannot be reached.
     """
     modes = ("auto", "flags", "off")
-    if mode not in modes:
-        raise InputError(f"distributed mode {mode!r}; known: {', '.join(modes)}.{nearest(mode, modes)}")
+    check_known("distributed mode ", mode, modes)
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     if mode == "flags":
         if missing := [name for name, value in given.items() if value is None]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from i2v_jax.diffusion.frame_similarity_prior import degrade
 from i2v_jax.diffusion.samplers import Sampler
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 FILTERS = ("butterworth", "gaussian", "ideal", "box")
 
@@ -39,9 +39,7 @@ class FreeInit:
     temporal: float = 0.25
 
     def __post_init__(self):
-        if self.filter not in FILTERS:
-            known = ", ".join(FILTERS)
-            raise InputError(f"free_init.filter={self.filter!r}; known: {known}.{nearest(self.filter, FILTERS)}")
+        check_known("free_init.filter=", self.filter, FILTERS)
         for name, least in (("iterations", 0), ("order", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"free_init.{name}={getattr(self, name)}: wanted {least} or more.")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 KINDS = ("linear", "scaled_linear", "scaled_linear_double", "cosine")
 SCALED_BEFORE = 400
@@ -52,8 +52,7 @@ class NoiseSchedule:
             ("noise schedule", self.kind, KINDS),
             ("prediction type", self.prediction_type, PREDICTION_TYPES),
         ):
-            if given not in known:
-                raise InputError(f"unknown {what} {given!r}; known: {', '.join(known)}.{nearest(given, known)}")
+            check_known(f"unknown {what} ", given, known)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"betas {self.beta_start} .. {self.beta_end} given; wanted 0 < beta_start <= beta_end < 1")
         if not 0 <= self.base_scale <= 1:
@@ -71,11 +70,7 @@ class NoiseSchedule:
         if config.get("trained_betas") is not None:
             raise InputError("the scheduler config has `trained_betas`; wanted a named `beta_schedule` and no table")
         kind = config.get("beta_schedule", "linear")
-        if kind not in DIFFUSERS_KINDS:
-            raise InputError(
-                f"the scheduler config has beta_schedule {kind!r}; known: {', '.join(DIFFUSERS_KINDS)}."
-                + nearest(kind, DIFFUSERS_KINDS)
-            )
+        check_known("the scheduler config has beta_schedule ", kind, DIFFUSERS_KINDS)
         return cls(
             kind=DIFFUSERS_KINDS[kind],
             beta_start=config.get("beta_start", 0.0001),

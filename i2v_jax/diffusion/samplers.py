@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from i2v_jax.diffusion.ldm_ddim import check_eta, ldm_ddim
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.diffusion.sampler import Estimate, Sampler, SamplerState, gaussian_noise, sample
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 __all__ = ("Estimate", "Sampler", "SamplerState", "gaussian_noise", "make", "sample")
 
@@ -220,15 +220,12 @@ def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampl
             a number out of range, or a start at pure noise for a network that predicts epsilon, which says nothing
             there.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}.{nearest(name, SAMPLERS)}")
+    check_known("unknown sampler ", name, SAMPLERS)
     if not 1 <= num_steps <= schedule.num_train_timesteps:
         raise InputError(f"{num_steps} sampling steps given; wanted 1 .. {schedule.num_train_timesteps}")
     own = inspect.signature(SAMPLERS[name]).parameters
     for option, value in options.items():
-        if option not in OPTIONS:
-            known = ", ".join(OPTIONS)
-            raise InputError(f"unknown sampler option {option!r}; known: {known}.{nearest(option, OPTIONS)}")
+        check_known("unknown sampler option ", option, OPTIONS)
         if option not in own and value != OPTIONS[option]:
             raise InputError(f"sampler {name!r} has no {option}, {value!r} given; leave it at {OPTIONS[option]!r}")
     if schedule.base_scale and name != "ldm_ddim":
@@ -237,8 +234,7 @@ def make(name: str, schedule: NoiseSchedule, num_steps: int, **options) -> Sampl
             f"(noise_schedule.base_scale={schedule.base_scale}); wanted ldm_ddim"
         )
     settings = OPTIONS | options
-    if (spacing := settings["spacing"]) not in SPACINGS:
-        raise InputError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}.{nearest(spacing, SPACINGS)}")
+    check_known("unknown spacing ", settings["spacing"], SPACINGS)
     return SAMPLERS[name](schedule, num_steps, **{option: settings[option] for option in OPTIONS if option in own})
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import check_known
 
 
 def keep_mean(
@@ -29,5 +29,4 @@ EMPHASES = {"a1111": keep_mean, "comfyui": from_empty}
 
 def check_emphasis(name: str) -> None:
     """Raises InputError for a name that is not in `EMPHASES`."""
-    if name not in EMPHASES:
-        raise InputError(f"prompt_weighting={name!r}; known: {', '.join(EMPHASES)}.{nearest(name, EMPHASES)}")
+    check_known("prompt_weighting=", name, EMPHASES)

@@ -6,7 +6,7 @@ Pure functions of text: what the weights do is in `encoders.emphasis`, what beco
 import re
 from typing import NamedTuple
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 
 SYNTAXES = ("plain", "weighted")
 MORE, LESS = 1.1, 1 / 1.1
@@ -28,8 +28,7 @@ class Segment(NamedTuple):
 
 def check_syntax(name: str) -> None:
     """Raises InputError for a name that is not in `SYNTAXES`."""
-    if name not in SYNTAXES:
-        raise InputError(f"prompt_syntax={name!r}; known: {', '.join(SYNTAXES)}.{nearest(name, SYNTAXES)}")
+    check_known("prompt_syntax=", name, SYNTAXES)
 
 
 def parse(prompt: str) -> list[list[Segment]]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import check_known
 from i2v_jax.models.kernels.choice import choose
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -73,8 +73,7 @@ def choose_dtype(name: str, platform: str) -> str:
     Raises:
       InputError: an unknown dtype.
     """
-    if name not in DTYPES:
-        raise InputError(f"dtype={name!r}; known: {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
+    check_known("dtype=", name, DTYPES)
     if name == "auto":
         return "float32" if platform == "cpu" else "bfloat16"
     return name

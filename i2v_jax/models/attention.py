@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import check_known
 from i2v_jax.models.layers import Dense
 
 
@@ -37,12 +37,7 @@ def attention(
     Raises:
       InputError: unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise InputError(
-            f"Unknown attention implementation {implementation!r}; known: {known}."
-            + nearest(implementation, IMPLEMENTATIONS)
-        )
+    check_known("Unknown attention implementation ", implementation, IMPLEMENTATIONS)
     run = functools.partial(_run, IMPLEMENTATIONS[implementation])
     return run(q, k, v) if implementation == "xla" else _per_device(run, q, k)(q, k, v)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.attention import merge_heads, split_heads
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Dense, LayerNorm
 
 ACTIVATIONS = {
@@ -24,7 +25,7 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(NetworkConfig):
     """What both encoders have: a transformer with norms before each part. Defaults: the text side of CLIP ViT-L/14.
 
     Attributes:
@@ -218,9 +219,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b s c"]) -> Float[Array, "b s c"]:
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        hidden = ACTIVATIONS[c.hidden_act](Dense(c.mlp_width, name="fc1", **dtypes)(x))
-        return Dense(c.width, name="fc2", **dtypes)(hidden)
+        hidden = ACTIVATIONS[c.hidden_act](Dense(c.mlp_width, name="fc1", **c.dtypes)(x))
+        return Dense(c.width, name="fc2", **c.dtypes)(hidden)
 
 
 class Layer(nn.Module):
@@ -345,8 +345,8 @@ def norm(c: CLIPConfig, name: str) -> LayerNorm:
 
 
 def embed(c: CLIPConfig, rows: int, name: str) -> nn.Embed:
-    return nn.Embed(rows, c.width, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return nn.Embed(rows, c.width, name=name, **c.dtypes)
 
 
 def projection(c: CLIPConfig, name: str) -> Dense:
-    return Dense(c.projection_dim, use_bias=False, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return Dense(c.projection_dim, use_bias=False, name=name, **c.dtypes)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.config import refuse_others
 from i2v_jax.models.layers import Dense, shard
 from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.unet import SD15, SDXL, TINY, UNetConfig, conv, down_and_middle, time_embedding
@@ -43,9 +44,7 @@ class ControlNetConfig(UNetConfig):
         Raises:
           InputError: a setting that this ControlNet does not have.
         """
-        for key, wanted in _FIXED.items():
-            if config.get(key, wanted) != wanted:
-                raise InputError(f"ControlNet config: {key}={config[key]!r} is not supported; wanted {wanted!r}.")
+        refuse_others("ControlNet", config, _FIXED)
         fields = dict(
             picture_widths=tuple(config.get("conditioning_embedding_out_channels") or cls.picture_widths),
             pooled_residuals=config.get("global_pool_conditions", False),
@@ -66,9 +65,9 @@ class ControlNetConfig(UNetConfig):
 
 # Settings of published configs that this ControlNet knows one value of, diffusers' default.
 _FIXED = {
-    "conditioning_channels": 3,
-    "controlnet_conditioning_channel_order": "rgb",
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "conditioning_channels": (3,),
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
 }
 
 
@@ -141,8 +140,9 @@ class ControlNet(nn.Module):
 
         def residual(x, name):
             zeros = nn.initializers.zeros_init()  # a new ControlNet changes nothing
-            dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-            x = Dense(x.shape[-1], kernel_init=zeros, name=name, **dtypes)(x) * jnp.asarray(conditioning_scale, c.dtype)
+            x = Dense(x.shape[-1], kernel_init=zeros, name=name, **c.dtypes)(x) * jnp.asarray(
+                conditioning_scale, c.dtype
+            )
             return jnp.mean(x, (2, 3), keepdims=True) if c.pooled_residuals else x
 
         down = [residual(output, f"controlnet_down_blocks_{i}") for i, output in enumerate(outputs)]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import check_known
 
 IMPLEMENTATIONS = ("xla", "winograd")
 
@@ -28,12 +28,7 @@ def conv3x3(
     Raises:
       InputError: unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise InputError(
-            f"Unknown convolution implementation {implementation!r}; known: {known}."
-            + nearest(implementation, IMPLEMENTATIONS)
-        )
+    check_known("Unknown convolution implementation ", implementation, IMPLEMENTATIONS)
     plain = stride == 1 and padding == ((1, 1), (1, 1)) and x.shape[-1] >= 16 and kernel.shape[-1] >= 16
     if implementation == "winograd" and plain:
         if min(x.shape[1:3]) < 8:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Dense
 from i2v_jax.models.video_convnext import ConvNeXtConfig, VideoConvNeXt
 from i2v_jax.models.video_swin import SwinConfig, VideoSwin
@@ -22,7 +23,7 @@ STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class DOVERConfig:
+class DOVERConfig(NetworkConfig):
     """Shape and arithmetic of DOVER.
 
     Attributes:
@@ -41,9 +42,8 @@ class DOVERConfig:
 
     def branches(self) -> tuple[SwinConfig, ConvNeXtConfig]:
         """Returns the branches' configs with what is set for both."""
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        aesthetic = dataclasses.replace(self.aesthetic, convolution=self.convolution, **dtypes)
-        return dataclasses.replace(self.technical, **dtypes), aesthetic
+        aesthetic = dataclasses.replace(self.aesthetic, convolution=self.convolution, **self.dtypes)
+        return dataclasses.replace(self.technical, **self.dtypes), aesthetic
 
 
 PUBLISHED = DOVERConfig()
@@ -63,7 +63,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d h w c"]) -> Float[Array, "b d h w"]:
-        dtypes = dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+        dtypes = self.config.dtypes
         hidden = nn.gelu(Dense(self.config.head, name="fc_hid", **dtypes)(x), approximate=False)
         return Dense(1, name="fc_last", **dtypes)(hidden)[..., 0].astype(jnp.float32)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from i2v_jax.errors import InputError
 from i2v_jax.models.attention import Attention, attention, merge_heads, split_heads
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.config import LevelledConfig
 from i2v_jax.models.layers import (
     Conv,
     Dense,
@@ -36,7 +37,7 @@ INIT_HEADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamiCrafterConfig:
+class DynamiCrafterConfig(LevelledConfig):
     """Shape and arithmetic of the UNet. Tuples have an entry per level, the finest first. Defaults: as published.
 
     Attributes:
@@ -100,16 +101,6 @@ class DynamiCrafterConfig:
     def latent_channels(self) -> int:
         """Channels of the noisy latents."""
         return self.out_channels
-
-    @property
-    def downscale(self) -> int:
-        """Factor between the finest and the coarsest level."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @property
-    def dtypes(self) -> dict[str, Any]:
-        """Of a layer."""
-        return dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
 
 DYNAMICRAFTER = DynamiCrafterConfig()  # 512, 1024 and the interpolation model

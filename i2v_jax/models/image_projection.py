@@ -17,13 +17,14 @@ from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.attention import attention, merge_heads, split_heads
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Dense, LayerNorm
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageProjectionConfig:
+class ImageProjectionConfig(NetworkConfig):
     """The linear projection. Defaults: `ip-adapter_sd15`.
 
     Attributes:
@@ -44,7 +45,7 @@ class ImageProjectionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResamplerConfig:
+class ResamplerConfig(NetworkConfig):
     """The resampler. Defaults: `ip-adapter-plus_sd15`, which the published I2V-Adapter uses.
 
     Attributes:
@@ -85,7 +86,7 @@ class VideoResamplerConfig(ResamplerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class StateProjectionConfig:
+class StateProjectionConfig(NetworkConfig):
     """The small network, of each state by itself. Defaults: `ip-adapter-full-face_sd15`.
 
     Attributes:
@@ -104,7 +105,7 @@ class StateProjectionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FaceProjectionConfig:
+class FaceProjectionConfig(NetworkConfig):
     """FaceID's network: of a face embedding alone. Defaults: `ip-adapter-faceid_sd15`.
 
     Attributes:
@@ -244,9 +245,7 @@ class ImageProjection(nn.Module):
     def __call__(self, image_embeds: Float[Array, "b e"]) -> Float[Array, "b n d"]:
         """Returns the image tokens of `CLIPVisionOutput.image_embeds`."""
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        tokens = Dense(c.num_tokens * c.cross_attention_dim, name="proj", **dtypes)(image_embeds)
-        return LayerNorm(name="norm", **dtypes)(tokens.reshape(-1, c.num_tokens, c.cross_attention_dim))
+        return split_into_tokens(c, Dense(c.num_tokens * c.cross_attention_dim, name="proj", **c.dtypes)(image_embeds))
 
 
 class PerceiverAttention(nn.Module):
@@ -257,10 +256,9 @@ class PerceiverAttention(nn.Module):
     @nn.compact
     def __call__(self, latents: Float[Array, "b n c"], states: Float[Array, "b t c"]) -> Float[Array, "b n c"]:
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        dense = functools.partial(Dense, use_bias=False, **dtypes)
-        states = LayerNorm(name="norm1", **dtypes)(states)
-        latents = LayerNorm(name="norm2", **dtypes)(latents)
+        dense = functools.partial(Dense, use_bias=False, **c.dtypes)
+        states = LayerNorm(name="norm1", **c.dtypes)(states)
+        latents = LayerNorm(name="norm2", **c.dtypes)(latents)
         both = jnp.concatenate([states, latents], 1)
         inner = c.num_heads * c.head_dim
         query = dense(inner, name="to_q")(latents)
@@ -278,9 +276,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        hidden = Dense(c.mlp_width, use_bias=False, name="proj_in", **dtypes)(LayerNorm(name="norm", **dtypes)(x))
-        return Dense(c.width, use_bias=False, name="proj_out", **dtypes)(nn.gelu(hidden, approximate=False))
+        hidden = Dense(c.mlp_width, use_bias=False, name="proj_in", **c.dtypes)(LayerNorm(name="norm", **c.dtypes)(x))
+        return Dense(c.width, use_bias=False, name="proj_out", **c.dtypes)(nn.gelu(hidden, approximate=False))
 
 
 class ResamplerLayer(nn.Module):
@@ -303,14 +300,9 @@ class Resampler(nn.Module):
     def __call__(self, states: Float[Array, "b t e"]) -> Float[Array, "b n d"]:
         """Returns the image tokens of `CLIPVisionOutput.penultimate`; any number of states."""
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         init = nn.initializers.normal(c.width**-0.5)
         latents = jnp.asarray(self.param("latents", init, (c.num_tokens, c.width), c.param_dtype), c.dtype)
-        latents = jnp.broadcast_to(latents, (states.shape[0], *latents.shape))
-        states = Dense(c.width, name="proj_in", **dtypes)(states)
-        for i in range(c.depth):
-            latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
-        return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(latents))
+        return read_states(c, jnp.broadcast_to(latents, (states.shape[0], *latents.shape)), states)
 
 
 class StateProjection(nn.Module):
@@ -322,9 +314,8 @@ class StateProjection(nn.Module):
     def __call__(self, states: Float[Array, "b t e"]) -> Float[Array, "b t d"]:
         """Returns the image tokens of `CLIPVisionOutput.penultimate`."""
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        hidden = nn.gelu(Dense(c.embed_dim, name="proj_in", **dtypes)(states), approximate=False)
-        return LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(hidden))
+        hidden = nn.gelu(Dense(c.embed_dim, name="proj_in", **c.dtypes)(states), approximate=False)
+        return to_tokens(c, hidden)
 
 
 class FaceProjection(nn.Module):
@@ -336,10 +327,8 @@ class FaceProjection(nn.Module):
     def __call__(self, faces: Float[Array, "b e"]) -> Float[Array, "b n d"]:
         """Returns the image tokens of face embeddings."""
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        hidden = nn.gelu(Dense(c.face_width, name="proj_in", **dtypes)(faces), approximate=False)
-        tokens = Dense(c.num_tokens * c.cross_attention_dim, name="proj_out", **dtypes)(hidden)
-        return LayerNorm(name="norm", **dtypes)(tokens.reshape(-1, c.num_tokens, c.cross_attention_dim))
+        hidden = nn.gelu(Dense(c.face_width, name="proj_in", **c.dtypes)(faces), approximate=False)
+        return split_into_tokens(c, Dense(c.num_tokens * c.cross_attention_dim, name="proj_out", **c.dtypes)(hidden))
 
 
 class FaceResampler(nn.Module):
@@ -351,11 +340,32 @@ class FaceResampler(nn.Module):
     def __call__(self, faces: Float[Array, "b e"], states: Float[Array, "b t s"]) -> Float[Array, "b n d"]:
         """Returns the image tokens of face embeddings and of `CLIPVisionOutput.penultimate` of the faces' pictures."""
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        projection = FaceProjectionConfig(c.face_dim, c.face_width, c.num_tokens, c.width, **dtypes)
-        face = latents = FaceProjection(projection, name="face")(faces)
-        states = Dense(c.width, name="proj_in", **dtypes)(states)
-        for i in range(c.depth):
-            latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
-        tokens = LayerNorm(name="norm_out", **dtypes)(Dense(c.cross_attention_dim, name="proj_out", **dtypes)(latents))
+        projection = FaceProjectionConfig(c.face_dim, c.face_width, c.num_tokens, c.width, **c.dtypes)
+        face = FaceProjection(projection, name="face")(faces)
+        tokens = read_states(c, face, states)
         return face + tokens if c.shortcut else tokens
+
+
+# What several of them do: to be called in a compact method, whose module then holds the layers.
+
+
+def split_into_tokens(
+    c: ImageProjectionConfig | FaceProjectionConfig, x: Float[Array, "b nd"]
+) -> Float[Array, "b n d"]:
+    """All tokens of a picture side by side, each normed by itself."""
+    return LayerNorm(name="norm", **c.dtypes)(x.reshape(-1, c.num_tokens, c.cross_attention_dim))
+
+
+def to_tokens(c: ResamplerConfig | StateProjectionConfig, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+    """Brings each state to a token's width, and norms it."""
+    return LayerNorm(name="norm_out", **c.dtypes)(Dense(c.cross_attention_dim, name="proj_out", **c.dtypes)(x))
+
+
+def read_states(
+    c: ResamplerConfig, latents: Float[Array, "b n c"], states: Float[Array, "b t e"]
+) -> Float[Array, "b n d"]:
+    """The resampler's layers: latents read a picture's states and become its tokens."""
+    states = Dense(c.width, name="proj_in", **c.dtypes)(states)
+    for i in range(c.depth):
+        latents = ResamplerLayer(c, name=f"layers_{i}")(latents, states)
+    return to_tokens(c, latents)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Conv, Dense, shard
 
 KINDS = ("full_adapter", "light_adapter", "full_adapter_xl")
@@ -22,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclasses.dataclass(frozen=True)
-class T2IAdapterConfig:
+class T2IAdapterConfig(NetworkConfig):
     """Shape and arithmetic of a T2I-Adapter.
 
     Attributes:
@@ -196,9 +197,9 @@ def average_pairs(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h2 w2 c"]:
 
 
 def conv(c: T2IAdapterConfig, features: int, name: str) -> Conv:
-    return Conv(features, implementation=c.convolution, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return Conv(features, implementation=c.convolution, name=name, **c.dtypes)
 
 
 def dense(c: T2IAdapterConfig, features: int, name: str) -> Dense:
     """A 1x1 convolution."""
-    return Dense(features, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return Dense(features, name=name, **c.dtypes)

@@ -16,6 +16,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared, adapter
 from i2v_jax.models.adapters.miva import MivaConfig, masks_of_levels
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.config import LevelledConfig, refuse_others
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig, MotionModule, PictureInput
 from i2v_jax.models.remat import remat
@@ -43,7 +44,7 @@ class AddedConditioning:
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(LevelledConfig):
     """Shape and arithmetic of a UNet. Tuples have an entry per level, the finest first.
 
     Attributes:
@@ -108,11 +109,6 @@ class UNetConfig:
         """Channels of the noisy latents, all that its first layer takes."""
         return self.in_channels
 
-    @property
-    def downscale(self) -> int:
-        """Factor between the finest and the coarsest level."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "UNetConfig":
         """Reads the `config.json` of a diffusers UNet2DConditionModel or UNetMotionModel (or their 3D namesakes).
@@ -120,9 +116,7 @@ class UNetConfig:
         Raises:
           InputError: a setting that this UNet does not have.
         """
-        for key, wanted in _FIXED.items():
-            if config.get(key, wanted[0]) not in wanted:
-                raise InputError(f"UNet config: {key}={config[key]!r} is not supported; wanted {wanted[0]!r}.")
+        refuse_others("UNet", config, _FIXED)
         widths = tuple(config["block_out_channels"])
 
         def per_level(value):
@@ -349,7 +343,6 @@ class UNet(nn.Module):
             the collection `DEEP` if that is mutable; they then do not run.
         """
         c = self.config
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         sample = shard(sample, "batch", "frames", "height", "width", None)
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
         masks = masks_of_levels(conditions.miva_masks, len(c.block_out_channels))
@@ -377,7 +370,7 @@ class UNet(nn.Module):
         if not self.is_initializing():
             self.sow(DEEP, "features", x)
         x = UpBlock(c, 0, name=f"up_blocks_{coarsest}")(x, skips, shared)
-        x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **dtypes)(x))
+        x = nn.silu(GroupNorm(c.norm_groups, pooled=c.pooled_norms, name="conv_norm_out", **c.dtypes)(x))
         x = conv(c, c.out_channels, "conv_out")(x)
         return shard(x, "batch", "frames", "height", "width", None)
 
@@ -438,9 +431,8 @@ def resnet(c: UNetConfig, level: int, name: str) -> ResnetBlock:
         c.norm_groups,
         pooled_norms=c.pooled_norms,
         convolution=c.convolution,
-        dtype=c.dtype,
-        param_dtype=c.param_dtype,
         name=name,
+        **c.dtypes,
     )
 
 
@@ -471,4 +463,4 @@ def picture_input(c: UNetConfig) -> PictureInput:
 
 
 def conv(c: UNetConfig, features: int, name: str, stride: int = 1) -> Conv:
-    return Conv(features, stride, implementation=c.convolution, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return Conv(features, stride, implementation=c.convolution, name=name, **c.dtypes)

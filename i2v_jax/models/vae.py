@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.attention import attention, merge_heads, split_heads
+from i2v_jax.models.config import LevelledConfig, refuse_others
 from i2v_jax.models.layers import Conv, Dense, GroupNorm
 from i2v_jax.models.resnet import ResnetBlock, nearest_resize
 
@@ -20,7 +21,7 @@ _EPSILON = 1e-6  # of every group norm in these networks; their UNets have 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(LevelledConfig):
     """Shape and arithmetic of an autoencoder.
 
     Attributes:
@@ -44,11 +45,6 @@ class VAEConfig:
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @property
-    def downscale(self) -> int:
-        """Side of a picture over side of its latents."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "VAEConfig":
         """Reads the `config.json` of a diffusers AutoencoderKL.
@@ -56,9 +52,7 @@ class VAEConfig:
         Raises:
           InputError: a setting that this autoencoder does not have.
         """
-        for key, wanted in _FIXED.items():
-            if config.get(key, wanted) != wanted:
-                raise InputError(f"VAE config: {key}={config[key]!r} is not supported; wanted {wanted!r}.")
+        refuse_others("VAE", config, _FIXED)
         for key, wanted in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if set(config.get(key, (wanted,))) != {wanted}:
                 raise InputError(f"VAE config: {key}={config[key]!r} is not supported; wanted {wanted!r} throughout.")
@@ -87,15 +81,15 @@ _KEYS = (
 )
 # Settings of published configs that this autoencoder knows one value of, diffusers' default.
 _FIXED = {
-    "act_fn": "silu",
-    "in_channels": 3,
-    "out_channels": 3,
-    "latents_mean": None,
-    "latents_std": None,
-    "mid_block_add_attention": True,
-    "shift_factor": None,
-    "use_post_quant_conv": True,
-    "use_quant_conv": True,
+    "act_fn": ("silu",),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
 }
 
 SD_VAE = VAEConfig()
@@ -256,20 +250,18 @@ def resnet(c: VAEConfig, features: int, name: str) -> ResnetBlock:
         c.norm_groups,
         _EPSILON,
         convolution=c.convolution,
-        dtype=c.dtype,
-        param_dtype=c.param_dtype,
         name=name,
+        **c.dtypes,
     )
 
 
 def norm(c: VAEConfig, name: str) -> GroupNorm:
-    return GroupNorm(c.norm_groups, _EPSILON, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return GroupNorm(c.norm_groups, _EPSILON, name=name, **c.dtypes)
 
 
 def conv(c: VAEConfig, features: int, name: str, **geometry) -> Conv:
-    dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-    return Conv(features, implementation=c.convolution, name=name, **geometry, **dtypes)
+    return Conv(features, implementation=c.convolution, name=name, **geometry, **c.dtypes)
 
 
 def dense(c: VAEConfig, features: int, name: str | None) -> Dense:
-    return Dense(features, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return Dense(features, name=name, **c.dtypes)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Dense, LayerNorm, parameter
 from i2v_jax.models.video_swin import Patches
 
@@ -20,7 +21,7 @@ SIDE = 7  # height and width of the depthwise kernels
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXtConfig:
+class ConvNeXtConfig(NetworkConfig):
     """Shape and arithmetic of an inflated ConvNeXt.
 
     Attributes:
@@ -75,7 +76,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         c, width = self.config, x.shape[-1]
         y = Depthwise(self.frames, c, name="dwconv")(x)
-        dense = functools.partial(Dense, dtype=c.dtype, param_dtype=c.param_dtype)
+        dense = functools.partial(Dense, **c.dtypes)
         y = nn.gelu(dense(4 * width, name="pwconv1")(norm(c, "norm")(y)), approximate=False)
         gamma = parameter(self, "gamma", nn.initializers.constant(1e-6), (width,), c.param_dtype)
         return x + jnp.asarray(gamma, c.dtype) * dense(width, name="pwconv2")(y)
@@ -139,4 +140,4 @@ class VideoConvNeXt(nn.Module):
 
 
 def norm(c: ConvNeXtConfig, name: str) -> LayerNorm:
-    return LayerNorm(EPSILON, dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return LayerNorm(EPSILON, name=name, **c.dtypes)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Dense, LayerNorm, parameter
 
 Sides = tuple[int, int, int]  # frames, height, width
@@ -23,7 +24,7 @@ ROWS = 2**24  # attention scores, all windows' together, that are computed at on
 
 
 @dataclasses.dataclass(frozen=True)
-class SwinConfig:
+class SwinConfig(NetworkConfig):
     """Shape and arithmetic of a 3-D Swin transformer.
 
     Attributes:
@@ -121,14 +122,13 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n t c"], windows: Windows) -> Float[Array, "b n t c"]:
         c, width = self.config, x.shape[-1]
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        qkv = Dense(3 * width, name="qkv", **dtypes)(x).reshape(-1, x.shape[2], 3, self.heads, width // self.heads)
+        qkv = Dense(3 * width, name="qkv", **c.dtypes)(x).reshape(-1, x.shape[2], 3, self.heads, width // self.heads)
         q, k, v = (jnp.moveaxis(qkv[:, :, i], 2, 1) for i in range(3))  # [windows, heads, tokens, width]
         q = q * (width // self.heads) ** -0.5
         far = self.biases("relative_position_bias_table", x.shape[2])
         near = self.biases("fragment_position_bias_table", x.shape[2]) if self.fragments else None
         attended = attend(q, k, v, far, near, windows)
-        return Dense(width, name="proj", **dtypes)(jnp.moveaxis(attended, 1, 2).reshape(x.shape))
+        return Dense(width, name="proj", **c.dtypes)(jnp.moveaxis(attended, 1, 2).reshape(x.shape))
 
     def biases(self, name: str, tokens: int) -> Float[Array, "h t t"]:
         """Returns what a table adds to the attention of each pair of a window's tokens."""
@@ -192,9 +192,8 @@ class Block(nn.Module):
         y = jnp.pad(y, [(0, 0), *((0, padded - side) for padded, side in zip(windows.sides, sides)), (0, 0)])
         y = WindowAttention(self.heads, self.fragments, c, name="attn")(windows.cut(y), windows)
         x = x + windows.join(y)[:, : sides[0], : sides[1], : sides[2]]
-        dtypes = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        hidden = Dense(c.mlp_ratio * width, name="fc1", **dtypes)(norm(c, "norm2")(x))
-        return x + Dense(width, name="fc2", **dtypes)(nn.gelu(hidden, approximate=False))
+        hidden = Dense(c.mlp_ratio * width, name="fc1", **c.dtypes)(norm(c, "norm2")(x))
+        return x + Dense(width, name="fc2", **c.dtypes)(nn.gelu(hidden, approximate=False))
 
 
 class Stage(nn.Module):
@@ -212,7 +211,7 @@ class Stage(nn.Module):
             return x
         x = jnp.pad(x, [(0, 0), (0, 0), (0, x.shape[2] % 2), (0, x.shape[3] % 2), (0, 0)])
         x = jnp.concatenate([x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)], -1)
-        dense = functools.partial(Dense, use_bias=False, dtype=c.dtype, param_dtype=c.param_dtype)
+        dense = functools.partial(Dense, use_bias=False, **c.dtypes)
         return dense(x.shape[-1] // 2, name="downsample_reduction")(norm(c, "downsample_norm")(x))
 
 
@@ -266,4 +265,4 @@ class Patches(nn.Module):
 
 
 def norm(c: SwinConfig, name: str) -> LayerNorm:
-    return LayerNorm(dtype=c.dtype, param_dtype=c.param_dtype, name=name)
+    return LayerNorm(name=name, **c.dtypes)

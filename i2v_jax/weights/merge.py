@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known, nearest
 from i2v_jax.weights import task_vectors
 from i2v_jax.weights.task_vectors import Expression, Masks
 from i2v_jax.weights.tensors import Entry
@@ -66,8 +66,7 @@ class Recipe:
             InputError: something cannot be read, or is of no use.
         """
         models, numbers = tuple(models), dict(numbers or {})
-        if unmatched not in UNMATCHED:
-            raise InputError(f"unmatched={unmatched!r}; known: {', '.join(UNMATCHED)}.{nearest(unmatched, UNMATCHED)}")
+        check_known("unmatched=", unmatched, UNMATCHED)
         names = [*models, *numbers, *results]
         for name in names:
             if not name.isidentifier() or names.count(name) > 1:

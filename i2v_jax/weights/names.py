@@ -106,6 +106,11 @@ def under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     return [Row(theirs + row.theirs, ours + row.ours, row.kind, row.piece) for row in rows]
 
 
+def alike(**kinds: Kind) -> list[Row]:
+    """Returns the rows of layers that have the same name there and here: name -> kind."""
+    return [Row(name, name, kind) for name, kind in kinds.items()]
+
+
 class Index(NamedTuple):
     """The rows of a table, and their tensors by the outlines of their names there and of their paths here."""
 

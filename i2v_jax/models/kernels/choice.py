@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from i2v_jax.errors import InputError, nearest
+from i2v_jax.errors import InputError, check_known
 from i2v_jax.models import attention as attentions
 from i2v_jax.models import convolution as convolutions
 
@@ -53,8 +53,7 @@ def choose(device: jax.Device, dtype: Any, attention: str = "auto", convolution:
     given = dict(attention=attention, convolution=convolution)
     for what, name in given.items():
         known = ("auto", *KNOWN[what])
-        if name not in known:
-            raise InputError(f"Unknown {what} {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
+        check_known(f"Unknown {what} ", name, known)
     if attention == "cudnn" and not (platform == "cuda" and jnp.dtype(dtype).itemsize == 2):
         raise InputError(
             f"attention='cudnn' runs on NVIDIA GPUs in bfloat16; this is {platform} in {jnp.dtype(dtype).name}. "

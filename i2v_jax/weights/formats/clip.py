@@ -6,35 +6,29 @@ from there by anything but its own `save_pretrained` has those names.
 
 from collections.abc import Iterable
 
-from i2v_jax.weights.names import BUFFER, CONV, DENSE, EMBEDDING, NORM, RAW, FamilyTable, Row, Table, under
+from i2v_jax.weights.names import BUFFER, CONV, DENSE, EMBEDDING, NORM, RAW, FamilyTable, Row, Table, alike, under
 
 CLIP_LAYER = [
-    Row("layer_norm1", "layer_norm1", NORM),
-    *(Row(f"self_attn.{name}_proj", f"self_attn/{name}_proj", DENSE) for name in ("q", "k", "v", "out")),
-    Row("layer_norm2", "layer_norm2", NORM),
-    Row("mlp.fc1", "mlp/fc1", DENSE),
-    Row("mlp.fc2", "mlp/fc2", DENSE),
+    *alike(layer_norm1=NORM),
+    *under("self_attn.", "self_attn/", alike(q_proj=DENSE, k_proj=DENSE, v_proj=DENSE, out_proj=DENSE)),
+    *alike(layer_norm2=NORM),
+    *under("mlp.", "mlp/", alike(fc1=DENSE, fc2=DENSE)),
 ]
+TEXT_TABLES = alike(token_embedding=EMBEDDING, position_embedding=EMBEDDING, position_ids=BUFFER)
 CLIP_TEXT_ROWS = [
-    Row("text_model.embeddings.token_embedding", "token_embedding", EMBEDDING),
-    Row("text_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
-    Row("text_model.embeddings.position_ids", "position_ids", BUFFER),
+    *under("text_model.embeddings.", "", TEXT_TABLES),
     *under("text_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
-    Row("text_model.final_layer_norm", "final_layer_norm", NORM),
-    Row("text_projection", "text_projection", DENSE),
-    Row("logit_scale", "logit_scale", BUFFER),
+    *under("text_model.", "", alike(final_layer_norm=NORM)),
+    *alike(text_projection=DENSE, logit_scale=BUFFER),
 ]
 CLIP_TEXT = Table("transformers CLIP text", CLIP_TEXT_ROWS)
+PICTURE_TABLES = alike(class_embedding=RAW, patch_embedding=CONV, position_embedding=EMBEDDING, position_ids=BUFFER)
 CLIP_VISION_ROWS = [
-    Row("vision_model.embeddings.class_embedding", "class_embedding", RAW),
-    Row("vision_model.embeddings.patch_embedding", "patch_embedding", CONV),
-    Row("vision_model.embeddings.position_embedding", "position_embedding", EMBEDDING),
-    Row("vision_model.embeddings.position_ids", "position_ids", BUFFER),
+    *under("vision_model.embeddings.", "", PICTURE_TABLES),
     Row("vision_model.pre_layrnorm", "pre_layernorm", NORM),  # the spelling of transformers
     *under("vision_model.encoder.layers.{i}.", "layers_{i}/", CLIP_LAYER),
-    Row("vision_model.post_layernorm", "post_layernorm", NORM),
-    Row("visual_projection", "visual_projection", DENSE),
-    Row("logit_scale", "logit_scale", BUFFER),
+    *under("vision_model.", "", alike(post_layernorm=NORM)),
+    *alike(visual_projection=DENSE, logit_scale=BUFFER),
 ]
 CLIP_VISION = Table("transformers CLIP vision", CLIP_VISION_ROWS)
 

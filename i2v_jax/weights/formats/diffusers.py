@@ -20,23 +20,12 @@ from i2v_jax.weights.names import (
     Kind,
     Row,
     Table,
+    alike,
     under,
 )
 
-RESNET = [
-    Row("norm1", "norm1", NORM),
-    Row("conv1", "conv1", CONV),
-    Row("time_emb_proj", "time_emb_proj", DENSE),
-    Row("norm2", "norm2", NORM),
-    Row("conv2", "conv2", CONV),
-    Row("conv_shortcut", "conv_shortcut", DENSE_AS_CONV),
-]
-ATTENTION = [
-    Row("to_q", "to_q", DENSE),
-    Row("to_k", "to_k", DENSE),
-    Row("to_v", "to_v", DENSE),
-    Row("to_out.0", "to_out", DENSE),
-]
+RESNET = alike(norm1=NORM, conv1=CONV, time_emb_proj=DENSE, norm2=NORM, conv2=CONV, conv_shortcut=DENSE_AS_CONV)
+ATTENTION = [*alike(to_q=DENSE, to_k=DENSE, to_v=DENSE), Row("to_out.0", "to_out", DENSE)]
 FEED_FORWARD = [Row("net.0.proj", "proj_in", DENSE), Row("net.2", "proj_out", DENSE)]
 BLOCK = [
     Row("norm1", "norm1", NORM),
@@ -77,39 +66,29 @@ def motion_adapter_rows(prefix: str = "") -> list[Row]:
     ]
 
 
-def _transformer(projection: Kind, adapters: list[Row]) -> list[Row]:
-    blocks = BLOCK + adapters
+def transformer_rows(projection: Kind, block: Iterable[Row] = BLOCK) -> list[Row]:
+    """Returns the rows of a transformer of such blocks between two projections."""
     return [
-        Row("norm", "norm", NORM),
-        Row("proj_in", "proj_in", projection),
-        *under("transformer_blocks.{k}.", "blocks_{k}/", blocks),
-        Row("proj_out", "proj_out", projection),
-    ]
-
-
-def _motion(blocks: list[Row]) -> list[Row]:
-    return [
-        Row("norm", "norm", NORM),
-        Row("proj_in", "proj_in", DENSE),
-        *under("transformer_blocks.{k}.", "blocks_{k}/", blocks),
-        Row("proj_out", "proj_out", DENSE),
+        *alike(norm=NORM, proj_in=projection),
+        *under("transformer_blocks.{k}.", "blocks_{k}/", block),
+        *alike(proj_out=projection),
     ]
 
 
 def _original_motion(positions: str) -> list[Row]:
-    return _motion(
-        [
-            Row("norms.0", "norm1", NORM),
-            *under("attention_blocks.0.", "attn1/", [*ATTENTION, Row(positions, "positions", BUFFER)]),
-            Row("norms.1", "norm2", NORM),
-            *under("attention_blocks.1.", "attn2/", [*ATTENTION, Row(positions, "positions", BUFFER)]),
-            Row("ff_norm", "norm3", NORM),
-            *under("ff.", "ff/", FEED_FORWARD),
-        ]
-    )
+    attention = [*ATTENTION, Row(positions, "positions", BUFFER)]
+    block = [
+        Row("norms.0", "norm1", NORM),
+        *under("attention_blocks.0.", "attn1/", attention),
+        Row("norms.1", "norm2", NORM),
+        *under("attention_blocks.1.", "attn2/", attention),
+        Row("ff_norm", "norm3", NORM),
+        *under("ff.", "ff/", FEED_FORWARD),
+    ]
+    return transformer_rows(DENSE, block)
 
 
-DIFFUSERS_MOTION = _motion([*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
+DIFFUSERS_MOTION = transformer_rows(DENSE, [*BLOCK, Row("pos_embed.pe", "attn1/positions", BUFFER)])
 INNER = "temporal_transformer."
 ORIGINAL_MOTION = under(INNER, "", _original_motion("pos_encoder.pe"))
 HOTSHOT_MOTION = _original_motion("pos_encoder.positional_encoding")
@@ -127,14 +106,14 @@ def unet_rows(
         adapters: rows of adapters, below a transformer's block.
         modules: what the motion modules of a block are called.
     """
-    transformer = _transformer(projection, list(adapters))
+    transformer = transformer_rows(projection, [*BLOCK, *adapters])
     layer = [
         *under("resnets.{j}.", "layers_{j}/resnet/", RESNET),
         *under("attentions.{j}.", "layers_{j}/attention/", transformer),
         *under(f"{modules}.{{j}}.", "layers_{j}/motion/", motion),
     ]
     return [
-        Row("conv_in", "conv_in", CONV),
+        *alike(conv_in=CONV),
         Row("time_embedding.linear_{n}", "time_embedding/linear_{n}", DENSE),
         Row("add_embedding.linear_{n}", "add_embedding/linear_{n}", DENSE),
         *under("down_blocks.{i}.", "down_blocks_{i}/", layer),
@@ -144,8 +123,7 @@ def unet_rows(
         *under(f"mid_block.{modules}.0.", "mid_block/motion/", motion),
         *under("up_blocks.{i}.", "up_blocks_{i}/", layer),
         Row("up_blocks.{i}.upsamplers.0.conv", "up_blocks_{i}/upsample", CONV),
-        Row("conv_norm_out", "conv_norm_out", NORM),
-        Row("conv_out", "conv_out", CONV),
+        *alike(conv_norm_out=NORM, conv_out=CONV),
     ]
 
 
@@ -199,36 +177,29 @@ def _motion_rows(motion: list[Row]) -> list[Row]:
 PIA = _pia("PIA", ORIGINAL_MOTION)
 DIFFUSERS_PIA = _pia("diffusers MotionAdapter of PIA", DIFFUSERS_MOTION)
 
-VAE_ATTENTION = [Row("group_norm", "group_norm", NORM), *ATTENTION]
+VAE_ATTENTION = [*alike(group_norm=NORM), *ATTENTION]
 
 
 def _old_vae_attention(kind) -> list[Row]:
-    return [
-        Row("group_norm", "group_norm", NORM),
-        Row("query", "to_q", kind),
-        Row("key", "to_k", kind),
-        Row("value", "to_v", kind),
-        Row("proj_attn", "to_out", kind),
-    ]
+    names = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out")
+    return [*alike(group_norm=NORM), *(Row(theirs, ours, kind) for theirs, ours in names.items())]
 
 
 def _vae(attention: list[Row]) -> list[Row]:
     def half(side: str, resample: Row) -> list[Row]:
         return [
-            Row("conv_in", "conv_in", CONV),
+            *alike(conv_in=CONV),
             *under(f"{side}_blocks.{{i}}.resnets.{{j}}.", f"{side}_blocks_{{i}}/resnets_{{j}}/", RESNET),
             *under(f"{side}_blocks.{{i}}.", f"{side}_blocks_{{i}}/", [resample]),
             *under("mid_block.resnets.{j}.", "mid_block/resnet_{j}/", RESNET),
             *under("mid_block.attentions.0.", "mid_block/attention/", attention),
-            Row("conv_norm_out", "conv_norm_out", NORM),
-            Row("conv_out", "conv_out", CONV),
+            *alike(conv_norm_out=NORM, conv_out=CONV),
         ]
 
     return [
         *under("encoder.", "encoder/", half("down", Row("downsamplers.0.conv", "downsample", CONV))),
         *under("decoder.", "decoder/", half("up", Row("upsamplers.0.conv", "upsample", CONV))),
-        Row("quant_conv", "quant_conv", DENSE_AS_CONV),
-        Row("post_quant_conv", "post_quant_conv", DENSE_AS_CONV),
+        *alike(quant_conv=DENSE_AS_CONV, post_quant_conv=DENSE_AS_CONV),
     ]
 
 

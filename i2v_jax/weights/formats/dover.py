@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from i2v_jax.weights.names import BUFFER, DENSE, NORM, RAW, SAME, Kind, Layout, Row, Table, under
+from i2v_jax.weights.names import BUFFER, DENSE, NORM, RAW, SAME, Kind, Layout, Row, Table, alike, under
 
 
 def _of_one(weight: np.ndarray) -> np.ndarray:
@@ -26,40 +26,28 @@ DENSE_AS_CONV3D: Kind = {
 INDEX = "relative_position_index"
 
 _SWIN_BLOCK = [
-    Row("norm1", "norm1", NORM),
-    Row("attn.relative_position_bias_table", "attn/relative_position_bias_table", RAW),
-    Row("attn.fragment_position_bias_table", "attn/fragment_position_bias_table", RAW),
-    Row(f"attn.{INDEX}", f"attn/{INDEX}", BUFFER),
-    Row("attn.qkv", "attn/qkv", DENSE),
-    Row("attn.proj", "attn/proj", DENSE),
-    Row("norm2", "norm2", NORM),
-    Row("mlp.fc1", "fc1", DENSE),
-    Row("mlp.fc2", "fc2", DENSE),
+    *alike(norm1=NORM),
+    *under("attn.", "attn/", alike(relative_position_bias_table=RAW, fragment_position_bias_table=RAW)),
+    *under("attn.", "attn/", alike(**{INDEX: BUFFER}, qkv=DENSE, proj=DENSE)),
+    *alike(norm2=NORM),
+    *under("mlp.", "", alike(fc1=DENSE, fc2=DENSE)),
 ]
 _SWIN = [
-    Row("patch_embed.proj", "patch_embed/proj", CONV3D),
-    Row("patch_embed.norm", "patch_embed/norm", NORM),
+    *under("patch_embed.", "patch_embed/", alike(proj=CONV3D, norm=NORM)),
     *under("layers.{i}.blocks.{j}.", "layers_{i}/blocks_{j}/", _SWIN_BLOCK),
-    Row("layers.{i}.downsample.reduction", "layers_{i}/downsample_reduction", DENSE),
-    Row("layers.{i}.downsample.norm", "layers_{i}/downsample_norm", NORM),
-    Row("norm", "norm", NORM),
+    *under("layers.{i}.downsample.", "layers_{i}/downsample_", alike(reduction=DENSE, norm=NORM)),
+    *alike(norm=NORM),
 ]
-_CONVNEXT_BLOCK = [
-    Row("gamma", "gamma", RAW),
-    Row("dwconv", "dwconv", CONV3D),
-    Row("norm", "norm", NORM),
-    Row("pwconv1", "pwconv1", DENSE),
-    Row("pwconv2", "pwconv2", DENSE),
-]
+_CONVNEXT_BLOCK = alike(gamma=RAW, dwconv=CONV3D, norm=NORM, pwconv1=DENSE, pwconv2=DENSE)
 _CONVNEXT = [
     Row("downsample_layers.0.0", "downsample_0/conv", CONV3D),
     Row("downsample_layers.0.1", "downsample_0/norm", NORM),
     Row("downsample_layers.{i}.0", "downsample_{i}/norm", NORM),
     Row("downsample_layers.{i}.1", "downsample_{i}/conv", CONV3D),
     *under("stages.{i}.{j}.", "stages_{i}/blocks_{j}/", _CONVNEXT_BLOCK),
-    Row("norm", "norm", NORM),
+    *alike(norm=NORM),
 ]
-_HEAD = [Row(name, name, DENSE_AS_CONV3D) for name in ("fc_hid", "fc_last")]
+_HEAD = alike(fc_hid=DENSE_AS_CONV3D, fc_last=DENSE_AS_CONV3D)
 
 DOVER = Table(
     "DOVER",

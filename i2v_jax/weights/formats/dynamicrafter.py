@@ -6,7 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from i2v_jax.weights.formats.diffusers import BLOCK
 from i2v_jax.weights.formats.ip_adapter import RESAMPLER
-from i2v_jax.weights.formats.original import OPENCLIP_LAYER, RESNET, Blocks, blocks_of_file, blocks_of_tree
+from i2v_jax.weights.formats.original import (
+    OPENCLIP_LAYER,
+    RESNET,
+    Blocks,
+    blocks_of_file,
+    blocks_of_tree,
+    numbered_rows,
+)
 from i2v_jax.weights.names import (
     CONV,
     DENSE,
@@ -18,6 +25,7 @@ from i2v_jax.weights.names import (
     Layout,
     Row,
     Table,
+    alike,
     under,
 )
 
@@ -58,20 +66,14 @@ TEMPORAL_CONVS = [
         Row(f"temopral_conv.conv{i}.{2 if i == 1 else 3}", f"temporal_conv/conv{i}", CONV_OVER_TIME),
     )
 ]
-IMAGE_KEYS = [
-    Row("attn2.to_k_ip", "attn2/to_k_ip", DENSE),
-    Row("attn2.to_v_ip", "attn2/to_v_ip", DENSE),
-    Row("attn2.alpha", "attn2/alpha", RAW),
-]
+IMAGE_KEYS = under("attn2.", "attn2/", alike(to_k_ip=DENSE, to_v_ip=DENSE, alpha=RAW))
 
 
 def _transformer(projection: Kind, more: Iterable[Row] = ()) -> list[Row]:
     return [
-        Row("norm", "norm", NORM),
-        Row("proj_in", "proj_in", projection),
-        Row("cc_projection", "cc_projection", DENSE),  # EDG's, stage 1
+        *alike(norm=NORM, proj_in=projection, cc_projection=DENSE),  # the last: EDG's, stage 1
         *under("transformer_blocks.0.", "blocks_0/", [*BLOCK, *more]),
-        Row("proj_out", "proj_out", projection),
+        *alike(proj_out=projection),
     ]
 
 
@@ -95,7 +97,7 @@ def _numbered(rows: Iterable[Row], number: int) -> list[Row]:
 
 def unet_rows(blocks: Blocks, frame_rate: str) -> list[Row]:
     """Returns the rows of a UNet of these blocks; `frame_rate` is the name of that embedding."""
-    rows = [
+    return [
         Row("time_embed.0", "time_embedding/linear_1", DENSE),
         Row("time_embed.2", "time_embedding/linear_2", DENSE),
         Row(f"{frame_rate}.0", "fps_embedding/linear_1", DENSE),
@@ -110,20 +112,8 @@ def unet_rows(blocks: Blocks, frame_rate: str) -> list[Row]:
         *under("middle_block.3.", "mid_block/", _numbered(TEMPORAL_CONVS, 1)),
         Row("out.0", "conv_norm_out", NORM),
         Row("out.2", "conv_out", CONV),
+        *numbered_rows(blocks, _layer, transformers=2),
     ]
-    for number in sorted(blocks.down):
-        level, index = divmod(number - 1, blocks.period)
-        if index == blocks.period - 1:
-            rows.append(Row(f"input_blocks.{number}.0.op", f"down_blocks_{level}/downsample", CONV))
-        else:
-            rows += _layer(f"input_blocks.{number}", f"down_blocks_{level}/layers_{index}")
-    for number, has_transformers in sorted(blocks.up.items()):
-        level, index = divmod(number, blocks.period)
-        rows += _layer(f"output_blocks.{number}", f"up_blocks_{level}/layers_{index}")
-        if index == blocks.period - 1:
-            at = 3 if has_transformers else 1
-            rows.append(Row(f"output_blocks.{number}.{at}.conv", f"up_blocks_{level}/upsample", CONV))
-    return rows
 
 
 def is_dynamicrafter(paths: Iterable[str]) -> bool:
@@ -152,7 +142,7 @@ DYNAMICRAFTER_PROJECTION = Table(
     "DynamiCrafter image projection (image_proj_model.*)", under("image_proj_model.", "", RESAMPLER)
 )
 OPENCLIP_VISION_ROWS = [
-    Row("class_embedding", "class_embedding", RAW),
+    *alike(class_embedding=RAW),
     Row("positional_embedding", "position_embedding/embedding", RAW),
     Row("conv1", "patch_embedding", CONV),
     Row("ln_pre", "pre_layernorm", NORM),

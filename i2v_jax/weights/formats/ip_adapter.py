@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from i2v_jax.models.adapters.image_tokens import IMAGE_TOKENS
 from i2v_jax.models.unet import SD15, SDXL, UNetConfig
 from i2v_jax.weights.formats.diffusers import ATTENTION, FEED_FORWARD
-from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, MATRIX, NORM, FamilyTable, Kind, Row, Table, under
+from i2v_jax.weights.names import BATCH_OF_ONE, DENSE, MATRIX, NORM, FamilyTable, Kind, Row, Table, alike, under
 
 PATHS = rf"image_proj/.*|unet/.*/attn2/{IMAGE_TOKENS.name}/.*|unet/.*/attn[12]/to_\w+/lora/\w+"
 """What such a file holds, by our paths."""
@@ -71,12 +71,7 @@ def _image_projection(
     return FamilyTable(name, of_file, of_tree)
 
 
-ENDS = [
-    Row("latents", "latents", BATCH_OF_ONE),
-    Row("proj_in", "proj_in", DENSE),
-    Row("proj_out", "proj_out", DENSE),
-    Row("norm_out", "norm_out", NORM),
-]
+ENDS = alike(latents=BATCH_OF_ONE, proj_in=DENSE, proj_out=DENSE, norm_out=NORM)
 RESAMPLER = [
     *ENDS,
     *under(

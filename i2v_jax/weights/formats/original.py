@@ -6,11 +6,11 @@ decoder's levels from the other end; so those tables are made for each file or t
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from i2v_jax.weights.formats.clip import CLIP_TEXT_ROWS, without
-from i2v_jax.weights.formats.diffusers import BLOCK
+from i2v_jax.weights.formats.diffusers import transformer_rows
 from i2v_jax.weights.names import (
     BUFFER,
     CONV,
@@ -26,6 +26,7 @@ from i2v_jax.weights.names import (
     Match,
     Row,
     Table,
+    alike,
     under,
 )
 
@@ -79,21 +80,42 @@ def blocks_of_tree(paths: Iterable[str]) -> Blocks:
     return Blocks(period, down | {(level + 1) * period for level in levels}, up)
 
 
+def numbered_rows(blocks: Blocks, layer: Callable[[str, str], list[Row]], transformers: int) -> list[Row]:
+    """Returns the rows of the numbered blocks.
+
+    Args:
+        blocks: which there are.
+        layer: gives the rows of a layer of a name there and a path here.
+        transformers: parts of a layer that come between its residual block and an upsampler, where it has them.
+    """
+    rows = []
+    for number in sorted(blocks.down):
+        level, index = divmod(number - 1, blocks.period)
+        if index == blocks.period - 1:
+            rows.append(Row(f"input_blocks.{number}.0.op", f"down_blocks_{level}/downsample", CONV))
+        else:
+            rows += layer(f"input_blocks.{number}", f"down_blocks_{level}/layers_{index}")
+    for number, has_transformers in sorted(blocks.up.items()):
+        level, index = divmod(number, blocks.period)
+        rows += layer(f"output_blocks.{number}", f"up_blocks_{level}/layers_{index}")
+        if index == blocks.period - 1:
+            at = 1 + transformers * has_transformers
+            rows.append(Row(f"output_blocks.{number}.{at}.conv", f"up_blocks_{level}/upsample", CONV))
+    return rows
+
+
 def _network(blocks: Blocks, projection: Kind) -> list[Row]:
     """What UNets and ControlNets share, and the up blocks, which a ControlNet has no blocks of."""
-    transformer = [
-        Row("norm", "norm", NORM),
-        Row("proj_in", "proj_in", projection),
-        *under("transformer_blocks.{k}.", "blocks_{k}/", BLOCK),
-        Row("proj_out", "proj_out", projection),
-    ]
+    transformer = transformer_rows(projection)
 
     def layer(theirs: str, ours: str) -> list[Row]:
         return under(f"{theirs}.0.", f"{ours}/resnet/", RESNET) + under(
             f"{theirs}.1.", f"{ours}/attention/", transformer
         )
 
-    rows = [
+    if not blocks.down:
+        return []
+    return [
         Row("time_embed.0", "time_embedding/linear_1", DENSE),
         Row("time_embed.2", "time_embedding/linear_2", DENSE),
         Row("label_emb.0.0", "add_embedding/linear_1", DENSE),
@@ -102,19 +124,8 @@ def _network(blocks: Blocks, projection: Kind) -> list[Row]:
         *under("middle_block.0.", "mid_block/resnet_0/", RESNET),
         *under("middle_block.1.", "mid_block/attention/", transformer),
         *under("middle_block.2.", "mid_block/resnet_1/", RESNET),
+        *numbered_rows(blocks, layer, transformers=1),
     ]
-    for number in sorted(blocks.down):
-        level, index = divmod(number - 1, blocks.period)
-        if index == blocks.period - 1:
-            rows.append(Row(f"input_blocks.{number}.0.op", f"down_blocks_{level}/downsample", CONV))
-        else:
-            rows += layer(f"input_blocks.{number}", f"down_blocks_{level}/layers_{index}")
-    for number, has_transformer in sorted(blocks.up.items()):
-        level, index = divmod(number, blocks.period)
-        rows += layer(f"output_blocks.{number}", f"up_blocks_{level}/layers_{index}")
-        if index == blocks.period - 1:
-            rows.append(Row(f"output_blocks.{number}.{1 + has_transformer}.conv", f"up_blocks_{level}/upsample", CONV))
-    return rows if blocks.down else []
 
 
 def unet_rows(blocks: Blocks, projection: Kind) -> list[Row]:
@@ -196,14 +207,11 @@ def _controlnet_table(prefix: str, projection: Kind) -> Table:
 
 
 VAE_RESNET = [
-    Row("norm1", "norm1", NORM),
-    Row("conv1", "conv1", CONV),
-    Row("norm2", "norm2", NORM),
-    Row("conv2", "conv2", CONV),
+    *alike(norm1=NORM, conv1=CONV, norm2=NORM, conv2=CONV),
     Row("nin_shortcut", "conv_shortcut", DENSE_AS_CONV),
 ]
 VAE_HALF = [
-    Row("conv_in", "conv_in", CONV),
+    *alike(conv_in=CONV),
     *under("mid.block_1.", "mid_block/resnet_0/", VAE_RESNET),
     Row("mid.attn_1.norm", "mid_block/attention/group_norm", NORM),
     *(Row(f"mid.attn_1.{name}", f"mid_block/attention/to_{name}", DENSE_AS_CONV) for name in "qkv"),
@@ -236,8 +244,7 @@ def _vae_rows(up_levels: set[int]) -> list[Row]:
         *under("encoder.down.{i}.block.{j}.", "encoder/down_blocks_{i}/resnets_{j}/", VAE_RESNET),
         Row("encoder.down.{i}.downsample.conv", "encoder/down_blocks_{i}/downsample", CONV),
         *under("decoder.", "decoder/", VAE_HALF),
-        Row("quant_conv", "quant_conv", DENSE_AS_CONV),
-        Row("post_quant_conv", "post_quant_conv", DENSE_AS_CONV),
+        *alike(quant_conv=DENSE_AS_CONV, post_quant_conv=DENSE_AS_CONV),
         *VAE_TRAINING,
     ]
     for level in sorted(up_levels):
@@ -278,12 +285,12 @@ OPENCLIP_LAYER = [
     Row("mlp.c_proj", "mlp/fc2", DENSE),
 ]
 OPENCLIP_ROWS = [
-    Row("token_embedding", "token_embedding", EMBEDDING),
+    *alike(token_embedding=EMBEDDING),
     Row("positional_embedding", "position_embedding/embedding", RAW),
     *under("transformer.resblocks.{i}.", "layers_{i}/", OPENCLIP_LAYER),
     Row("ln_final", "final_layer_norm", NORM),
     Row("text_projection", "text_projection/kernel", RAW),
-    Row("logit_scale", "logit_scale", BUFFER),
+    *alike(logit_scale=BUFFER),
 ]
 
 
