@@ -20,7 +20,7 @@ test: .venv/.installed-test .venv/.installed-plan
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-newest: .venv-newest/.installed
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(NEWEST_TESTS) -k "not flax_models"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(NEWEST_TESTS) -k "not flax_models and not flax_folder"
 
 small-world: .venv/.installed
 	$(BIN)/python -m assets.make_small_world

@@ -60,7 +60,7 @@ def measure(videos: list[flow.Video], clips: list[RenderedClip], embed) -> dict[
         values = (
             float(all(told == shown for told, shown in by_flow)),
             float(all(told == shown for told, shown in by_rendering)),
-            metrics.psnr(video[1:][subject], clip.video[1:][subject]),
+            metrics.psnr(video[1:][subject][None, None], clip.video[1:][subject][None, None]),
             metrics.clip_temp(of_picture, np.stack(of_frames)),
         )
         for column, value in zip(COLUMNS, values):

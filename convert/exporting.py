@@ -169,13 +169,15 @@ FOLDERS = {
         "sparse_controlnet": (sparse_control.DIFFUSERS_SPARSE, sparse_control.DIFFUSERS_SPARSE_LINEAR),
         "t2i_adapter": (t2i_adapter.DIFFUSERS_T2I,),
         "vae": (diffusers.DIFFUSERS_VAE,),
-        "text_encoder": (clip.CLIP_TEXT,),
-        "text_encoder_2": (clip.CLIP_TEXT,),
-        "image_encoder": (clip.CLIP_VISION,),
+        "text_encoder": (clip.CLIP_TEXT, clip.CLIP_TEXT_FLAT),
+        "text_encoder_2": (clip.CLIP_TEXT, clip.CLIP_TEXT_FLAT),
+        "image_encoder": (clip.CLIP_VISION, clip.CLIP_VISION_FLAT),
     },
     "flax": FLAX_TABLES,
 }
-"""Formats of folders: component -> the names that such a folder is written in."""
+"""Formats of folders: component -> the names that such a folder may have."""
+NEWER = {table.name: table for table in (clip.CLIP_TEXT_FLAT, clip.CLIP_VISION_FLAT)}
+"""Names of transformers 5.6 and later, which are written where they came and no format is asked for."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -416,6 +418,7 @@ def _write_folder(
             variant=arguments.write_variant,
             max_shard_bytes=arguments.shard_size,
             flax=to == "flax",
+            names=NEWER.get("".join(checkpoint.formats.get(name, []))) if arguments.to is None else None,
             progress=progress,
         )
     if not alone and "unet" in checkpoint.components:

@@ -151,9 +151,14 @@ def original_vae(model, prefix=VAE_PREFIX):
 
 
 def original_clip(model, prefix):
+    """Names as such files have them, whichever the installed transformers gives its modules."""
     positions = torch.arange(77)[None]
-    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    state = {f"{prefix}text_model.{name}": tensor for name, tensor in flat(model).items()}
     return state | {f"{prefix}text_model.embeddings.position_ids": positions}
+
+
+def flat(model):
+    return {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
 
 
 def original_openclip(model, prefix=OPENCLIP_PREFIX):
@@ -238,7 +243,8 @@ def test_files_by_hand_are_what_diffusers_takes_for_the_original_layout():
         torch.testing.assert_close(vae, dict(models["vae"].state_dict()), rtol=0, atol=0)
         clip = single_file_utils.convert_ldm_clip_checkpoint(file)
         del clip["text_model.embeddings.position_ids"]
-        torch.testing.assert_close(clip, dict(models["text_encoder"].state_dict()), rtol=0, atol=0)
+        clip = {name.removeprefix("text_model."): tensor for name, tensor in clip.items()}
+        torch.testing.assert_close(clip, flat(models["text_encoder"]), rtol=0, atol=0)
     openclip = models["text_encoder_2"]
     converted = single_file_utils.convert_open_clip_checkpoint(openclip, file, OPENCLIP_PREFIX)
     torch.testing.assert_close(converted, dict(openclip.state_dict()), rtol=0, atol=0)

@@ -370,7 +370,7 @@ def test_old_vae_attention_names(convolutional, tmp_path):
 
 
 def test_both_encoders_of_a_whole_clip(tmp_path):
-    config = transformers.CLIPConfig(text().to_dict(), vision().to_dict(), projection_dim=24)
+    config = transformers.CLIPConfig(text_config=text().to_dict(), vision_config=vision().to_dict(), projection_dim=24)
     clip = transformers.CLIPModel(config)
     clip.save_pretrained(tmp_path)
     state = state_of(clip)

@@ -83,6 +83,7 @@ def write_component(
     variant: str | None = None,
     max_shard_bytes: int | None = None,
     flax: bool = False,
+    names: Table | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Writes a component's folder. Of a UNet: a UNetMotionModel, a UNet2DConditionModel, or its MotionAdapter alone.
@@ -97,6 +98,7 @@ def write_component(
         variant: what stands in the files' names, such as `fp16`; the dtype is the parameters'.
         max_shard_bytes: the most that a file holds before the weights are split and get an index.
         flax: write what diffusers 0.39 and transformers 4.57 load into their Flax models, one `.msgpack`.
+        names: that tensors are written in, where these are not the usual ones of such a folder.
         progress: called with the bytes of each tensor once they are written.
 
     Raises:
@@ -110,7 +112,7 @@ def write_component(
     stem = STEMS.get(component, "diffusion_pytorch_model")
     if flax:
         table = FLAX_TABLES[component][-1 if getattr(config, "linear_projection", False) else 0]
-    tensors = export_tensors(parameters, table, buffers)
+    tensors = export_tensors(parameters, names or table, buffers)
     _write_json(folder / "config.json", _completed(settings, raw_config or {}, parameters))
     if flax:
         save_msgpack(folder / f"{FLAX_STEMS[stem]}.msgpack", tensors, progress)
