@@ -32,10 +32,12 @@ from i2v_jax.weights.formats import (
     clip,
     controlnet,
     diffusers,
+    dino,
     dover,
     dynamicrafter,
     ip_adapter,
     lora,
+    lpips,
     original,
     raft,
     sparse_control,
@@ -58,7 +60,7 @@ from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
 CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
-AFTERWARDS = ("raft", "dover", "upscaler")
+AFTERWARDS = ("raft", "dover", "lpips", "dino", "upscaler")
 """Networks that look at videos, or change them."""
 CONFIGURED = ("unet", *CONTROLS, *AFTERWARDS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
@@ -133,6 +135,8 @@ LAYOUTS = {
         {"upscaler": (upscaler.REAL_ESRGAN, upscaler.COMPACT)}, nesting=None, prefix="params_ema."
     ),
     "esrgan": FileLayout({"upscaler": (upscaler.ESRGAN, upscaler.ESRGAN_CODE)}, nesting=""),
+    "lpips": FileLayout({"lpips": (lpips.LPIPS_ALEX, lpips.LPIPS_VGG)}, nesting=""),
+    "dino": FileLayout({"dino": (dino.DINO,)}, nesting=""),
     "raft-torchvision": FileLayout({"raft": (raft.TORCHVISION_RAFT,)}, nesting=""),
     "t2i-adapter": FileLayout({"t2i_adapter": (t2i_adapter.ORIGINAL_T2I,)}),
     "ip-adapter": FileLayout(
@@ -384,6 +388,8 @@ def _table(checkpoint: Checkpoint, component: str, to: str | None) -> Table:
         return candidates[checkpoint.components[component].config.compact]
     if to == "raft" and component == "raft":
         return candidates[0 if checkpoint.components[component].config.separable else -1]
+    if to == "lpips":
+        return candidates[checkpoint.components[component].config.backbone == "vgg"]
     for candidate in candidates:
         if [candidate.name] == came_in:
             return candidate

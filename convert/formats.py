@@ -13,6 +13,8 @@ FORMATS = {
     "dover": "DOVER, the network of video quality (DOVER.pth)",
     "real-esrgan": "an upscaler as Real-ESRGAN's files have it (RealESRGAN_x4plus.pth)",
     "esrgan": "an upscaler in the layout of ESRGAN's first files, which most programs read",
+    "lpips": "the classifier of LPIPS with its heads, as the package lpips has them",
+    "dino": "DINO's vision transformer (dino_vitbase16_pretrain.pth)",
     "ip-adapter": "an IP-Adapter: image projection and numbered attention weights",
     "kohya": "LoRA as kohya-ss's scripts write it",
     "peft": "LoRA as diffusers and PEFT write it",

@@ -222,6 +222,11 @@ def _measuring(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     if shapes:
         found = infer_config("upscaler", shapes)
         yield f"{'SRVGGNet' if found.compact else 'RRDBNet'}, an upscaler by {found.scale}"
+    if any(path.startswith("lpips/") for path in paths):
+        backbone = "VGG16" if "lpips/features_2/kernel" in paths else "AlexNet"
+        yield f"{backbone}, the classifier of LPIPS: how alike pictures look"
+    if any(path.startswith("dino/") for path in paths):
+        yield "DINO, whether pictures are of one subject"
 
 
 def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNetConfig
+from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
 from i2v_jax.models.image_projection import (
@@ -23,6 +24,7 @@ from i2v_jax.models.image_projection import (
     StateProjectionConfig,
     VideoResamplerConfig,
 )
+from i2v_jax.models.lpips import LPIPSConfig
 from i2v_jax.models.networks import module_of
 from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig
@@ -33,9 +35,11 @@ from i2v_jax.models.vae import VAEConfig
 from i2v_jax.weights.formats import (
     clip,
     controlnet,
+    dino,
     dover,
     dynamicrafter,
     ip_adapter,
+    lpips,
     raft,
     sparse_control,
     t2i_adapter,
@@ -308,6 +312,8 @@ NETWORKS: Mapping[type, Network] = {
     RAFTConfig: _of_others("RAFT", raft.TORCHVISION_RAFT),
     DOVERConfig: _of_others("DOVER", dover.DOVER),
     UpscalerConfig: _of_others("upscaler", upscaler.REAL_ESRGAN),
+    LPIPSConfig: _of_others("LPIPS", lpips.TORCHVISION_CLASSIFIER),
+    DINOConfig: _of_others("DINO", dino.DINO),
     DynamiCrafterConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_UNETS[False]),
     VideoResamplerConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_PROJECTION),
 }

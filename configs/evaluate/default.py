@@ -54,6 +54,8 @@ def get_config() -> ConfigDict:
             raft="",  # RAFT, such as raft-things.pth
             dover="",  # DOVER.pth
             clip="",  # a CLIP with both projections, such as openai/clip-vit-base-patch32
+            lpips="",  # alexnet-owt-7be5be79.pth or vgg16-397923af.pth
+            dino="",  # dino_vitbase16_pretrain.pth
         )
     )
     config.published = ""  # rows of the paper beside: table1, table2, table3

@@ -16,6 +16,7 @@ SUMMARIES = {
     "convert": "moves weights between PyTorch and JAX: import, export, inspect, verify, diff, merge",
     "plan": "says what of a run fits a TPU slice, and how long it takes",
     "controls": "shows what a control network will see of a video, pictures or poses",
+    "study": "asks people which of several models' videos they prefer, blindly",
     "store": "runs the frozen encoders over clips once, for training",
     "finish": "makes a video ready for posting: aspect, text, logo, music, format",
 }
@@ -46,7 +47,7 @@ def run_command() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as `python -m convert`
         sys.path.insert(0, str(commands.ROOT))
         sys.exit(importlib.import_module("convert.__main__").main())
-    elif name == "controls":
+    elif name in ("controls", "study"):
         importlib.import_module(f"{MODULES[name]}.__main__").main()
     else:
         importlib.import_module(MODULES[name]).main()

@@ -11,6 +11,7 @@ MODULES = {  # name of the command: its module
     "convert": "convert",
     "plan": "i2v_jax.planning.plan",
     "controls": "i2v_jax.sampling.controls",
+    "study": "i2v_jax.evaluation.study",
     "store": "i2v_jax.training.store",
     "finish": "i2v_jax.finishing.finish",
 }

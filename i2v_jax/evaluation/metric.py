@@ -53,6 +53,12 @@ class Networks(Protocol):
 
     def text_embedding(self, prompt: str) -> Float[np.ndarray, " d"]: ...
 
+    def looks_apart(
+        self, first: Float[np.ndarray, "n h w 3"], second: Float[np.ndarray, "n h w 3"]
+    ) -> Float[np.ndarray, " n"]: ...
+
+    def subject_embeddings(self, pixels: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:

@@ -1,4 +1,4 @@
-"""The networks that metrics need, RAFT, DOVER and CLIP: loaded once, jitted, run in batches over devices.
+"""The networks that metrics need, RAFT, DOVER, CLIP, ...: loaded once, jitted, run in batches over devices.
 
 Inputs are cut into batches of one size, so that a long video takes no more memory than a short one, and nothing is
 compiled twice.
@@ -21,12 +21,14 @@ from i2v_jax.evaluation.metric import Case
 from i2v_jax.evaluation.sets import stamp
 from i2v_jax.hub import local
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
+from i2v_jax.models.dino import DINO
 from i2v_jax.models.dover import DOVER, normalised
 from i2v_jax.models.kernels.choice import fastest, platform_of
+from i2v_jax.models.lpips import LPIPS
 from i2v_jax.models.raft import RAFT
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import load_image_encoder, load_text_encoder
-from i2v_jax.weights.measuring import load_dover, load_raft
+from i2v_jax.weights.measuring import load_dino, load_dover, load_lpips, load_raft
 
 ITERATIONS = 20
 """Of RAFT, as EvalCrafter and VBench run it."""
@@ -34,7 +36,8 @@ LEAST_SIDE = 128
 """Of pictures that the published RAFT gives numbers for; smaller ones are enlarged for it."""
 CORRELATIONS = 2**27  # of all pairs of a batch: about 1 GB with the pyramid's borders
 PAIRS = 8  # the most in a batch, of each device
-PICTURES = 16  # in a batch of CLIP, of each device
+PICTURES = 16  # in a batch of CLIP or DINO, of each device
+LOOKS = 2  # pairs of pictures in a batch of LPIPS, of each device
 
 
 class Need(NamedTuple):
@@ -49,6 +52,10 @@ NEEDS = {
     "raft": Need("RAFT", "raft-things.pth", "princeton-vl/RAFT's models.zip, or raft_large_C_T_V1 of torchvision"),
     "dover": Need("DOVER", "DOVER.pth", "the releases of VQAssessment/DOVER"),
     "clip": Need("CLIP ViT-B/32", "openai/clip-vit-base-patch32", "the hub, where there is a network"),
+    "lpips": Need("LPIPS's AlexNet", "alexnet-owt-7be5be79.pth", "torchvision's AlexNet_Weights.IMAGENET1K_V1"),
+    "dino": Need(
+        "DINO ViT-B/16", "dino_vitbase16_pretrain.pth", "facebookresearch/dino, or facebook/dino-vitb16 of the hub"
+    ),
 }
 """Key of `config.metric_weights` -> what it takes."""
 
@@ -90,7 +97,7 @@ class Networks:
         """Loads a network, so that what is wrong with its file is said before anything is measured."""
         getattr(self, f"_{name}")
 
-    def _loaded(self, load: Callable[..., tuple[Any, Any]], name: str, **options: Any) -> tuple[Any, Any]:
+    def _loaded(self, load: Callable[..., tuple[Any, ...]], name: str, **options: Any) -> tuple[Any, ...]:
         if name not in self.sources:
             raise InputError(missing(name, [f"what {NEEDS[name].title} tells"]))
         return load(self.sources[name], place=lambda path, array: jax.device_put(array, self.everywhere), **options)
@@ -142,6 +149,29 @@ class Networks:
             return of_text(text_parameters, tokenizer.encode([prompt], truncate=True))[0]
 
         return vision.image_size, functools.partial(of_pictures, parameters), of_prompt
+
+    @functools.cached_property
+    def _lpips(self) -> Callable[..., Array]:
+        config, parameters, heads = self._loaded(load_lpips, "lpips", convolution=self.computed["convolution"])
+        heads = [jax.device_put(head, self.everywhere) for head in heads]
+
+        @jax.jit
+        def run(parameters, heads, first, second):
+            with jax.default_matmul_precision("highest"):
+                return LPIPS(config).apply({"params": parameters}, first, second, heads)
+
+        return functools.partial(run, parameters, heads)
+
+    @functools.cached_property
+    def _dino(self) -> Callable[..., Array]:
+        config, parameters = self._loaded(load_dino, "dino")
+
+        @jax.jit
+        def run(parameters, pixels):
+            with jax.default_matmul_precision("highest"):
+                return DINO(config).apply({"params": parameters}, pixels)
+
+        return functools.partial(run, parameters)
 
     def _batches(self, run: Callable[..., Array], size: int, *arrays: np.ndarray) -> np.ndarray:
         """Runs a network on arrays of a common first axis, `size` of each device at a time, or a power of 2 below."""
@@ -204,3 +234,13 @@ class Networks:
     def text_embedding(self, prompt: str) -> Float[np.ndarray, " d"]:
         """Returns CLIP's projected embedding of a text; what is longer than its 77 tokens is cut off."""
         return np.asarray(self._clip[2](prompt))
+
+    def looks_apart(
+        self, first: Float[np.ndarray, "n h w 3"], second: Float[np.ndarray, "n h w 3"]
+    ) -> Float[np.ndarray, " n"]:
+        """Returns LPIPS of pairs of pictures of -1 to 1, sides of 31 pixels or more."""
+        return self._batches(self._lpips, LOOKS, np.float32(first), np.float32(second))
+
+    def subject_embeddings(self, pixels: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
+        """Returns DINO's embeddings, of any length, of normalised pixels, see `models.dino`."""
+        return self._batches(self._dino, PICTURES, np.float32(pixels))

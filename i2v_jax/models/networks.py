@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from i2v_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, CLIPVisionEncoder
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
+from i2v_jax.models.dino import DINO, DINOConfig
 from i2v_jax.models.dover import DOVER, DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig, DynamiCrafterUNet
 from i2v_jax.models.image_projection import (
@@ -30,6 +31,7 @@ from i2v_jax.models.image_projection import (
     StateProjectionConfig,
     VideoResamplerConfig,
 )
+from i2v_jax.models.lpips import LEAST_SIDE, LPIPS, LPIPSConfig
 from i2v_jax.models.raft import RAFT, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
 from i2v_jax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
@@ -141,6 +143,14 @@ def _upscaler_inputs(config: UpscalerConfig) -> tuple[Any, ...]:
     return (_array((1, 2 * config.unshuffle, 2 * config.unshuffle, config.channels)),)
 
 
+def _lpips_inputs(config: LPIPSConfig) -> tuple[Any, ...]:
+    return (_array((1, LEAST_SIDE, LEAST_SIDE, 3)),) * 2
+
+
+def _dino_inputs(config: DINOConfig) -> tuple[Any, ...]:
+    return (_array((1, config.patch_size, config.patch_size, 3)),)
+
+
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
     DynamiCrafterConfig: Network("unet", DynamiCrafterUNet, _dynamicrafter_inputs),
@@ -159,4 +169,6 @@ NETWORKS: Mapping[type, Network] = {
     RAFTConfig: Network("raft", RAFT, _raft_inputs),
     DOVERConfig: Network("dover", DOVER, _dover_inputs),
     UpscalerConfig: Network("upscaler", Upscaler, _upscaler_inputs),
+    LPIPSConfig: Network("lpips", LPIPS, _lpips_inputs),
+    DINOConfig: Network("dino", DINO, _dino_inputs),
 }

@@ -16,9 +16,11 @@ from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, by_site
 from i2v_jax.models.adapters.text_in_time import NAME
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from i2v_jax.models.controlnet import ControlNetConfig, of_unet
+from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
 from i2v_jax.models.dynamicrafter import DYNAMICRAFTER_256, INIT_HEADS, DynamiCrafterConfig
 from i2v_jax.models.image_projection import AnyConfig, config_from_shapes
+from i2v_jax.models.lpips import BACKBONES, LPIPSConfig
 from i2v_jax.models.motion import PICTURE_INPUT, MotionConfig
 from i2v_jax.models.raft import LARGE, SMALL, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig, of_controlnet
@@ -339,6 +341,26 @@ def _convnext(shapes: Shapes) -> ConvNeXtConfig:
     )
 
 
+def _lpips(shapes: Shapes, known: Mapping[str, Any]) -> LPIPSConfig:
+    def found(backbone):
+        last = [stage.layers[-1].number for stage in BACKBONES[backbone]]
+        return [shapes.get(f"features_{number}/kernel", ()) for number in last]
+
+    backbone = max(BACKBONES, key=lambda name: sum(len(shape) == 4 for shape in found(name)))
+    widths = [_axis(f"features of {backbone}, stage {i}", shape, -1) for i, shape in enumerate(found(backbone), 1)]
+    return LPIPSConfig(backbone, tuple(widths))
+
+
+def _dino(shapes: Shapes, known: Mapping[str, Any]) -> DINOConfig:
+    patch, _, _, width = _shape(shapes, "patch_embedding/kernel", 4)
+    places = _shape(shapes, "positions", 3)[1]
+    grid = math.isqrt(max(places - 1, 0))
+    if not grid or grid**2 + 1 != places:
+        raise InputError(f"'positions' has {places} rows; wanted one more than a square.")
+    fields = _clip_fields(shapes, width, "none")
+    return DINOConfig(**fields, num_heads=max(1, width // 64), patch_size=patch, grid=grid)
+
+
 def _numbered(paths: Iterable[str], pattern: str) -> int:
     """How many numbers paths have in the place of a pattern's group, counted from 0."""
     return _count({int(match[1]): path for path in paths if (match := re.fullmatch(pattern, path))})
@@ -358,6 +380,8 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "raft": _raft,
     "dover": _dover,
     "upscaler": _upscaler,
+    "lpips": _lpips,
+    "dino": _dino,
 }
 
 

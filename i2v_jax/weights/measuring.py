@@ -1,19 +1,27 @@
-"""Networks that measure videos, RAFT and DOVER, from wherever their weights are; buffers that their files hold."""
+"""Networks that measure videos, from wherever their weights are; what their files hold beside weights."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
+from safetensors.numpy import load_file
 
+from i2v_jax.errors import InputError
+from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
+from i2v_jax.models.lpips import MEAN, STD, LPIPSConfig
 from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.video_swin import relative_index
 from i2v_jax.weights.assemble import Assembled, Place, Source, assembled_whole, import_component, to_device
 from i2v_jax.weights.configs import config_of, replaced
 from i2v_jax.weights.formats.dover import INDEX
+from i2v_jax.weights.formats.lpips import HEAD, SCALING, SECOND_HEAD
 from i2v_jax.weights.formats.raft import BATCH_NORM, COUNT, DOUBLED
 from i2v_jax.weights.tensors import Entry, Tensors
 
@@ -45,6 +53,57 @@ def load_dover(source: Source, *, place: Place = to_device, **options: Any) -> t
     return assemble_dover(source, **options).load(place)
 
 
+def assemble_lpips(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks the tensors of LPIPS's classifier; arguments and errors as for `assemble.assemble_unet`.
+
+    A file of the package `lpips`, or torchvision's AlexNet or VGG16.
+    """
+    return _assembled("LPIPS", "lpips", LPIPSConfig, source, config, dtype, overrides)
+
+
+def load_lpips(
+    source: Source, *, place: Place = to_device, **options: Any
+) -> tuple[LPIPSConfig, dict[str, Any], list[Float32[np.ndarray, " c"]]]:
+    """Loads LPIPS: config, parameters of the classifier, and the heads, the file's own or the published ones.
+
+    Arguments and errors are those of `assemble.load_unet`.
+    """
+    assembled = assemble_lpips(source, **options)
+    heads = bundled_heads(assembled.config.backbone)
+    own = [HEAD.format(k=k) for k in range(len(heads))]
+    if set(own) <= set(assembled.buffers):
+        heads = [np.asarray(assembled.buffers[path], np.float32).reshape(-1) for path in own]
+    elif tuple(map(len, heads)) != assembled.config.widths:
+        raise InputError(f"{assembled.parameters.source} has no heads of its own, and widths that are not published.")
+    return *assembled.load(place), heads
+
+
+def bundled_heads(backbone: str) -> list[Float32[np.ndarray, " c"]]:
+    """Returns the published heads, version 0.1, of a name in `models.lpips.BACKBONES`."""
+    found = _bundled()
+    return [found[f"{backbone}.lin{k}"] for k in range(5)]
+
+
+@functools.cache
+def _bundled() -> dict[str, np.ndarray]:
+    return load_file(Path(__file__).with_name("lpips_heads.safetensors"))
+
+
+def assemble_dino(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks the tensors of a DINO; arguments and errors as for `assemble.assemble_unet`."""
+    overrides = {name: value for name, value in overrides.items() if name != "convolution"}
+    return _assembled("DINO", "dino", DINOConfig, source, config, dtype, overrides)
+
+
+def load_dino(source: Source, *, place: Place = to_device, **options: Any) -> tuple[DINOConfig, dict[str, Any]]:
+    """Loads DINO; arguments, returns and errors are those of `assemble.load_unet`."""
+    return assemble_dino(source, **options).load(place)
+
+
 def _assembled(title, component, cls, source, config, dtype, overrides) -> Assembled:
     imported = import_component(source, component)
     overrides = {name: value for name, value in overrides.items() if name not in NOT_OF_THESE}
@@ -55,7 +114,12 @@ def _assembled(title, component, cls, source, config, dtype, overrides) -> Assem
 NOT_OF_THESE = ("attention", "remat", "scan_blocks")
 """How UNets are computed, which is set for all networks alike."""
 
-ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {"raft": assemble_raft, "dover": assemble_dover}
+ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
+    "raft": assemble_raft,
+    "dover": assemble_dover,
+    "lpips": assemble_lpips,
+    "dino": assemble_dino,
+}
 """Component -> what assembles it from one source."""
 
 
@@ -93,8 +157,20 @@ def index_tables(parameters: Tensors, buffers: Tensors, config: DOVERConfig) -> 
     return made
 
 
+def heads_and_scaling(parameters: Tensors, buffers: Tensors, config: LPIPSConfig) -> dict[str, Entry]:
+    """Returns the heads, twice, and the channels' scaling, as the file of `lpips` has them."""
+    made = {}
+    for k, head in enumerate(bundled_heads(config.backbone)):
+        own = buffers.entries.get(HEAD.format(k=k)) or Entry.of(head[None, :, None, None])
+        made |= {template.format(k=k): own for template in (HEAD, SECOND_HEAD)}
+    for name, values in (("shift", MEAN), ("scale", STD)):
+        made[SCALING[name]] = Entry.of(values[None, :, None, None])
+    return made
+
+
 MAKE: Mapping[str, Callable[[Tensors, Tensors, Any], Mapping[str, Entry]]] = {
     "raft": doubled_norms,
     "dover": index_tables,
+    "lpips": heads_and_scaling,
 }
 """Component -> what makes the buffers of its file."""

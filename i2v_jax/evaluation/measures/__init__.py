@@ -8,6 +8,7 @@ from i2v_jax.evaluation.measures import (
     clip_score,
     clip_temp,
     clip_temp_neighbours,
+    consistency,
     dover,
     dynamic_degree,
     raft_flow_score,
@@ -32,8 +33,11 @@ METRICS: Mapping[str, Metric] = {
         raft_warping_error.EVALCRAFTER,
         temporal_flickering.METRIC,
         dynamic_degree.METRIC,
+        consistency.SUBJECT,
+        consistency.BACKGROUND,
         against_truth.PSNR,
         against_truth.SSIM,
+        against_truth.LPIPS,
     )
 }
 """Name -> metric; the paper's four first."""

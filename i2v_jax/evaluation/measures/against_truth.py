@@ -1,22 +1,33 @@
-"""PSNR and SSIM of frames 2 to the last against the true video's."""
+"""PSNR, SSIM and LPIPS of frames 2 to the last against the true video's."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
+
 from i2v_jax.errors import InputError
-from i2v_jax.evaluation.metric import Case, Metric, Networks
+from i2v_jax.evaluation.metric import Case, Metric, Networks, Video
 from i2v_jax.evaluation.metrics import psnr, ssim
+from i2v_jax.models.lpips import LEAST_SIDE
+
+
+def pair_of(case: Case) -> tuple[Video, Video]:
+    """Returns frames 2 to the last of a video, and of the true one as many."""
+    truth = case.truth[: len(case.video)]
+    if truth.shape != case.video.shape:
+        raise InputError(f"{case.name}: {case.video.shape} against a true video of {truth.shape}.")
+    return case.video[1:], truth[1:]
 
 
 def measured(compare: Callable) -> Callable[[Case, Networks], float]:
     """Returns what compares a video with as many frames of the true one."""
+    return lambda case, networks: compare(*pair_of(case))
 
-    def measure(case: Case, networks: Networks) -> float:
-        truth = case.truth[: len(case.video)]
-        if truth.shape != case.video.shape:
-            raise InputError(f"{case.name}: {case.video.shape} against a true video of {truth.shape}.")
-        return compare(case.video[1:], truth[1:])
 
-    return measure
+def lpips(case: Case, networks: Networks) -> float:
+    if min(case.video.shape[1:3]) < LEAST_SIDE:
+        return math.nan
+    return float(networks.looks_apart(*(np.float32(video) / np.float32(127.5) - 1 for video in pair_of(case))).mean())
 
 
 PSNR = Metric(
@@ -38,6 +49,19 @@ SSIM = Metric(
     3,
     "Wang et al. 2004, Gaussian window of sigma 1.5",
     measured(ssim),
+    wants=("truth",),
+    frames=2,
+)
+LPIPS = Metric(
+    "lpips",
+    "LPIPS",
+    "distance, from 0",
+    "lower",
+    4,
+    "Zhang et al. 2018, version 0.1, over AlexNet (or VGG16, where that is given); mean over frames. Not of sides "
+    "below 31 pixels.",
+    lpips,
+    networks=("lpips",),
     wants=("truth",),
     frames=2,
 )

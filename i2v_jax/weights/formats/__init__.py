@@ -18,11 +18,13 @@ from i2v_jax.weights.formats.diffusers import (
     PUBLISHED_UNET,
     PUBLISHED_UNET_LINEAR,
 )
+from i2v_jax.weights.formats.dino import DINO_TABLES
 from i2v_jax.weights.formats.dover import DOVER
 from i2v_jax.weights.formats.dynamicrafter import DYNAMICRAFTER_PROJECTION, DYNAMICRAFTER_UNETS, OPENCLIP_VISION
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
+from i2v_jax.weights.formats.lpips import LPIPS_TABLES
 from i2v_jax.weights.formats.original import (
     LEFTOVERS,
     NOISE_SCHEDULE,
@@ -85,6 +87,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "raft": RAFT_TABLES,
     "dover": (DOVER,),
     "upscaler": UPSCALER_TABLES,
+    "lpips": LPIPS_TABLES,
+    "dino": DINO_TABLES,
     "noise_schedule": (NOISE_SCHEDULE,),
     "leftovers": (LEFTOVERS,),
 }

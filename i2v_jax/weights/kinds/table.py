@@ -354,6 +354,16 @@ READ = {
         (),
         "It enlarges videos: give it to `python -m i2v_jax.finishing.finish` as --config.upscale.by={source}.",
     ),
+    "lpips": Part(
+        "the classifier of LPIPS, which tells how alike pictures look",
+        (),
+        "It measures videos: give it to `python evaluate.py` as --config.metric_weights.lpips={source}.",
+    ),
+    "dino": Part(
+        "DINO, which tells whether pictures are of one subject",
+        (),
+        "It measures videos: give it to `python evaluate.py` as --config.metric_weights.dino={source}.",
+    ),
     "unet_ema": Part(
         "averaged weights of a UNet",
         (),
