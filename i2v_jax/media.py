@@ -1,16 +1,18 @@
 """Pictures in; mp4, gif and contact-sheet files out. Pictures and frames are uint8 RGB, channels last; only what
 prepares a network's input, `to_model_range` and `clip_pixels`, returns float32."""
 
+import contextlib
 import errno
 import io
+import itertools
 import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import av
 import numpy as np
@@ -178,15 +180,23 @@ def match_colours(frames: Frames) -> Frames:
     the optional step after sampling of the published I2V-Adapter code. That code works on 8-bit LAB of channels taken
     in reverse order; here LAB is computed in floating point from RGB, without those roundings.
     """
-    reference = color.rgb2lab(frames[0])
-    matched = [frames[0]]
-    for frame in frames[1:]:
+    return np.stack(list(matched_colours(frames)))
+
+
+def matched_colours(frames: Iterable[Picture]) -> Iterator[Picture]:
+    """As `match_colours`, of frames that come one by one."""
+    reference = None
+    for frame in frames:
+        if reference is None:
+            reference = color.rgb2lab(frame)
+            yield frame
+            continue
         lab = color.rgb2lab(frame)
         lab[..., 1:] = exposure.match_histograms(lab[..., 1:], reference[..., 1:], channel_axis=-1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # colours outside of RGB are clipped
-            matched.append(np.round(color.lab2rgb(lab) * 255).astype(np.uint8))
-    return np.stack(matched)
+            matched = np.round(color.lab2rgb(lab) * 255).astype(np.uint8)
+        yield matched
 
 
 def contact_sheet(picture: Picture, frames: Frames, max_frames: int = 24, tile: int = 256, gap: int = 4) -> Picture:
@@ -227,16 +237,60 @@ def encode_gif(frames: Frames, fps: float) -> bytes:
         InputError: fps is not positive, or there are no frames.
     """
     _check_video(frames, fps)
-    ends = np.round(np.arange(len(frames) + 1) * 100 / fps)
-    durations = [10 * max(2, int(duration)) for duration in np.diff(ends)]
-    # a palette of pixels from all frames: colours do not jump from frame to frame
-    step = max(1, round(math.sqrt(frames[..., 0].size / 2**18)))
-    sample = frames[:, ::step, ::step]
-    palette = Image.fromarray(sample.reshape(-1, sample.shape[2], 3)).quantize(256, Image.Quantize.MEDIANCUT)
+    durations = [10 * hundredths for hundredths in gif_durations(len(frames), fps)]
+    step = palette_step(*frames.shape[:3])
+    palette = gif_palette(frames[:, ::step, ::step])
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return buffer.getvalue()
+
+
+def gif_durations(count: int, fps: float) -> list[int]:
+    """Returns how long a GIF shows each of `count` frames, in hundredths of a second."""
+    return [max(2, int(duration)) for duration in np.diff(np.round(np.arange(count + 1) * 100 / fps))]
+
+
+def palette_step(count: int, height: int, width: int) -> int:
+    """Returns which rows and columns of each frame a GIF's palette is made of: every so many-th."""
+    return max(1, round(math.sqrt(count * height * width / 2**18)))
+
+
+def gif_palette(sample: Frames) -> Image.Image:
+    """Returns a palette of pixels from all frames, so that colours do not jump from frame to frame."""
+    return Image.fromarray(sample.reshape(-1, sample.shape[2], 3)).quantize(256, Image.Quantize.MEDIANCUT)
+
+
+@contextlib.contextmanager
+def gif_encoder(
+    file: BinaryIO, count: int, height: int, width: int, palette: Image.Image, fps: float
+) -> Iterator[Callable[[Picture], None]]:
+    """As `encode_gif`, of frames that come one by one: gives what takes each of them, and writes as they come.
+
+    Args:
+        file: is written to.
+        count, height, width: of the frames.
+        palette: from `gif_palette`.
+        fps: frames a second.
+    """
+    colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
+    table = np.full((256, 4), 255, np.uint8)  # alpha, red, green, blue
+    table[: len(colours), 1:] = colours
+    durations, taken = gif_durations(count, fps), itertools.count()
+    options = {"loop": "0", "final_delay": str(durations[-1])}
+    with av.open(file, "w", format="gif", options=options) as container:
+        stream = container.add_stream("gif", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        stream.codec_context.time_base = Fraction(1, 100)
+
+        def add(frame: Picture) -> None:
+            numbers = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+            image = av.VideoFrame.from_ndarray((numbers, table), format="pal8")
+            image.pts, image.time_base = sum(durations[: next(taken)]), Fraction(1, 100)
+            container.mux(stream.encode(image))
+
+        yield add
+        container.mux(stream.encode(None))
 
 
 def encode_video(frames: Frames, fps: float) -> bytes:
@@ -246,13 +300,30 @@ def encode_video(frames: Frames, fps: float) -> bytes:
         InputError: fps is not positive, there are no frames, or a side is odd (yuv420p halves them).
     """
     _check_video(frames, fps)
-    height, width = frames.shape[1:3]
+    buffer = io.BytesIO()
+    with video_encoder(buffer, *frames.shape[:3], fps) as add:
+        for frame in frames:
+            add(frame)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def video_encoder(
+    file: BinaryIO, count: int, height: int, width: int, fps: float
+) -> Iterator[Callable[[Picture], None]]:
+    """As `encode_video`, of frames that come one by one: gives what takes each of them, and writes as they come.
+
+    Args:
+        file: is written to.
+        count, height, width: of the frames.
+        fps: frames a second.
+    """
+    check_fps(fps)
     if height % 2 or width % 2:
         raise InputError(f"An H.264 video has even sides, the frames are {height}x{width}. Crop or pad them.")
-    buffer = io.BytesIO()
     # Room for the index before the data; it takes at most 40 bytes a frame. ("+faststart" would want a file on disk.)
-    index = {"moov_size": str(4096 + 64 * len(frames))}
-    with av.open(buffer, "w", format="mp4", options=index) as container:
+    index = {"moov_size": str(4096 + 64 * count)}
+    with av.open(file, "w", format="mp4", options=index) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # Without mbtree: with it x264 reads memory that it never wrote, and equal small frames differ from run to run.
@@ -261,7 +332,8 @@ def encode_video(frames: Frames, fps: float) -> bytes:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = bt709
         context.color_range = av.video.reformatter.ColorRange.MPEG
-        for frame in frames:
+
+        def add(frame: Picture) -> None:
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = image.reformat(
                 format="yuv420p",
@@ -269,8 +341,9 @@ def encode_video(frames: Frames, fps: float) -> bytes:
                 dst_color_range=av.video.reformatter.ColorRange.MPEG,
             )
             container.mux(stream.encode(image))
+
+        yield add
         container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def write_png(path: str | Path, picture: Picture, overwrite: bool = False) -> None:
@@ -324,6 +397,13 @@ def write_files(files: Mapping[str | Path, bytes], overwrite: bool = False) -> N
     finally:
         for leftover in temporary.values():
             leftover.unlink(missing_ok=True)
+
+
+def writing_failed(path: str | Path, error: OSError) -> InputError:
+    """Returns what to say where something could not be written at a path."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError(f"No space in {str(path)!r}. Free some, or write elsewhere.")
+    return InputError(f"{str(path)!r} cannot be written: {error.strerror or error}. Choose another folder.")
 
 
 def check_folder(folder: str | Path) -> None:

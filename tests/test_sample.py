@@ -297,6 +297,24 @@ def test_all_frames_that_the_motion_modules_know_in_an_odd_size(tmp_path, good):
     assert decode(tmp_path / "out" / "cat.mp4")[1].shape == (24, 72, 104, 3)
 
 
+def test_a_long_video_and_one_that_goes_on_from_it(tmp_path, good, bad):
+    """More frames than motion modules know, with prompts by frame; then its frames and the new ones in one file."""
+    flags = ["--config.steps=1", "--config.guidance_scale=1", "--config.windows.length=8"]
+    bad("no prompt for frame 0", "--config.prompt_travel={4: 'waves'}")
+    bad("windows.length=99: these motion modules know 1 to 24 frames", "--config.windows.length=99", *flags[:2])
+    bad("join=True, and .* is no video", "--config.join=True")
+    good(*flags, "--config.frames=66", "--config.prompt_travel={0: 'a cat', 40: 'waves'}")
+    out = tmp_path / "out"
+    assert sorted(path.suffix for path in out.iterdir()) == SUFFIXES
+    frames = decode(out / "cat.mp4")[1]
+    assert frames.shape == (66, 64, 64, 3)
+    made = json.loads((out / "cat.json").read_text())["config"]
+    assert made["windows"]["length"] == 8 and made["prompt_travel"].startswith("{0:")
+    good(*flags[:2], f"--config.image={out / 'cat.mp4'}", "--config.join=True", f"--config.output={tmp_path / 'on'}")
+    joined = decode(tmp_path / "on" / "cat.mp4")[1]
+    assert len(joined) == 66 + 3 - 1 and np.abs(joined[:66].astype(int) - frames).mean() < 4
+
+
 def test_a_long_prompt_is_cut_when_allowed(good):
     warning = re.escape("these words do not fit: '47 48")
     _, err = good(f"--config.prompt={LONG_PROMPT}", "--config.truncate_prompts")

@@ -13,9 +13,10 @@ from configs.models import sd15
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # What to animate: a picture, or a folder of them (NAME.txt beside NAME.jpg is its prompt); where none is named, a
-    # CSV with columns picture, prompt, and as one likes negative_prompt, seed, name, settings such as steps or t0.
-    config.image = placeholder(str)  # a picture, or a folder of them
+    # What to animate: a picture, a video, which goes on from its last frame, or a folder of pictures (NAME.txt beside
+    # NAME.jpg is its prompt); where none is named, a CSV with columns picture, prompt, and as one likes
+    # negative_prompt, seed, name, settings such as steps or t0.
+    config.image = placeholder(str)  # a picture, a video to go on from, or a folder of pictures
     config.csv = placeholder(str)  # a table of pictures, instead of one
     config.prompt = ""  # what the video shows
     config.negative_prompt = (  # what the video is led away from
@@ -30,12 +31,13 @@ def get_config() -> ConfigDict:
     config.height = 512  # in pixels, a multiple of 8
     config.width = 512  # in pixels, a multiple of 8
     config.fit = "crop"  # a picture of another aspect: crop, pad, stretch
-    config.frames = 16  # 1 to as many as the motion modules know: 24 of AnimateDiff's v1, 32 of v2 and v3
+    config.frames = 16  # 1 to as many as the motion modules know: 24 of AnimateDiff's v1, 32 of v2; any with windows
     config.fps = 8  # frames a second in the files
     config.fs = 0  # of DynamiCrafter: frames a second told (of 256: the stride), fewer for more motion; 0: its own
     config.last_picture = ""  # of DynamiCrafter: a picture that the last frame shows; "": none
     config.loop = False  # of DynamiCrafter: the last frame shows the picture too, and those between are free
     config.match_colours = True  # LAB a and b of each frame to the first one's
+    config.join = False  # image is a video: its frames stand before the new ones in the files
     config.output = "output"  # folder of the mp4, gif, contact sheet and run record
     config.preview_every = 0  # steps from one look at the unfinished video to the next, NAME-preview.png; 0: none
     config.strict = False  # begun from a record: refuse, rather than warn, where versions, weights or picture differ
@@ -49,12 +51,29 @@ def get_config() -> ConfigDict:
     # ((500, "dyn.safetensors"), (0, "con.safetensors")). "" is the model's own; of LoRA and its kin "FILE=SCALE".
     config.weights_over_time = ()  # (timestep, file) pairs, from high to low; (): the same weights throughout
 
+    add_windows(config)
     add_sampling(config)
     add_controls(config)
     config.weights = sd15.weights()
     config.noise_schedule = sd15.noise_schedule()
     add_arithmetic(config)
     return config
+
+
+def add_windows(config: ConfigDict) -> None:
+    """Videos of any length, docs/longer.md."""
+    config.prompt_travel = ""  # prompts by frame, in place of the prompt: "{0: 'a calm sea', 24: 'a storm'}"; "": none
+    config.windows = ConfigDict(
+        dict(
+            length=0,  # frames that the network sees at a time, at most as many as the motion modules know; 0: all
+            overlap=4,  # frames that a window has in common with the next, less than length
+            schedule="standard",  # standard; shifted: other seams at each step; looped: around the video's end too
+            weighting="pyramid",  # where windows overlap: pyramid, flat, overlap_linear, delayed_reverse_sawtooth
+            average="predictions",  # what is averaged: predictions; attention, over time (FreeNoise)
+            noise="random",  # random; shuffle: the first window's in other orders (FreeNoise); repeat: in its order
+            batch=1,  # windows at a time on each device; more want more memory
+        )
+    )
 
 
 def add_sampling(config: ConfigDict) -> None:

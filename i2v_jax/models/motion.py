@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,8 @@ class MotionConfig:
         default here, takes each frame's own.
       conv_in_channels: of the first layer that comes with them, which takes latents, a mask and a picture's latents
         (PIA, Zhang et al. 2024); None where none does.
+      windows: the attentions run on windows of the frames, and what they give is averaged (FreeNoise): numbers of each
+        window's frames, and weights of each, as tuples of tuples; None: they see all frames at once.
     """
 
     max_positions: int = 24
@@ -43,6 +45,7 @@ class MotionConfig:
     pooled_norm: bool = False
     attentions: int = 2
     conv_in_channels: int | None = None
+    windows: tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]] | None = None
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "MotionConfig":
@@ -158,12 +161,43 @@ class TemporalBlock(nn.Module):
         attend = functools.partial(
             Attention, self.config.num_heads, branches(self.miva, "motion"), self.attention, **dtypes
         )
-        frames = min(x.shape[-2], self.config.max_positions)
-        positions = jnp.asarray(frame_positions(frames, x.shape[-1]), self.dtype)
-        for i in range(1, self.config.attentions + 1):
-            hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
-            x = x + attend(name=f"attn{i}")(hidden, shared=shared)
+
+        def attended(x, shared):
+            frames = min(x.shape[-2], self.config.max_positions)
+            positions = jnp.asarray(frame_positions(frames, x.shape[-1]), self.dtype)
+            for i in range(1, self.config.attentions + 1):
+                hidden = LayerNorm(name=f"norm{i}", **dtypes)(x) + positions
+                x = x + attend(name=f"attn{i}")(hidden, shared=shared)
+            return x
+
+        x = attended(x, shared) if self.config.windows is None else averaged(attended, *self.config.windows, x, shared)
         return x + FeedForward(self.attention == "blocked", name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x))
+
+
+def averaged(
+    function: Callable[[Float[Array, "b s l c"], Shared | None], Float[Array, "b s l c"]],
+    frames: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[float]],
+    x: Float[Array, "b s f c"],
+    shared: Shared | None,
+) -> Float[Array, "b s f c"]:
+    """Returns what a function gives of windows of frames, averaged (FreeNoise, Qiu et al. 2024, equation 9).
+
+    Args:
+      function: of windows, which are further rows of the batch.
+      frames, weights: [n, l], of each window; the weights of a frame sum to 1.
+      x: of all frames.
+      shared: of the videos.
+    """
+    frames, weights = np.array(frames), np.array(weights, np.float32)
+    (count, length), (b, s, _, c) = frames.shape, x.shape
+    rows = jnp.moveaxis(x[:, :, frames], 2, 0).reshape(count * b, s, length, c)
+    if shared is not None and shared.masks is not None:
+        masks = {places: jnp.tile(mask, (count, 1, 1)) for places, mask in shared.masks.items()}
+        shared = shared._replace(masks=masks)
+    found = function(rows, shared).reshape(count, b, s, length, c) * weights[:, None, None, :, None]
+    found = jnp.moveaxis(found, 0, 2).reshape(b, s, count * length, c)
+    return jnp.zeros(x.shape, jnp.float32).at[:, :, frames.reshape(-1)].add(found).astype(x.dtype)
 
 
 class MotionModule(nn.Module):
@@ -182,7 +216,7 @@ class MotionModule(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"], shared: Shared | None = None) -> Float[Array, "b f h w c"]:
         b, f, h, w, c = x.shape
-        if f > self.config.max_positions:
+        if self.config.windows is None and f > self.config.max_positions:
             raise ValueError(f"{f} frames, but the motion module knows {self.config.max_positions} positions")
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         norm = GroupNorm(self.config.norm_groups, 1e-6, self.config.pooled_norm, name="norm", **dtypes)

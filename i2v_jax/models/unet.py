@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters import Shared, adapter
 from i2v_jax.models.adapters.miva import MivaConfig, masks_of_levels
+from i2v_jax.models.adapters.windows import Window
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.config import LevelledConfig, refuse_others
 from i2v_jax.models.layers import Conv, EmbeddingMLP, GroupNorm, shard, sinusoidal_embedding
@@ -330,6 +331,7 @@ class UNet(nn.Module):
         strengths: Mapping[str, Any] | None = None,
         residuals: Residuals | None = None,
         deep: Float[Array, "b f h w c"] | None = None,
+        window: Window | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Runs the network.
 
@@ -341,12 +343,13 @@ class UNet(nn.Module):
           residuals: what a ControlNet or its kin returned.
           deep: what the coarser levels have handed up to the finest in another call, where it is kept as "features" of
             the collection `DEEP` if that is mutable; they then do not run.
+          window: where frame 1 is, if the frames are windows of videos, see `models.adapters.windows`.
         """
         c = self.config
         sample = shard(sample, "batch", "frames", "height", "width", None)
         time = time_embedding(c, jnp.broadcast_to(timesteps, sample.shape[:1]), conditions)
         masks = masks_of_levels(conditions.miva_masks, len(c.block_out_channels))
-        shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {}, masks)
+        shared = Shared(time, conditions.in_dtype(c.dtype), strengths or {}, masks, window)
         x = conv(c, c.block_out_channels[0], "conv_in")(jnp.asarray(sample, c.dtype))
         if c.motion and c.motion.conv_in_channels:
             if conditions.image_latents is None:

@@ -1,14 +1,13 @@
 """Which videos are sampled together, where their files go, and which of them are there already."""
 
-import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from i2v_jax import media
-from i2v_jax.sampling import record
+from i2v_jax.sampling import going_on, record, writing
 from i2v_jax.sampling.jobs import Job
 from i2v_jax.sampling.settings import Settings
 
@@ -96,17 +95,17 @@ def batches(videos: Sequence[Video], size: int, alike: Callable[[Video], Hashabl
     return found
 
 
-def write(video: Video, frames: media.Frames, weights: Mapping[str, str]) -> Path:
-    """Writes a video's four files, or none; returns their path without suffixes."""
-    config = video.config
+def write(video: Video, frames: Iterable[media.Picture], weights: Mapping[str, str]) -> Path:
+    """Writes a video's four files, or none; returns their path without suffixes.
+
+    Args:
+      video: whose frames come.
+      frames: one by one; those of a long video are written as they come.
+      weights: hashes of the model's files.
+    """
+    config, picture = video.config, going_on.load_start(video.job.picture)
     run = record.about(config, weights)
-    sheet = media.contact_sheet(media.load_picture(video.job.picture), frames)
-    contents = (
-        media.encode_video(frames, config.fps),
-        media.encode_gif(frames, config.fps),
-        media.encode_png(sheet),
-        (json.dumps(run, indent=1) + "\n").encode(),
-    )
-    stem = media.free_stem(video.stem.parent, video.stem.name, SUFFIXES)  # another run may have taken it meanwhile
-    media.write_files({f"{stem}{suffix}": content for suffix, content in zip(SUFFIXES, contents)})
-    return stem
+    count = video.settings.frames
+    if config.get("join"):
+        frames, count = going_on.joined(video.job.picture, frames, video.settings)
+    return writing.write(video.stem, SUFFIXES, picture, frames, count, config.fps, run)

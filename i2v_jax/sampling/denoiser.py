@@ -12,10 +12,12 @@ from i2v_jax.diffusion import guidance, samplers
 from i2v_jax.diffusion.first_frame import hold
 from i2v_jax.encoders import controls
 from i2v_jax.errors import InputError
+from i2v_jax.models.adapters.windows import KEPT
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.networks import module_of
 from i2v_jax.models.residuals import Residuals, total
 from i2v_jax.sampling.randomness import named_keys, normal
+from i2v_jax.sampling.windowed import Chunks, windowed
 
 Denoise = Callable[
     [Mapping[str, Any], Float[Array, "b f h w c"], Float[Array, ""], Conditions], Float[Array, "b f h w c"]
@@ -27,8 +29,11 @@ def unet_denoiser(config: Any, strengths: Mapping[str, Any], network: Callable[[
     """Returns a UNet, which `network` makes of its config, as a denoiser; `strengths` are of its adapters, by name."""
     unet = network(config)
 
-    def denoise(parameters, x, t, conditions, residuals=None):
-        return unet.apply({"params": parameters["unet"]}, x, t, conditions, strengths, residuals)
+    def denoise(parameters, x, t, conditions, residuals=None, window=None, kept=None):
+        given = x, t, conditions, strengths, residuals
+        if window is None:
+            return unet.apply({"params": parameters["unet"]}, *given)
+        return unet.apply({"params": parameters["unet"], **kept}, *given, window=window, mutable=[KEPT])
 
     return denoise
 
@@ -44,21 +49,21 @@ def controlled(denoise: Callable, configs: Mapping[str, Any], weights: Float[Arr
     if not configs:
         return denoise
 
-    def corrected(parameters, x, t, conditions):
+    def corrected(parameters, x, t, conditions, weights=weights, **window):
         plain, added = conditions._replace(controls=()), []
         for (component, config), encoded, weight in zip(configs.items(), conditions.controls, weights, strict=True):
             run = functools.partial(controls.residuals, config, parameters[component], x, t, plain, encoded)
             added.append(weighted(run, weight))
-        return denoise(parameters, x, t, plain, total(added))
+        return denoise(parameters, x, t, plain, total(added), **window)
 
     return corrected
 
 
-def weighted(run: Callable[[], Residuals], weight: Float[Array, " f"]) -> Residuals:
+def weighted(run: Callable[[], Residuals], weight: Float[Array, "*b f"]) -> Residuals:
     """Returns what a control network adds, times its strength on each frame; with 0 on all it does not run."""
 
     def scaled() -> Residuals:
-        return jax.tree.map(lambda x: x * jnp.asarray(weight, x.dtype)[:, None, None, None], run())
+        return jax.tree.map(lambda x: x * jnp.asarray(weight, x.dtype)[..., None, None, None], run())
 
     def nothing() -> Residuals:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(scaled))
@@ -93,6 +98,7 @@ def sampling_step(
     first_frame: Float[Array, "n 1 h w c"] | None,
     seeds: Int[Array, " n"],
     strengths: Mapping[str, Any],
+    windows: Chunks | None = None,
     *,
     is_guided: bool,
     guidance_rescale: float,
@@ -109,6 +115,7 @@ def sampling_step(
       first_frame: clean latents that frame 1 is held at; None where it is sampled like the others.
       seeds: one per video.
       strengths: of the adapters, by name, `guidance_scale`, and with control networks `controls`, see `controlled`.
+      windows: of the step, which the networks see one after the other; None: they see whole videos.
       is_guided, guidance_rescale: classifier-free guidance.
       network: makes the UNet of its config.
 
@@ -117,7 +124,9 @@ def sampling_step(
     """
     run = sampler if first_frame is None else hold(sampler, first_frame)
     networks = {component: configs[component] for component in controls.components(configs)}
-    denoise = controlled(unet_denoiser(configs["unet"], strengths, network), networks, strengths.get("controls"))
+    weights = strengths.get("controls")
+    denoise = controlled(unet_denoiser(configs["unet"], strengths, network), networks, weights)
+    denoise = windowed(denoise, windows, weights if networks else None)
     if is_guided:
         frames, predicted = state.latents.shape[1], None
         if first_frame is not None and frames > 1:  # its prediction means nothing, and should not move others' spread

@@ -41,8 +41,9 @@ def check(settings: Any, model: Model) -> None:
         )
     if not model.family.has_picture:
         if given := [name for name in OF_FAMILY if getattr(settings, name)]:
+            more = " Loops of others: configs/sample/long.py:loop, docs/longer.md." if "loop" in given else ""
             raise InputError(
-                f"{', '.join(given)}: of DynamiCrafter ({EXAMPLE}), and the model is another. Leave it out."
+                f"{', '.join(given)}: of DynamiCrafter ({EXAMPLE}), and the model is another. Leave it out.{more}"
             )
         return
     for name, default in OF_OTHERS.items():

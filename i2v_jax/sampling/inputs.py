@@ -12,6 +12,7 @@ from PIL import Image
 from i2v_jax.encoders import text
 from i2v_jax.errors import InputError
 from i2v_jax.media import Picture, load_picture, to_picture
+from i2v_jax.sampling.going_on import load_start
 
 MAX_SEED = 2**32 - 1
 AnyPicture = str | Path | Image.Image | np.ndarray
@@ -92,7 +93,12 @@ def _many(given: Any) -> Any:
 
 def _pictures(given: list[AnyPicture]) -> list[Picture]:
     read = {}  # one picture of many videos is read once
-    return [read[id(item)] if id(item) in read else read.setdefault(id(item), as_picture(item)) for item in given]
+    return [read[id(item)] if id(item) in read else read.setdefault(id(item), _start(item)) for item in given]
+
+
+def _start(given: AnyPicture) -> Picture:
+    is_path = isinstance(given, str | os.PathLike)
+    return load_start(given) if is_path else as_picture(given)
 
 
 def _seed(given: Any) -> int:

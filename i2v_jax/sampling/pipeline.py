@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,6 @@ from jaxtyping import Array, Float, UInt8
 
 from i2v_jax.devices.compile_cache import use_compile_cache
 from i2v_jax.devices.mesh import AXES, batch_sharding, make_mesh, replicated, use_mesh, video_sharding
-from i2v_jax.diffusion import free_init, samplers
-from i2v_jax.diffusion.first_frame import hold
-from i2v_jax.diffusion.frame_similarity_prior import degrade, initial_latents
 from i2v_jax.encoders import controls as control_networks
 from i2v_jax.encoders import sizes, text
 from i2v_jax.encoders.latents import decode, moments, scaled_sample
@@ -26,12 +23,12 @@ from i2v_jax.families.model import Model
 from i2v_jax.media import fit_picture, to_model_range
 from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling import feature_reuse, from_picture, mivas, stages
+from i2v_jax.sampling import feature_reuse, from_picture, long_videos, mivas, programs, prompt_travel, stages, windowed
 from i2v_jax.sampling.controls import given as control_pictures
-from i2v_jax.sampling.denoiser import sampling_step, step_noise, stop_unless
+from i2v_jax.sampling.denoiser import stop_unless
 from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
 from i2v_jax.sampling.inputs import AnyPicture, batch_of, sides_of
-from i2v_jax.sampling.randomness import named_keys, normal, prior
+from i2v_jax.sampling.randomness import named_keys, noise_orders, normal
 from i2v_jax.sampling.settings import Settings
 from i2v_jax.sampling.stages import AnyConditions
 from i2v_jax.sampling.watch import SILENT, OnLatents, OnStep, Watch
@@ -54,8 +51,10 @@ class Pipeline:
         self._image_tokens = TokenEncoder(model)
         self._encode_control = jax.jit(self._encode_control_pictures, static_argnums=0)
         self._encode, self._decode = jax.jit(self._encode_pictures), jax.jit(self._decode_latents)
-        self._programs = functools.lru_cache(maxsize=8)(self._make_programs)
-        self._begin_again = functools.lru_cache(maxsize=8)(self._make_begin_again)
+        self._programs = functools.lru_cache(maxsize=8)(functools.partial(programs.make, model, self.mesh))
+        self._begin_again = functools.lru_cache(maxsize=8)(
+            functools.partial(programs.make_begin_again, model, self.mesh)
+        )
         self._begun = set()
 
     def __call__(
@@ -141,11 +140,12 @@ class Pipeline:
             chunks = self.count_chunks(**texts, settings=settings)
             if len(set(chunks)) > 1:
                 return self._apart(chunks, pictures, seeds, texts, sources, settings, watch)
-            self._check_frames(settings.frames)
-            devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-            size = max(count, batch_size)
-            size += -size % devices  # whole shares; the surplus is dropped at the end
-            mivas.check_memory(self.model, settings, size // devices, self.mesh.devices.flat[0])
+            self._check_frames(long_videos.frames_at_once(settings))
+            devices, size = self._shares, max(count, batch_size)
+            if not settings.windows.averages_predictions:  # else windows are spread
+                size += -size % devices  # whole shares; the surplus is dropped at the end
+            mivas.check_memory(self.model, settings, max(1, size // devices), self.mesh.devices.flat[0])
+            long_videos.check_memory(self.model, settings, max(1, size // devices), self.mesh.devices.flat[0])
             rows = [*range(count), *[count - 1] * (size - count)]
             pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
             texts = {name: [given[row] for row in rows] for name, given in texts.items()}
@@ -153,13 +153,15 @@ class Pipeline:
             with use_mesh(self.mesh):
                 shape = size, settings.height, settings.width, chunks[0], settings.clip_skip
                 watch.on_stage("encoding", self._is_new("encoding", *shape))
+                order = noise_orders(settings.windows, settings.frames, seeds)
+                order = {} if order is None else dict(order=self._spread(order))
                 seeds = self._spread(np.asarray(seeds, np.uint32))
                 given = dict(**texts, pictures=pictures, settings=settings, controls=sources)
                 conditions = stages.encode(self, **given) if self.model.over_time else self.encode(**given)
                 first_frame = self.encode_first_frame(pictures, seeds, settings)
                 start = sampler.start_index(settings.t0)
                 begin, _ = self.programs(settings)
-                state = begin(first_frame, seeds, start, settings.p, settings.frames)
+                state = begin(first_frame, seeds, start, settings.p, settings.frames, **order)
                 if self.model.takes_picture:
                     last = from_picture.last_pictures(pictures, settings)
                     last = last and self.encode_first_frame(last, seeds, settings, "last frame")
@@ -169,9 +171,10 @@ class Pipeline:
                     jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
                 runs, told = settings.free_init.runs, (start, conditions, first_frame, seeds, settings)
                 key = settings.sampler, settings.steps, settings.sampler_options, settings.free_init
+                key = *key, settings.windows.averages_predictions
                 for number in range(1, runs):
                     made = self._run(state, *told, watch.of_run(number - 1, runs), count)
-                    state = self._begin_again(*key)(made, first_frame, seeds, start, number, settings.p)
+                    state = self._begin_again(*key)(made, first_frame, seeds, start, number, settings.p, **order)
                 return self._run(state, *told, watch.of_run(runs - 1, runs), count)[:count]
 
     def encode(
@@ -198,6 +201,11 @@ class Pipeline:
         tokens = None
         if self.model.wants_image_tokens:
             tokens = self._image_tokens(pictures, settings, self._spread)
+        travel = prompt_travel.parse(settings.prompt_travel, settings.frames)
+        if travel:  # all videos by its first prompt, then by the next
+            prompts = [prompt for prompt in travel.values() for _ in prompts]
+            others = (prompts_2, negative_prompts, negative_prompts_2)
+            prompts_2, negative_prompts, negative_prompts_2 = (texts and [*texts] * len(travel) for texts in others)
         prompts = mivas.without_prompts(self.model, prompts, settings.miva_with_prompt)
         prompts_2 = prompts_2 and mivas.without_prompts(self.model, prompts_2, settings.miva_with_prompt)
         sides = sides_of(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
@@ -234,6 +242,11 @@ class Pipeline:
         """Returns how many chunks of tokens each video's prompts take; only videos of as many are sampled together."""
         if settings.prompt_syntax == "plain":
             return [1] * len(prompts)
+        if travel := prompt_travel.parse(settings.prompt_travel, settings.frames):
+            plain = dataclasses.replace(settings, prompt_travel="")
+            others = (negative_prompts, prompts_2, negative_prompts_2, plain)
+            each = [self.count_chunks([text] * len(prompts), *others) for text in travel.values()]
+            return [max(counts) for counts in zip(*each)]
         sides = sides_of(prompts, negative_prompts, prompts_2, negative_prompts_2, settings)
         with warnings.catch_warnings(action="ignore"):  # of what is cut: they are told where prompts are encoded
             return text.count_chunks(self.model.tokenizers, *sides, truncate=settings.truncate_prompts)
@@ -276,8 +289,7 @@ class Pipeline:
         sampler = settings.check(self.model)
         with use_mesh(self.mesh):
             seeds = self._spread(np.asarray(range(len(noisy)) if seeds is None else seeds, np.uint32))
-            whole, spread = replicated(self.mesh), video_sharding(self.mesh)
-            places = samplers.SamplerState(spread, spread, whole)
+            places = programs.state_places(self.mesh, settings.windows.averages_predictions)
             state = jax.jit(sampler.init, out_shardings=places)(jnp.asarray(noisy))
             start = sampler.start_index(settings.t0)
             return self._run(state, start, conditions, first_frame, seeds, settings, SILENT, len(noisy))
@@ -288,25 +300,32 @@ class Pipeline:
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         watch: Watch = SILENT,
     ) -> UInt8[np.ndarray, "n f H W 3"]:
-        """Decodes a few frames at a time on each device, so that memory does not grow with the video."""
+        """Decodes a few frames at a time on each device, so that the devices' memory does not grow with the video."""
+        pictures = np.concatenate(list(self.decode_slices(latents, settings, watch)))
+        return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
+
+    def decode_slices(
+        self,
+        latents: Float[Array, "n f h w c"],
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        watch: Watch = SILENT,
+    ) -> Iterator[UInt8[np.ndarray, "k H W 3"]]:
+        """As `decode`, but gives those few frames, video by video, as they are decoded: no memory grows."""
         count, frames = latents.shape[:2]
         flat = np.asarray(latents).reshape(-1, *latents.shape[2:])
         share = settings.vae_slice * self.mesh.size
         watch.on_stage("decoding", self._is_new("decoding", flat.shape[1:], share))
         flat = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % share, axis=0)])
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))
-        with use_mesh(self.mesh, rules={"batch": AXES}):
-            slices = []
-            for i in range(0, len(flat), share):
+        for i in range(0, len(flat), share):
+            with use_mesh(self.mesh, rules={"batch": AXES}):
                 piece = jax.device_put(flat[i : i + share], everywhere)
                 pictures, finite = self._decode(self.model.parameters["vae"], piece)
-                if not finite:
-                    raise InputError(
-                        "The VAE decodes to numbers that are not finite. Try dtype float32, or check its weights."
-                    )
-                slices.append(np.asarray(pictures))
-        pictures = np.concatenate(slices)[: count * frames]
-        return pictures.reshape(count, frames, *pictures.shape[1:])
+            if not finite:
+                raise InputError(
+                    "The VAE decodes to numbers that are not finite. Try dtype float32, or check its weights."
+                )
+            yield np.asarray(pictures)[: count * frames - i]
 
     def programs(self, settings: Settings) -> tuple[Callable, Callable]:
         """Returns the two jitted programs of a run: its first state, and one step (or `feature_reuse.Steps`)."""
@@ -317,6 +336,8 @@ class Pipeline:
             settings.guided,
             settings.guidance_rescale,
             settings.deep_cache_every,
+            settings.windows.averages_predictions,
+            (settings.windows, settings.frames) if settings.windows.averages_attention else None,
         )
 
     def _apart(self, chunks, pictures, seeds, texts, sources, settings, watch) -> Float[Array, "n f h w c"]:
@@ -341,7 +362,8 @@ class Pipeline:
     def _side(self, side, ids, tokens, settings, negative: bool) -> Conditions:
         """The conditions of one side of guidance."""
         model, (prompts, prompts_2) = self.model, side
-        count = len(prompts)
+        travel = list(prompt_travel.parse(settings.prompt_travel))
+        count = len(prompts) // max(1, len(travel))
         found = self._encode_text(
             self._tree(*model.family.text.components),
             jax.tree.map(self._spread, ids),
@@ -358,6 +380,8 @@ class Pipeline:
         if model.family.has_sizes:
             numbers = self._spread(sizes.encode(*settings.size_conditions(negative), count))
         made = Conditions.of_videos(found.states, tokens, found.pooled, numbers)
+        if travel:
+            made = prompt_travel.by_frame(made, travel, settings)
         return from_picture.conditions(model, made, settings)
 
     def _masks(self, pictures, settings) -> Any:
@@ -371,6 +395,8 @@ class Pipeline:
         size = (settings.frames, settings.height, settings.width, settings.fit)
         read = control_pictures.read_all(sources, settings.controls, *size)
         spread = video_sharding(self.mesh)
+        if settings.windows.averages_predictions:
+            spread = replicated(self.mesh)
         trees = (self._tree(component, "vae") for component in self.model.controls)
         networks = zip(self.model.controls, trees, read)
         return tuple(self._encode_control(name, tree, *jax.device_put(found, spread)) for name, tree, found in networks)
@@ -398,7 +424,11 @@ class Pipeline:
             if stage != before:  # features that other weights have made are not reused
                 step = program.of_run() if isinstance(program, feature_reuse.Steps) else program
             networks, told = networks_of[stage]
-            state, finite = step(networks, state, start + done, told, first_frame, seeds, strengths)
+            windows = windowed.chunks(
+                settings.windows, state.latents.shape[1], state.latents.shape[0], self._shares, done
+            )
+            more = () if windows is None else (windows,)
+            state, finite = step(networks, state, start + done, told, first_frame, seeds, strengths, *more)
             if done:
                 stop_unless(previous, done, total)
                 watch.on_step(done, total)
@@ -417,49 +447,6 @@ class Pipeline:
         new = (stage, *shape) not in self._begun
         self._begun.add((stage, *shape))
         return new
-
-    def _make_programs(self, sampler_name, steps, sampler_options, is_guided, guidance_rescale, deep_cache_every):
-        sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
-        spread, whole = video_sharding(self.mesh), replicated(self.mesh)
-        # the same before and after a step
-        places = samplers.SamplerState(latents=spread, x0=spread, steps_taken=whole)
-
-        @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=places)
-        def begin(first_frame, seeds, start, p, frames):
-            video = (frames, *first_frame.shape[2:])
-            mask, noise = prior(seeds, video, p)
-            if self.model.family.has_picture:
-                return sampler.init(noise)
-            if self.model.takes_picture:  # then frame 1 is noised as the others are
-                return sampler.init(sampler.add_noise(degrade(first_frame, mask), noise, start))
-            noisy = initial_latents(first_frame, mask, noise, sampler, start)
-            return hold(sampler, first_frame).init(noisy)
-
-        step = functools.partial(
-            sampling_step,
-            {"unet": self.model.configs["unet"], **self.model.controls},
-            sampler,
-            is_guided=is_guided,
-            guidance_rescale=guidance_rescale,
-        )
-        if deep_cache_every > 1:
-            return begin, feature_reuse.Steps(step, deep_cache_every, (places, whole))
-        return begin, jax.jit(step, donate_argnums=1, out_shardings=(places, whole))
-
-    def _make_begin_again(self, sampler_name, steps, sampler_options, settings: free_init.FreeInit) -> Callable:
-        """The program of a run's first state where FreeInit begins it anew from what the run before has made."""
-        sampler = samplers.make(sampler_name, self.model.schedule, steps, **dict(sampler_options))
-        spread, whole = video_sharding(self.mesh), replicated(self.mesh)
-        places = samplers.SamplerState(latents=spread, x0=spread, steps_taken=whole)
-
-        @functools.partial(jax.jit, static_argnums=(3, 5), out_shardings=places)
-        def begin_again(made, first_frame, seeds, start, number, p):
-            mask, noise = prior(seeds, made.shape[1:], p)
-            fresh = step_noise(named_keys(seeds, "free init"), number, made.shape[1:])
-            noisy = free_init.begin_again(made, noise, first_frame, mask, fresh, sampler, start, settings)
-            return hold(sampler, first_frame).init(noisy)
-
-        return begin_again
 
     def _encode_pictures(self, parameters, pictures, keys):
         config = self.model.configs["vae"]
@@ -491,5 +478,11 @@ class Pipeline:
     def _tree(self, *components: str) -> dict[str, Any]:
         return {component: self.model.parameters[component] for component in components}
 
+    @property
+    def _shares(self) -> int:
+        """Devices that a batch's rows are spread over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
     def _spread(self, array):
-        return jax.device_put(array, batch_sharding(self.mesh))
+        is_whole = len(array) % self._shares  # where windows are spread, and not videos
+        return jax.device_put(array, replicated(self.mesh) if is_whole else batch_sharding(self.mesh))

@@ -1,10 +1,13 @@
 """A run of the sampling command: what is checked, which videos are to be made, and how they are made, under one bar."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from i2v_jax import media
@@ -13,8 +16,9 @@ from i2v_jax.encoders import text
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.sampling import batches, jobs, mivas, trained_at, underway
+from i2v_jax.sampling import batches, going_on, jobs, long_videos, mivas, prompt_travel, trained_at, underway
 from i2v_jax.sampling.controls import given
+from i2v_jax.sampling.going_on import load_start
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.progress import Progress, Work
 from i2v_jax.sampling.settings import Settings
@@ -24,15 +28,18 @@ from i2v_jax.sampling.watch import Watch
 def check(config: ConfigDict, todo: Sequence[jobs.Job], schedule: NoiseSchedule) -> None:
     """Raises InputError for what no model can make."""
     for picture in {job.picture for job in todo}:
-        media.load_picture(picture)
+        load_start(picture)
     for job in todo:
         own = job.config(config)
         settings = Settings.of_config(own)
         settings.check_values(schedule)
         settings.image_prompts.check_values()
         size = (settings.height, settings.width)
-        mivas.read_masks(settings.miva_masks, [media.load_picture(job.picture)], size, settings.fit, downscale=1)
+        mivas.read_masks(settings.miva_masks, [load_start(job.picture)], size, settings.fit, downscale=1)
         media.check_fps(own.fps)
+        going_on.check(job.picture, own.join)
+        before = going_on.length(job.picture) - 1 if own.join else 0
+        long_videos.check_disk(config.output, settings, before)
     check_controls(config, todo)
     media.check_folder(config.output)
     for key, least in (("batch_per_device", 1), ("preview_every", 0)):
@@ -61,7 +68,8 @@ def check_prompts(config: ConfigDict, todo: Sequence[jobs.Job], tokenizer: ClipT
     every = []
     for job in todo:
         settings = Settings.of_config(job.config(config))
-        prompts, others = [job.prompt, job.negative_prompt], [job.prompt_2 or "", job.negative_prompt_2 or ""]
+        prompts = [*(prompt_travel.parse(settings.prompt_travel).values() or [job.prompt]), job.negative_prompt]
+        others = [job.prompt_2 or "", job.negative_prompt_2 or ""]
         if settings.prompt_syntax == "plain":
             tokenizer.encode(prompts + others, settings.truncate_prompts)
         else:
@@ -104,6 +112,7 @@ def plan(
         )
     for chosen in dict.fromkeys(settings):
         chosen.check(model)
+        long_videos.check_memory(model, chosen, config.batch_per_device, jax.devices()[0])
         if message := trained_at.departures(trained, chosen):
             warnings.warn(message, stacklevel=2)
     is_batch = len(todo) > 1 or not config.image or Path(config.image).expanduser().is_dir()
@@ -132,15 +141,13 @@ def animate(
         for batch, work in zip(todo, works):
             progress.begin(work)
             stems = [video.stem for video in batch.videos]
-            pictures = [media.load_picture(video.job.picture) for video in batch.videos]
+            pictures = [load_start(video.job.picture) for video in batch.videos]
             watch = Watch(progress.on_stage, progress.on_step)
             if preview_every:
                 show = partial(underway.show, pipeline, pictures, stems, batch.settings)
                 watch = watch._replace(on_latents=show, latents_every=preview_every)
             try:
-                made = frames_of(pipeline, batch, pictures, watch)
-                progress.on_stage("writing", False)
-                for video, frames in zip(batch.videos, made):
+                for video, frames in frames_of(pipeline, batch, pictures, watch):
                     stem = batches.write(video, frames, weights())
                     progress.say(f"{stem}{'  '.join(batches.SUFFIXES)}")
             finally:
@@ -150,8 +157,11 @@ def animate(
 
 def frames_of(
     pipeline: Pipeline, batch: batches.Batch, pictures: Sequence[media.Picture], watch: Watch
-) -> list[media.Frames]:
-    """Returns the frames of a batch's videos, in the colours that their configs ask for."""
+) -> Iterator[tuple[batches.Video, Iterator[media.Picture]]]:
+    """Returns a batch's videos, and the frames of each as they are decoded, in the colours that its config asks for.
+
+    The frames of one are to be taken before the next.
+    """
     of_batch = [video.job for video in batch.videos]
     latents = pipeline.latents(
         pictures,
@@ -164,8 +174,20 @@ def frames_of(
         controls=list(zip(*(given.of_config(video.config) for video in batch.videos))),
         **jobs.second_prompts(of_batch),
     )
-    videos = zip(batch.videos, pipeline.decode(latents, batch.settings, watch))
-    return [media.match_colours(frames) if video.config.match_colours else frames for video, frames in videos]
+    frames = decoded(pipeline, latents, batch.settings, watch)
+    for video in batch.videos:
+        own = itertools.islice(frames, batch.settings.frames)
+        yield video, media.matched_colours(own) if video.config.match_colours else own
+
+
+def decoded(pipeline: Pipeline, latents: Any, settings: Settings, watch: Watch) -> Iterator[media.Picture]:
+    """Returns the frames of videos one by one, as they are decoded; writing begins in earnest at the last one."""
+    last = latents.shape[0] * latents.shape[1] - 1
+    frames = itertools.chain.from_iterable(pipeline.decode_slices(latents, settings, watch))
+    for number, frame in enumerate(frames):
+        if number == last:
+            watch.on_stage("writing", False)
+        yield frame
 
 
 def chunks_of(pipeline: Pipeline, video: batches.Video) -> int:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from i2v_jax.diffusion import samplers
 from i2v_jax.diffusion.free_init import FreeInit, warn_if_nothing_is_kept
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
+from i2v_jax.diffusion.windows import Windows
 from i2v_jax.encoders.emphasis import check_emphasis
 from i2v_jax.encoders.picture_input import LIKENESS
 from i2v_jax.encoders.prompt_syntax import check_syntax
@@ -16,15 +17,15 @@ from i2v_jax.encoders.sizes import Pair
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.model import Model
 from i2v_jax.media import FITS
-from i2v_jax.sampling import from_picture, mivas
+from i2v_jax.sampling import from_picture, long_videos, mivas
 from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.image_prompts import ImagePrompts
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 
 OF_RUN = ("truncate_prompts", "vae_slice", "miva_masks")  # not a row's own
-OF_FILES = ("fps", "match_colours")
-GROUPS = ("sampler_options", "sizes", "free_init", "controls", "image_prompts")
+OF_FILES = ("fps", "match_colours", "join")
+GROUPS = ("sampler_options", "sizes", "free_init", "controls", "image_prompts", "windows")
 
 
 def row_settings(config: ConfigDict) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Settings:
 
     Attributes:
       height, width: of the video, pixels; multiples of the VAE's factor (8).
-      frames: 1 .. positions of the motion modules.
+      frames: 1 .. positions of the motion modules; with windows any number.
       steps: sampling steps of a whole run.
       guidance_scale: strength of classifier-free guidance; 1 or less runs without it, at half the cost.
       guidance_rescale: phi of `diffusion.guidance.rescale`, 0 .. 1.
@@ -51,6 +52,8 @@ class Settings:
       p: the prior's share of unblurred elements, 0 .. 1.
       deep_cache_every: steps from one that runs the whole UNet to the next, see `feature_reuse`; 1: all do.
       free_init: how often a run begins again from what it made, see `diffusion.free_init`.
+      windows: of frames that the network sees at a time, for videos of any length, see `diffusion.windows`.
+      prompt_travel: prompts by frame in the place of the prompt, see `prompt_travel.parse`; "": none.
       adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
       text_in_time_scale: strength of a text-in-time adapter, where the model has one; 1 as trained.
       motion_scale: which motion PIA makes, and how much, a row of `encoders.picture_input.LIKENESS`.
@@ -87,6 +90,8 @@ class Settings:
     t0: float = 1.0
     p: float = 0.5
     free_init: FreeInit = FreeInit()
+    windows: Windows = Windows()
+    prompt_travel: str = ""
     deep_cache_every: int = 1
     adapter_scale: float = 1.0
     image_token_scale: float = 1.0
@@ -121,7 +126,7 @@ class Settings:
         given["miva_masks"] = tuple(config.get("miva_masks", ()))
         given["controls"] = ControlSettings.of_config(config.get("controls", {}))
         given |= {name: tuple(size) for name, size in config.get("sizes", {}).items()}
-        given |= dict(free_init=FreeInit(**config.get("free_init", {})))
+        given |= dict(free_init=FreeInit(**config.get("free_init", {})), windows=Windows(**config.get("windows", {})))
         given |= dict(image_prompts=ImagePrompts.of_config(config.get("image_prompts", {})))
         return cls(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
 
@@ -139,6 +144,7 @@ class Settings:
         self._check_clip_skip(model)
         self.image_prompts.check(model)
         mivas.check(self.miva_masks, model)
+        long_videos.check(self, model)
         from_picture.check(self, model)
         sampler = self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
         self.controls.check_steps(len(model.controls), sampler.num_steps - sampler.start_index(self.t0))
@@ -153,8 +159,12 @@ class Settings:
                 raise InputError(f"{name}={size}: wanted a multiple of {factor}, such as {near}.")
         if self.frames < 1:
             raise InputError(f"frames={self.frames}: wanted 1 or more.")
-        if max_frames is not None and self.frames > max_frames:
-            raise InputError(f"frames={self.frames}: these motion modules know 1 to {max_frames} frames.")
+        if max_frames is not None and self.frames > max_frames and not self.windows.length:
+            raise InputError(
+                f"frames={self.frames}: these motion modules know 1 to {max_frames} frames. For a longer video give "
+                f"windows of at most {max_frames} frames, such as --config.windows.length={min(16, max_frames)}."
+            )
+        long_videos.check_values(self)
         if self.fit not in FITS:
             raise InputError(f"fit={self.fit!r}; known: {', '.join(FITS)}.{nearest(self.fit, FITS)}")
         if not 0 <= self.motion_scale < len(LIKENESS):

@@ -54,8 +54,11 @@ def of_model(weights: Weights, model: Model) -> TrainedAt:
 
 def departures(trained: TrainedAt, settings: Settings) -> str | None:
     """Returns what to say of a run whose size or length is not one that the model was trained at; None: all is well."""
-    bounds = {"height": trained.sides, "width": trained.sides, "frames": trained.frames if settings.frames > 1 else ()}
-    values = {name: getattr(settings, name) for name, known in bounds.items() if known}
+    length = "windows.length" if settings.windows.length else "frames"
+    bounds = {"height": trained.sides, "width": trained.sides, length: trained.frames if settings.frames > 1 else ()}
+    of_run = dict(height=settings.height, width=settings.width, frames=settings.frames)
+    of_run["windows.length"] = min(settings.windows.length, settings.frames)
+    values = {name: of_run[name] for name, known in bounds.items() if known}
     given = [f"{name}={value}" for name, value in values.items() if not bounds[name][0] <= value <= bounds[name][1]]
     if not given:
         return None

@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
+from i2v_jax.models.adapters.windows import Window
 from i2v_jax.models.conditions import Conditions
 
 SITES = ("attn1", "attn2", "motion")
@@ -30,6 +31,7 @@ class Shared(NamedTuple):
     conditions: Conditions
     strengths: Mapping[str, Any] = {}  # of adapters, by name
     masks: Mapping[int, Float[Array, "b s n"]] | None = None  # of MIVAs, by the number of a level's places
+    window: Window | None = None  # where frame 1 is, if the network runs on windows of a video
 
     def strength(self, adapter: str) -> Any:
         """The strength of an adapter; 1, as trained, where none is given."""

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from i2v_jax.models.adapters.adapter import Adapter, Shared
+from i2v_jax.models.adapters.windows import first_frame
 from i2v_jax.models.attention import Projections, attention, merge_heads, split_heads
 from i2v_jax.models.layers import Dense
 
@@ -26,7 +27,8 @@ class FirstFrame(nn.Module):
         num_heads, channels = base.query.shape[-2], base.hidden.shape[-1]
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         query = split_heads(Dense(channels, use_bias=False, name="to_q", **dtypes)(base.hidden), num_heads)
-        out = merge_heads(attention(query, base.key[:, :1], base.value[:, :1], self.implementation))
+        key, value = first_frame(self, base.key, base.value, shared.window)
+        out = merge_heads(attention(query, key, value, self.implementation))
         out = Dense(channels, kernel_init=nn.initializers.zeros_init(), name="to_out", **dtypes)(out)
         return 0, out * jnp.asarray(shared.strength("first_frame"), self.dtype)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
 from i2v_jax.models.adapters.adapter import Shared
+from i2v_jax.models.adapters.windows import first_frame
 from i2v_jax.models.attention import Projections, attention, merge_heads, split_heads
 from i2v_jax.models.layers import parameter
 
@@ -108,7 +109,7 @@ class OtherFrames(nn.Module):
 
     Each has a query of its own, `Q + X down up`, and an output projection `down up`, zero at first; keys and values are
     the frozen ones. The timestep embedding decides how the two are balanced; their weights sum to 1. Frame 1 has itself
-    before it.
+    before it, and so has the first of a window of frames.
     """
 
     config: MivaConfig
@@ -125,7 +126,7 @@ class OtherFrames(nn.Module):
         before = lambda x: jnp.concatenate([x[:, :1], x[:, :-1]], 1)  # noqa: E731
         # all MIVAs' queries stand in a row: of frames where all look at one, else of the places of a frame
         kinds = (
-            ("first", base.key[:, :1], base.value[:, :1], (b, f * n, s)),
+            ("first", *first_frame(self, base.key, base.value, shared.window), (b, f * n, s)),
             ("previous", before(base.key), before(base.value), (b, f, n * s)),
         )
         total = 0
