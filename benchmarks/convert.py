@@ -1,9 +1,11 @@
-"""Time and memory of `python -m convert` on a checkpoint of SD1.5's size: `python -m benchmarks.convert [--repeats N]`.
+"""Time and memory of `python -m convert` on a checkpoint of the real size.
 
-Writes random weights as a single file of the original layout (4.27 GB), copies it with `cp`, imports it, exports it
-again and imports it as an orbax folder, each in a process of its own with the source out of the page cache. Prints the
-time over the copy's, the peak of anonymous memory (what no file backs: interpreter and JAX included) over the file's
-size, best of N, and whether every byte came back.
+    python -m benchmarks.convert [--family sd15|dynamicrafter] [--repeats N] [--folder PATH]
+
+Writes random weights as a single file of the original layout (SD1.5: 4.27 GB; DynamiCrafter: 10 GB), copies it with
+`cp`, imports it, exports it again and imports it as an orbax folder, each in a process of its own with the source out
+of the page cache. Prints the time over the copy's, the peak of anonymous memory (what no file backs: interpreter and
+JAX included) over the file's size, best of N, and whether every byte came back.
 """
 
 import argparse
@@ -21,22 +23,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from i2v_jax.families.published import DYNAMICRAFTER
 from i2v_jax.models.clip import SD15_TEXT as TEXT
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15
 from i2v_jax.models.vae import SD_VAE as VAE
-from i2v_jax.weights.formats.original import SD15_TEXT, SD15_UNET, SD_VAE
+from i2v_jax.weights.formats.dynamicrafter import DYNAMICRAFTER_PROJECTION, DYNAMICRAFTER_UNETS, OPENCLIP_VISION
+from i2v_jax.weights.formats.original import SD2_TEXT, SD15_TEXT, SD15_UNET, SD_VAE
 from i2v_jax.weights.storage.open import open_tensors
 from i2v_jax.weights.storage.safetensors import save_tensors
 from i2v_jax.weights.tensors import Entry, Tensors
 from i2v_jax.weights.translate import export_tensors
 
-TIME_BAR, MEMORY_BAR = 3.0, 0.3
-PARTS = (
-    (parameter_shapes(SD15), SD15_UNET),
-    (parameter_shapes(VAE), SD_VAE),
-    (parameter_shapes(TEXT), SD15_TEXT),
-)
+TIME_BAR, MEMORY_BARS = 3.0, {"sd15": 0.3, "dynamicrafter": 0.2}
+FAMILIES = {  # networks' configs with the tables of their names
+    "sd15": ((SD15, SD15_UNET), (VAE, SD_VAE), (TEXT, SD15_TEXT)),
+    "dynamicrafter": (
+        (DYNAMICRAFTER["unet"], DYNAMICRAFTER_UNETS[0]),
+        (DYNAMICRAFTER["vae"], SD_VAE),
+        (DYNAMICRAFTER["text_encoder"], SD2_TEXT),
+        (DYNAMICRAFTER["image_encoder"], OPENCLIP_VISION),
+        (DYNAMICRAFTER["image_proj"], DYNAMICRAFTER_PROJECTION),
+    ),
+}
+EXPORTED_AS = {"sd15": "sd", "dynamicrafter": "dynamicrafter"}
 INTERVAL = 0.002  # seconds between two looks at a process
 
 
@@ -47,20 +57,24 @@ class Run(NamedTuple):
     memory: int
 
 
-def write_checkpoint(path: Path) -> None:
-    """Writes random weights of every component under the names of a single-file checkpoint."""
+def write_checkpoint(path: Path, family: str) -> int:
+    """Writes random weights of every component under the names of a single-file checkpoint; returns how many."""
     random = np.random.default_rng(0)
 
     def entry(leaf) -> Entry:
         return Entry(leaf.shape, np.dtype("f4"), lambda: random.random(leaf.shape, np.float32))
 
-    entries = {}
-    for shapes, table in PARTS:
+    entries, parameters = {}, 0
+    for config, table in FAMILIES[family]:
+        shapes = parameter_shapes(config)
+        parameters += sum(math.prod(leaf.shape) for leaf in shapes.values())
         ours = Tensors({path: entry(leaf) for path, leaf in shapes.items()}, "random weights")
         entries |= export_tensors(ours, table, Tensors.of({})).entries
-    positions = np.arange(TEXT.max_positions)[None]
-    entries["cond_stage_model.transformer.text_model.embeddings.position_ids"] = Entry.of(positions)
+    if family == "sd15":
+        positions = np.arange(TEXT.max_positions)[None]
+        entries["cond_stage_model.transformer.text_model.embeddings.position_ids"] = Entry.of(positions)
     save_tensors(path, Tensors(entries, "random weights"))
+    return parameters
 
 
 def measure(command: list[str | Path], source: Path) -> Run:
@@ -117,22 +131,26 @@ def same(first: Path, second: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="sd15")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each step (3)")
-    repeats = parser.parse_args().repeats
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--folder", metavar="PATH", help="where files are written, four times the size; default: /tmp")
+    given = parser.parse_args()
+    repeats, memory_bar = given.repeats, MEMORY_BARS[given.family]
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         source, copy, ours, back = (
-            Path(folder, name) for name in ("sd15.safetensors", "copy", "ours.safetensors", "back.safetensors")
+            Path(folder, name)
+            for name in (f"{given.family}.safetensors", "copy", "ours.safetensors", "back.safetensors")
         )
-        write_checkpoint(source)
+        parameters = write_checkpoint(source, given.family)
         size = source.stat().st_size
-        parameters = sum(math.prod(leaf.shape) for shapes, _ in PARTS for leaf in shapes.values())
         print(f"{parameters / 1e6:.1f} M parameters, {size / 1e9:.2f} GB; best of {repeats}")
         convert = [sys.executable, "-m", "convert"]
         copied = best(repeated(repeats, ["cp", source, copy], source, copy))
         copy.unlink()
         print(f"cp      {copied.seconds:6.2f} s")
         imported = best(repeated(repeats, [*convert, "import", source, ours], source, ours))
-        exported = best(repeated(repeats, [*convert, "export", ours, back, "--to", "sd"], ours, back))
+        to = [*convert, "export", ours, back, "--to", EXPORTED_AS[given.family]]
+        exported = best(repeated(repeats, to, ours, back))
         identical = same(source, back)
         back.unlink()
         tree = Path(folder, "tree")
@@ -141,11 +159,11 @@ def main() -> None:
         for name, run in runs.items():
             print(
                 f"{name:6}  {run.seconds:6.2f} s, {run.seconds / copied.seconds:.2f} x cp (bar {TIME_BAR}); "
-                f"peak anonymous memory {run.memory / 1e9:.2f} GB, {run.memory / size:.3f} x file (bar {MEMORY_BAR})"
+                f"peak anonymous memory {run.memory / 1e9:.2f} GB, {run.memory / size:.3f} x file (bar {memory_bar})"
             )
         identical &= same(ours, tree)
         print("every tensor came back byte for byte" if identical else "DIFFERENT after the round trip")
-    within = all(run.seconds <= TIME_BAR * copied.seconds and run.memory <= MEMORY_BAR * size for run in runs.values())
+    within = all(run.seconds <= TIME_BAR * copied.seconds and run.memory <= memory_bar * size for run in runs.values())
     sys.exit(not (identical and within))
 
 

@@ -22,8 +22,10 @@ CLIPS = {  # a chip
     "sd15_stage1": {"v5e": 2, "v5p": 8, "v6e": 4},
     "sd15_stage2": {"v5e": 1, "v5p": 4, "v6e": 2},
     "sdxl": {"v5e": 1, "v5p": 4, "v6e": 2},
+    "dynamicrafter": {"v5e": 1, "v5p": 2, "v6e": 1},
 }
-SAMPLED = {"sd15_stage2": (512,), "sdxl": (512, 1024)}  # sides of the videos
+OF_VIDEOS = ("dynamicrafter",)  # trains its image projection too, so that no clips are stored
+SAMPLED = {"sd15_stage2": (512,), "sdxl": (512, 1024), "dynamicrafter": (None,)}  # sides; None: as in the config
 
 
 def main() -> None:
@@ -57,7 +59,8 @@ def row(name: str, side: int | None, topology: str, chips: int, make: Callable) 
     if side:
         config.data.height = config.data.width = side
     cache = cache_folder()
-    figures = in_a_process(plan.figures_of, make, config, topology, True, cache and cache / "plans")
+    stored = name not in OF_VIDEOS
+    figures = in_a_process(plan.figures_of, make, config, topology, stored, cache and cache / "plans")
     label = f"{name}, {side}x{side}" if side else name
     return {"config": label, "slice": topology} | cells(figures, chip, config.samples.steps)
 

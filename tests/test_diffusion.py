@@ -126,6 +126,16 @@ def test_guidance_of_a_doubled_batch():
     assert in_bfloat16.dtype == jnp.float32
 
 
+def test_guidance_by_picture_and_prompt():
+    """The published formula of DynamiCrafter's `multiplecond` sampler, and its rescale to the prediction with both."""
+    unconditional, of_picture, conditional = (normal(2, 3, 4, 5, 4, seed=seed) for seed in range(3))
+    three = np.concatenate([unconditional, of_picture, conditional])
+    wanted = unconditional + 2 * (of_picture - unconditional) + 7.5 * (conditional - of_picture)
+    assert relative_error(guidance.guide_apart(three, 7.5, 2.0), wanted) <= 1e-6
+    theirs = rescale_noise_cfg(torch.from_numpy(wanted), torch.from_numpy(conditional), guidance_rescale=0.7)
+    assert relative_error(guidance.guide_apart(three, 7.5, 2.0, 0.7), theirs) <= 1e-6
+
+
 def test_guidance_rescale_equals_diffusers():
     unconditional, conditional = normal(2, 3, 4, 5, 4), normal(2, 3, 4, 5, 4, seed=1)
     doubled = np.concatenate([unconditional, conditional])

@@ -19,11 +19,13 @@ from i2v_jax.encoders import image_tokens
 from i2v_jax.encoders.picture_input import in_frames
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
+from i2v_jax.families.over_time import Stage
 from i2v_jax.families.weights import Weights
 from i2v_jax.media import CLIP_MEAN, CLIP_STD
 from i2v_jax.sampling import from_picture
 from i2v_jax.sampling.pipeline import Pipeline
 from i2v_jax.sampling.settings import Settings
+from i2v_jax.sampling.stages import encode as encode_stages
 from tests import dynamicrafter_models as models
 from tests.helpers import relative_error
 from tests.test_sample import CACHE, CAT, ROOT
@@ -103,6 +105,7 @@ BAD = {
     "a last picture that is not there": (["--config.last_picture=nowhere.png"], "nowhere.png"),
     "an adapter's strength": (["--config.adapter_scale=0.5"], "adapter_scale=0.5: DynamiCrafter has no such setting"),
     "a later start": (["--config.t0=0.5"], "t0=0.5: DynamiCrafter"),
+    "an empty prompt for nothing": (["--config.prompt_of_first_weights=True"], "the weights are the same throughout"),
     "statistics of nothing": ([f"--config.analytic_init={models.__file__}"], "dynamicrafter_models"),
 }
 
@@ -172,6 +175,45 @@ def test_statistics_begin_a_run(tmp_path):
     assert relative_error(begun, wanted) < 1e-6
     with pytest.raises(InputError, match="analytic_init.*of latents"):
         from_picture.begun(pipeline().model, sampler.init(noise[:, :, :4]), settings)
+
+
+def test_guidance_by_picture_and_prompt_apart(measured):
+    """With both of one strength it is plain guidance; without the prompt's, plain guidance by the picture alone."""
+    plain = dataclasses.replace(SETTINGS, guidance_rescale=0.0)
+    run = functools.partial(pipeline().latents, PICTURES[:1])
+    both = run("a cat", settings=dataclasses.replace(SETTINGS, image_guidance_scale=SETTINGS.guidance_scale))
+    wanted = run("a cat", settings=SETTINGS)
+    measured("DynamiCrafter: guidance apart, of one strength", relative_error(both, wanted), 1e-4)
+    of_picture = dataclasses.replace(plain, guidance_scale=0.0, image_guidance_scale=2.0)
+    wanted = run("", settings=dataclasses.replace(plain, guidance_scale=2.0))
+    apart = run("a cat", settings=of_picture)
+    measured("DynamiCrafter: guidance by the picture alone", relative_error(apart, wanted), 1e-4)
+    more = run("a cat", settings=dataclasses.replace(SETTINGS, image_guidance_scale=1.0))
+    assert relative_error(more, both) > 1e-3
+    for changes, message in (
+        (dict(image_guidance_scale=-1.0), "image_guidance_scale=-1.0: wanted a number above 0"),
+        (dict(image_guidance_scale=float("inf")), "wanted a finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(SETTINGS, **changes).check(pipeline().model)
+
+
+def test_later_weights_may_have_the_empty_prompt():
+    """As EDG's published inference runs its second model; the others' prompt by default."""
+    parameters = pipeline().model.parameters
+    stages = tuple(Stage(above, parameters) for above in (700, 400, 0))
+    runs = Pipeline(dataclasses.replace(pipeline().model, over_time=stages), pipeline().mesh)
+    settings = dataclasses.replace(SETTINGS, prompt_of_first_weights=True)
+    given = dict(negative_prompts=[""], pictures=PICTURES[:1])
+    first, second, third = encode_stages(runs, ["a cat"], settings, **given)
+    plain = encode_stages(runs, ["a cat"], SETTINGS, **given)
+    empty = pipeline().encode([""], settings=SETTINGS, **given)
+    assert second is third and plain[0] is plain[1] is plain[2]
+    jax.tree.map(np.testing.assert_array_equal, first, plain[0])
+    jax.tree.map(np.testing.assert_array_equal, second, empty)
+    assert relative_error(second.text, first.text) > 1e-2
+    with pytest.raises(InputError, match="the weights are the same throughout"):
+        settings.check(pipeline().model)
 
 
 def test_devices_make_the_same_video(measured):

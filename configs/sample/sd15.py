@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     # Weights over time, docs/merging.md. From the noise (999) down to timestep 500 the first file's, then the second's:
     # ((500, "dyn.safetensors"), (0, "con.safetensors")). "" is the model's own; of LoRA and its kin "FILE=SCALE".
     config.weights_over_time = ()  # (timestep, file) pairs, from high to low; (): the same weights throughout
+    config.prompt_of_first_weights = False  # the prompt is the first file's alone, as EDG's published inference has it
 
     add_windows(config)
     add_sampling(config)
@@ -80,6 +81,7 @@ def add_sampling(config: ConfigDict) -> None:
     """How the latents are sampled."""
     config.steps = 25  # of the sampler; more take longer
     config.guidance_scale = 7.5  # how closely the prompt is followed; 1: no classifier-free guidance
+    config.image_guidance_scale = 0.0  # of DynamiCrafter: of the picture, apart from the prompt's above; 0: the same
     config.guidance_rescale = 0.0  # [0, 1], against colours that guidance makes too strong
     config.sampler = "ddim"  # ddim, euler, euler_ancestral, dpmpp_2m, lcm, tcd, ldm_ddim (of DynamiCrafter)
     config.sampler_options = ConfigDict(

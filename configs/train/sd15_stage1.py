@@ -73,17 +73,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.log = ConfigDict(dict(every_steps=20))  # between two points of the curves
-    config.samples = ConfigDict(
-        dict(
-            every_steps=1000,  # between two looks at what the model makes; 0: none
-            pictures=(CAT,),  # that it animates
-            prompts=("a cat turns its head",),  # one for each
-            steps=25,  # of the sampler
-            guidance_scale=7.5,  # 1: no classifier-free guidance
-            t0=1.0,  # Frame Similarity Prior: start of the run, (0, 1]
-            p=0.5,  # Frame Similarity Prior: share of unblurred elements, [0, 1]
-        )
-    )
+    add_samples(config)
     config.held_out = ConfigDict(
         dict(
             share=0.0,  # of the clips, chosen by a hash of their ids, not trained on, whose loss is a curve; 0: none
@@ -93,6 +83,26 @@ def get_config() -> ConfigDict:
         )
     )
     return config
+
+
+def add_samples(config: ConfigDict) -> None:
+    """What is sampled meanwhile."""
+    config.samples = ConfigDict(
+        dict(
+            every_steps=1000,  # between two looks at what the model makes; 0: none
+            pictures=(CAT,),  # that it animates
+            prompts=("a cat turns its head",),  # one for each
+            steps=25,  # of the sampler
+            guidance_scale=7.5,  # 1: no classifier-free guidance
+            guidance_rescale=0.0,  # [0, 1], against colours that guidance makes too strong
+            sampler="ddim",  # ddim, euler, euler_ancestral, dpmpp_2m, ldm_ddim (of DynamiCrafter)
+            spacing="leading",  # of the sampler's timesteps: leading, trailing, linspace
+            eta=0.0,  # of ddim and ldm_ddim: share of new noise in each step
+            fs=0,  # of DynamiCrafter: frames a second told (of 256: the stride); 0: its own
+            t0=1.0,  # Frame Similarity Prior: start of the run, (0, 1]
+            p=0.5,  # Frame Similarity Prior: share of unblurred elements, [0, 1]
+        )
+    )
 
 
 def add_loss(config: ConfigDict) -> None:
@@ -105,7 +115,11 @@ def add_loss(config: ConfigDict) -> None:
             prompt_dropout=0.1,  # share of prompts replaced by the empty one
             image_dropout=0.0,  # share of clips without image tokens
             joint_dropout=0.0,  # share of clips with the empty prompt and a zero picture's image tokens
+            exclusive_dropout=False,  # the three shares are of different clips, as DynamiCrafter is trained
             implicit_dropout=0.0,  # share of clips without a MIVA's implicit prompt
+            picture="first",  # of DynamiCrafter: the frame that is the picture: first, random; ends: first and last
+            image_noise=0.0,  # of DynamiCrafter: most noise on the picture's latents (TimeNoise), such as 100; 0: none
+            image_noise_power=5.0,  # how late in the timesteps that noise grows
             min_snr_gamma=placeholder(float),  # weigh timesteps by min(SNR, gamma)
             vae_slice=1,  # frames that the VAE encodes at a time; 0: all
         )
@@ -146,6 +160,8 @@ def add_clips(config: ConfigDict) -> None:
             videos=placeholder(str),  # the folder that a CSV's paths are relative to
             frames=16,  # of a clip; 1 for pictures
             stride=4,  # 4: every fourth frame of the video
+            least_stride=0,  # strides are drawn from this one to `stride`; 0: always `stride`
+            rate="",  # of DynamiCrafter: what it is told of a clip: fps; stride, of the 256 model
             height=256,  # in pixels, a multiple of 8
             width=256,  # in pixels, a multiple of 8
             workers=8,  # processes that decode, on each host

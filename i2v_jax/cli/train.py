@@ -185,9 +185,9 @@ def open_clips(
         host=jax.process_index(),
         hosts=jax.process_count(),
         tokenize=tokenize,
-        image_size=configs["image_encoder"].image_size if with_image_tokens else None,
         control=preprocess.find(config.control.process) if config.control.process else None,
         wanted=family.stored_names(with_image_tokens),
+        **setup.reading(config, configs),
     )
     batch = config.batch // jax.process_count()
     if not config.held_out.share:

@@ -80,6 +80,15 @@ class Cut:
                 raise InputError(f"data.{name}={value}: wanted 1 or more.")
 
 
+class Chosen(NamedTuple):
+    """Frames as they are coded, how they are to be shown, and when."""
+
+    frames: list[av.VideoFrame]
+    showing: Showing
+    numbers: Sequence[int]  # among all of the video
+    seconds: float  # from the first to the last
+
+
 class Frames(NamedTuple):
     """The frames of a cut, and how they were taken (SDXL, Podell et al. 2023, section 2.2).
 
@@ -87,10 +96,14 @@ class Frames(NamedTuple):
       video: RGB.
       sizes: in pixels, the video's height and width before it was scaled, upright as it is displayed; top and left of
         the crop in the scaled picture; height and width of the crop.
+      stride: frames of the video from one frame of the clip to the next.
+      fps: frames of the clip a second, as it is shown; 0 where there is no time, as in a single picture.
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
     sizes: Float32[np.ndarray, "6"]
+    stride: int = 1
+    fps: float = 0.0
 
 
 def central_sizes(height: int, width: int, cut: Cut) -> Float32[np.ndarray, "6"]:
@@ -128,11 +141,13 @@ def read_clip(video: Path | bytes, cut: Cut, rng: np.random.Generator) -> Frames
     content = read_bytes(video)
     if content.startswith(PICTURES) or (content[:4], content[8:12]) == (b"RIFF", b"WEBP"):
         return _read_picture(content, cut)
-    frames, showing = _chosen(content, lambda count: choose_frames(count, cut, rng))
+    frames, showing, numbers, seconds = _chosen(content, lambda count: choose_frames(count, cut, rng))
     pictures = resize(frames, cut, showing)
     if cut.frames > 1 and (pictures == pictures[0]).all():
         raise BadClip("frozen", f"{cut.frames} equal frames")
-    return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut))
+    stride = numbers[1] - numbers[0] if cut.frames > 1 else 1
+    fps = (cut.frames - 1) / seconds if seconds else 0.0
+    return Frames(pictures, central_sizes(*_shown_size(frames[0], showing), cut), stride, fps)
 
 
 def _read_picture(content: bytes, cut: Cut) -> Frames:
@@ -158,7 +173,7 @@ def read_frames(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> 
     Raises:
       BadClip: says why the frames cannot be had.
     """
-    frames, showing = _chosen(video, choose)
+    frames, showing, *_ = _chosen(video, choose)
     height, width = _shown_size(frames[0], showing)
     return resize(frames, Cut(len(frames), 1, height, width), showing)
 
@@ -192,7 +207,7 @@ def stream(video: Path | bytes) -> Shown:
         times, base = _times(stream, _packets(container, stream)), stream.time_base
     if not times:
         raise BadClip("frames missing", "there is none")
-    first, showing = _chosen(content, lambda count: [0])
+    first, showing, *_ = _chosen(content, lambda count: [0])
     height, width = _shown_size(first[0], showing)
     lasting = (times[-1] - times[0]) * base
     fps = Fraction(len(times) - 1) / lasting if lasting else Fraction(1)
@@ -216,8 +231,8 @@ def _each(content: bytes, times: Sequence[int], showing: Showing, size: tuple[in
         raise BadClip("frames missing", f"the decoder gave {given} of {len(times)} frames, and no error")
 
 
-def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> tuple[list[av.VideoFrame], Showing]:
-    """Frames as they are coded, and how they are to be shown.
+def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> Chosen:
+    """Frames of a video, by their numbers.
 
     The file's packets are read without decoding, which gives every frame's time; then the packets from the key frame
     before the first frame to the last one are decoded, without those pictures in between that no other picture needs.
@@ -227,7 +242,8 @@ def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> tupl
         stream = _video_stream(container)
         packets = _packets(container, stream)
         times = _times(stream, packets)
-        wanted = [times[number] for number in choose(len(times))]
+        numbers = choose(len(times))
+        wanted = [times[number] for number in numbers]
         starts = [i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= wanted[0]]
         first = max(starts, default=0)
         try:
@@ -239,7 +255,7 @@ def _chosen(video: Path | bytes, choose: Callable[[int], Sequence[int]]) -> tupl
                 frames = _decode(stream, packets, wanted)  # a key frame that wants what came before it
         except av.FFmpegError as error:
             raise BadClip("damaged", str(error)) from None
-        return frames, of_stream(stream, content)
+        return Chosen(frames, of_stream(stream, content), numbers, float((wanted[-1] - wanted[0]) * stream.time_base))
 
 
 def read_bytes(video: Path | bytes) -> bytes:

@@ -23,24 +23,21 @@ import av
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 
-from i2v_jax.data.clip import Clip, Source, check_caption
-from i2v_jax.data.decoding import CAUSES, BadClip, Cut, read_clip
+from i2v_jax.data.clip import Clip, Source
+from i2v_jax.data.decoding import CAUSES, BadClip, Cut
+from i2v_jax.data.reader import Conditioning, Control, Reader
 from i2v_jax.data.sources import check_files, open_source
 from i2v_jax.data.stored import Stored
 from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
-from i2v_jax.media import clip_pixels
 
 DIED = "terminated unexpectedly"  # so Grain says that a worker is gone
 JUDGED_ON = 10_000  # clips: the share of bad ones is that among so many, or among an epoch's where those are fewer
 
 Tokenize = Callable[[list[str]], Mapping[str, Int32[np.ndarray, "b t"]]]
 """Captions to what a batch holds of them: `tokens`, and whatever other tokenizers make of them, by name."""
-
-Control = Callable[[UInt8[np.ndarray, "f h w 3"]], UInt8[np.ndarray, "f h w 3"]]
-"""A clip's frames to the pictures that a control network is to follow."""
 
 
 def make(
@@ -53,6 +50,7 @@ def make(
     tokenize: Tokenize | None = None,
     image_size: int | None = None,
     control: Control | None = None,
+    conditioning: Conditioning = Conditioning(),  # noqa: B008 (a tuple)
     wanted: Sequence[str] = ("text",),
     choose: Callable[[Source], Source] = lambda source: source,
 ) -> "Loader":
@@ -60,13 +58,14 @@ def make(
 
     Args:
       config: `source`, `videos`, `frames`, `stride`, `height`, `width`, `workers`, `buffer`, `max_bad`, `bad_list`, and
-        perhaps `flip` and `no_captions`.
+        perhaps `flip`, `no_captions` and `least_stride`.
       batch_size: clips in a batch of this host.
       seed: of the order and of what is drawn of each clip.
       host, hosts: which one of how many this is.
       tokenize: captions to ids; stored clips need none.
       image_size: of the pictures for the image encoder; None where there is none, and for stored clips.
       control: makes control pictures of a clip's frames; None where there are none, and for stored clips.
+      conditioning: what else the model is told of a clip; stored clips have it.
       wanted: of stored clips, the names of the arrays beside the latents that batches are to hold.
       choose: makes of the source the one that is read, such as some of its clips.
 
@@ -82,7 +81,10 @@ def make(
             f"data.flip=True, and {config['source']} holds stored latents, which are not mirrored. Set data.flip=False "
             "and have `python -m i2v_jax.training.store` flip them, with data.flip=True and several --epochs."
         )
-    reader = Reader(cut, image_size, control, flip, no_captions)
+    least = config.get("least_stride", 0)
+    if least and not 1 <= least <= cut.stride:
+        raise InputError(f"data.least_stride={least}: wanted 1 to data.stride={cut.stride}, or 0 for that one alone.")
+    reader = Reader(cut, image_size, control, flip, no_captions, conditioning, least)
     return Loader(
         choose(source),
         source.reader(cut, wanted) if isinstance(source, Stored) else reader,
@@ -96,45 +98,6 @@ def make(
         max_bad=config["max_bad"],
         bad_list=config["bad_list"],
     )
-
-
-class Reader:
-    """Makes of a source's clip what a batch holds of it: perhaps mirrored, perhaps without its caption."""
-
-    def __init__(
-        self,
-        cut: Cut,
-        image_size: int | None,
-        control: Control | None = None,
-        flip: bool = False,
-        no_captions: bool = False,
-    ):
-        self.cut, self.image_size, self.control, self.flip, self.no_captions = (
-            cut,
-            image_size,
-            control,
-            flip,
-            no_captions,
-        )
-
-    def __call__(self, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns `caption`, `video`, its `sizes` (see `data.decoding.Frames`) and, where wanted, `pixels`, `control`.
-
-        Raises:
-          BadClip: says why the clip cannot be used.
-        """
-        if not self.no_captions:
-            check_caption(clip)
-        frames = clip.video(self.cut, rng) if callable(clip.video) else read_clip(clip.video, self.cut, rng)
-        if self.flip and rng.random() < 0.5:
-            frames = frames._replace(video=np.ascontiguousarray(frames.video[:, :, ::-1]))
-        caption = "" if self.no_captions else clip.caption
-        item = {"caption": caption, "video": frames.video, "sizes": frames.sizes}
-        if self.image_size:
-            item["pixels"] = clip_pixels(frames.video[0], self.image_size)
-        if self.control:
-            item["control"] = self.control(frames.video)
-        return item
 
 
 class Order:

@@ -1,6 +1,6 @@
 """Clips stored as what the frozen encoders make of them: VAE moments, prompt states, image tokens.
 
-A folder of ArrayRecord files. A record is a safetensors file's bytes, float16 but for `sizes`: `mean` and `std`
+A folder of ArrayRecord files. A record is a safetensors file's bytes, float16 but for `EXACT`: `mean` and `std`
 [f h w c] of the latents, scaled by the VAE's factor, so that training still draws latents from the posterior; the
 arrays that `stored.json` names under `arrays`, such as `text` [t d] and `image_tokens` [n d]; and the clip's `id`,
 UTF-8. `stored.json` also says how they were made.
@@ -23,7 +23,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.hub import on_disk
 
 ABOUT, EMPTY = "stored.json", "empty_prompt.safetensors"
-EXACT = ("sizes",)  # float16 rounds counts of pixels above 2048
+EXACT = ("sizes", "picture", "fs")  # float16 rounds counts of pixels above 2048
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 PARTS = "clips-{host:05d}-{part:05d}.array_record"
 IDS = "ids-{host:05d}-{part:05d}.json"  # of a part's clips, in its order

@@ -22,6 +22,28 @@ def guide(
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
+def guide_apart(
+    predictions: Float[Array, "3b *n"],
+    guidance_scale: float,
+    image_guidance_scale: float,
+    guidance_rescale: float = 0.0,
+) -> Float[Array, "b *n"]:
+    """Guides by picture and prompt apart (Brooks et al. 2023, equation 3; DynamiCrafter's `multiplecond` sampler):
+    unconditional + image_guidance_scale (picture - unconditional) + guidance_scale (both - picture).
+
+    Args:
+        predictions: for a batch laid out as all examples without either, with the picture alone, with both.
+        guidance_scale, image_guidance_scale: of the prompt and of the picture; where they are equal, as `guide`.
+        guidance_rescale: as in `rescale`, to the spread of the prediction with both.
+
+    Returns:
+        The guided prediction for the batch, float32.
+    """
+    unconditional, of_picture, conditional = (part.astype(jnp.float32) for part in jnp.split(predictions, 3))
+    guided = guide(of_picture, unconditional, image_guidance_scale) + guidance_scale * (conditional - of_picture)
+    return rescale(guided, conditional, guidance_rescale) if guidance_rescale else guided
+
+
 def rescale(
     guided: Float[Array, "b *n"],
     conditional: Float[Array, "b *n"],

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from i2v_jax.errors import InputError
 from i2v_jax.media import CLIP_MEAN, CLIP_STD
 from i2v_jax.models.clip import CLIPVisionEncoder
-from i2v_jax.models.image_projection import VideoResamplerConfig
+from i2v_jax.models.image_projection import TOKENS_OF_FRAME, VideoResamplerConfig
 from i2v_jax.models.networks import module_of
 
 COMPONENTS = ("image_encoder", "image_proj")
@@ -76,6 +76,11 @@ def encode_unconditional(configs: Mapping[str, Any], tree: Mapping[str, Any]) ->
     if projection.face_dim:
         faces = jnp.zeros((1, projection.face_dim))
     return encode(configs, tree, pixels, jnp.ones(1, bool), faces)
+
+
+def by_frame(tokens: Float[Array, "b n d"]) -> Float[Array, "b f m d"]:
+    """Returns a video model's image tokens by the frame that they are for."""
+    return tokens.reshape(tokens.shape[0], -1, TOKENS_OF_FRAME, tokens.shape[-1])
 
 
 def count(configs: Mapping[str, Any]) -> int:

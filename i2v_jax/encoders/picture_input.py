@@ -4,6 +4,7 @@ DynamiCrafter (Xing et al. 2023) latents of one picture or of two.
 The mask tells every frame how like the picture it is to be, by the published table of that likeness over frames.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -56,3 +57,18 @@ def in_frames(
         return jnp.broadcast_to(first, shape)
     between = jnp.zeros((shape[0], frames - 2, *shape[2:]), first.dtype)
     return jnp.concatenate([first, between, last], 1)
+
+
+def time_noise(
+    share: Float[Array, " b"], normal: Float[Array, " b"], most: float, power: float = 5.0
+) -> Float[Array, " b"]:
+    """Returns how much noise the picture's latents get in training, so that a model does not copy them (TimeNoise, Zhao
+    et al. 2024, section 4.2): most * sigmoid(normal + 2 share^power - 1), more at noisier timesteps.
+
+    Args:
+      share: timesteps over their number, in [0, 1).
+      normal: standard normal, one for each video.
+      most: the largest standard deviation (the published beta_m is 100).
+      power: how late the noise grows.
+    """
+    return most * jax.nn.sigmoid(normal + 2 * share**power - 1)

@@ -7,8 +7,9 @@ from typing import Any
 from i2v_jax.encoders.controls import components
 from i2v_jax.errors import InputError
 from i2v_jax.families import over_time
-from i2v_jax.families.family import Family
+from i2v_jax.families.family import RATES, Family, family_of
 from i2v_jax.families.weights import Weights
+from i2v_jax.models.image_projection import TOKENS_OF_FRAME
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.weights.trained_for import refuse_other_schedule, told_by_source, told_by_training
 
@@ -37,6 +38,48 @@ def check_fit(family: Family, configs: Mapping[str, Any]) -> None:
     for given, wanted, what, cause in _pairs(family, configs):
         if given != wanted:
             raise InputError(f"{what}: {given} against {wanted}. {cause}")
+
+
+def check_training(config: Mapping[str, Any], configs: Mapping[str, Any]) -> None:
+    """Raises InputError where a training's config wants what models of its family have not, or leaves out what they do.
+
+    Args:
+      config: of the run.
+      configs: component -> its network's config.
+    """
+    family, objective = family_of(configs["unet"]), config["objective"]
+    if not family.has_picture:
+        if objective.get("picture", "first") != "first" or objective.get("image_noise", 0):
+            raise InputError(
+                f"objective.picture={objective['picture']!r}, objective.image_noise={objective['image_noise']}: of "
+                f"DynamiCrafter, whose UNet takes the picture's latents; the model is {family.title}. Leave them "
+                "'first' and 0."
+            )
+        return
+    beside = {"control.process": "ControlNet", "lora.rank": "LoRA", "miva.rank": "MIVA"}
+    for key, what in beside.items():
+        group, name = key.split(".")
+        if given := config.get(group, {}).get(name):
+            raise InputError(f"{key}={given!r}: there is no {what} for {family.title}. Leave it out.")
+    if config["branches"]:
+        raise InputError(f"branches={tuple(config['branches'])}: {family.title} has no adapters. Set branches=().")
+    if config["loss"] != "denoising":
+        return
+    if objective["first_frame"] != "noisy":
+        raise InputError(
+            f"objective.first_frame={objective['first_frame']!r}: {family.title} samples frame 1 like the others. Set "
+            "objective.first_frame='noisy'."
+        )
+    frames, known = config["data"]["frames"], configs["image_proj"].num_tokens // TOKENS_OF_FRAME
+    if frames != known:
+        raise InputError(
+            f"data.frames={frames}: this model's image projection makes tokens for {known} frames, no more and no "
+            "fewer."
+        )
+    if (rate := config["data"].get("rate", "")) not in RATES:
+        raise InputError(
+            f"data.rate={rate!r}: {family.title} is told a rate of each clip. Set it to one of {', '.join(RATES)}."
+        )
 
 
 def check_schedule(weights: Weights, schedule: Any, fetched: bool = False) -> None:

@@ -9,6 +9,9 @@ from i2v_jax.models.image_projection import VideoResamplerConfig
 from i2v_jax.models.unet import UNetConfig
 from i2v_jax.models.vae import SD_VAE, SDXL_VAE
 
+RATES = ("fps", "stride")
+"""What `Conditions.fs` may be: frames a second, or frames of the video from one of the clip to the next."""
+
 
 class Family(NamedTuple):
     """A family of models.
@@ -49,6 +52,7 @@ class Family(NamedTuple):
         names = ["text"]
         names += ["pooled"] if self.text.pooled else []
         names += ["sizes"] if self.has_sizes else []
+        names += ["picture", "fs"] if self.has_rate else []
         return (*names, *(("image_tokens",) if with_image_tokens else ()))
 
 

@@ -17,7 +17,7 @@ from i2v_jax.encoders import controls
 from i2v_jax.errors import InputError, python_words
 from i2v_jax.families import over_time
 from i2v_jax.families.arithmetic import Arithmetic
-from i2v_jax.families.checks import check_fit, check_schedule
+from i2v_jax.families.checks import check_fit, check_schedule, check_training
 from i2v_jax.families.downloads import telling_all
 from i2v_jax.families.family import Family, family_of
 from i2v_jax.families.identify import Part, check_family, explain
@@ -343,6 +343,7 @@ def assemble_config(config: ConfigDict, device: jax.Device) -> dict[str, Assembl
         )
     arithmetic = Arithmetic.of_config(config, device)
     found = assemble(Weights.of_config(config.weights), arithmetic, adapters=config.branches)
+    check_training(config, {component: part.config for component, part in found.items()})
     if "image_proj" in found and found["image_proj"].config.face_dim:
         raise InputError(
             f"weights.image_adapter={config.weights.image_adapter!r} is a FaceID: its tokens are of face embeddings, "

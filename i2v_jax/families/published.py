@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from i2v_jax.encoders.controls import component as control
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.arithmetic import Arithmetic
+from i2v_jax.families.checks import check_training
 from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble, miva_of_config
 from i2v_jax.families.weights import Weights
@@ -95,7 +96,9 @@ def networks_of_config(config: ConfigDict, device: jax.Device, **changes: Any) -
     """As `networks`, of a training's config on a device; `changes` are of the arithmetic."""
     arithmetic = Arithmetic.of_config(config, device)._replace(**changes)
     found = networks(Weights.of_config(config.weights), arithmetic, tuple(config.branches))
-    found["unet"] = dataclasses.replace(found["unet"], miva=miva_of_config(config))
+    check_training(config, found)
+    if not family_of(found["unet"]).has_picture:
+        found["unet"] = dataclasses.replace(found["unet"], miva=miva_of_config(config))
     if config.get("control", {}).get("process"):
         found["controlnet"] = _controlnet(config.control.source, found, arithmetic)
     return found

@@ -53,6 +53,6 @@ class Conditions(NamedTuple):
         return self._replace(text=text, image_tokens=image_tokens)
 
 
-def join(unconditional: Conditions, conditional: Conditions) -> Conditions:
-    """Returns both as one batch, `[unconditional, conditional]`, as classifier-free guidance runs it."""
-    return jax.tree.map(lambda *x: jnp.concatenate(x), unconditional, conditional)
+def join(*sides: Conditions) -> Conditions:
+    """Returns the sides of classifier-free guidance as one batch, as it runs them: `[unconditional, conditional]`."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *sides)

@@ -41,6 +41,7 @@ from i2v_jax.families.model import Model
 from i2v_jax.families.published import networks_of_config
 from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.image_projection import TOKENS_OF_FRAME
 from i2v_jax.planning import hlo
 from i2v_jax.planning.compiling import SECONDS, LaidOut, in_a_process, until_laid_out
 from i2v_jax.sampling import preview
@@ -248,7 +249,7 @@ def sampling_program(config: ConfigDict, devices: Sequence[jax.Device], stored: 
 
     videos, (first, *rest) = mesh.size, latents_shape(config, configs)
     rows = videos * (2 if settings.guided else 1)
-    conditions = abstract_conditions(configs, rows, array)
+    conditions = abstract_conditions(configs, rows, array, (first, *rest))
     conditions = conditions._replace(controls=abstract_controls(model, settings, rows, array))
     noisy = array((videos, first, *rest), sharding=video_sharding(mesh))
     state = SamplerState(noisy, noisy, array((), jnp.int32, whole))
@@ -288,8 +289,11 @@ def latents_shape(config: ConfigDict, configs: dict[str, Any]) -> tuple[int, int
     return data.frames, data.height // vae.downscale, data.width // vae.downscale, vae.latent_channels
 
 
-def abstract_conditions(configs: dict[str, Any], rows: int, array: Callable) -> Conditions:
-    """Returns the shapes of what a number of videos are conditioned on; `array` makes one of shape and dtype."""
+def abstract_conditions(
+    configs: dict[str, Any], rows: int, array: Callable, video: tuple[int, int, int, int]
+) -> Conditions:
+    """Returns the shapes of what a number of videos, with latents [f h w c] of the shape `video`, are conditioned on;
+    `array` makes one of shape and dtype."""
     unet = configs["unet"]
     family, dtype = family_of(unet), unet.dtype
     positions = configs[family.text.components[0]].max_positions
@@ -297,6 +301,10 @@ def abstract_conditions(configs: dict[str, Any], rows: int, array: Callable) -> 
     if unet.cross_attention_branches:
         tokens = (rows, 1, image_tokens.count(configs), unet.cross_attention_dim)
         conditions = conditions._replace(image_tokens=array(tokens, dtype))
+    if family.has_picture:
+        tokens = (rows, video[0], TOKENS_OF_FRAME, unet.cross_attention_dim)
+        beside = dict(image_tokens=array(tokens, dtype), image_latents=array((rows, *video)), fs=array((rows, 1)))
+        conditions = conditions._replace(**beside)
     if unet.miva:
         conditions = conditions._replace(implicit=array((rows, 1)))
     if family.text.pooled:

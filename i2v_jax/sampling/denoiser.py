@@ -72,20 +72,29 @@ def weighted(run: Callable[[], Residuals], weight: Float[Array, "*b f"]) -> Resi
 
 
 def guided(
-    denoise: Denoise, guidance_scale: Any, guidance_rescale: float = 0.0, where: Bool[Array, "..."] | None = None
+    denoise: Denoise,
+    guidance_scale: Any,
+    guidance_rescale: float = 0.0,
+    where: Bool[Array, "..."] | None = None,
+    image_guidance_scale: Any = None,
 ) -> Denoise:
-    """Returns a denoiser under classifier-free guidance, whose conditions are `[unconditional, conditional]`.
+    """Returns a denoiser under classifier-free guidance, whose conditions are `[unconditional, conditional]`, or
+    `[unconditional, of the picture alone, conditional]`.
 
     Args:
-      denoise: is called once, with twice as many videos.
+      denoise: is called once, with twice or three times as many videos.
       guidance_scale, guidance_rescale, where: see `diffusion.guidance.classifier_free`.
+      image_guidance_scale: see `diffusion.guidance.guide_apart`, for three.
     """
 
-    def both(parameters, x, t, conditions):
-        predictions = denoise(parameters, jnp.concatenate([x, x]), t, conditions)
+    def all_sides(parameters, x, t, conditions):
+        sides = conditions.text.shape[0] // x.shape[0]
+        predictions = denoise(parameters, jnp.concatenate([x] * sides), t, conditions)
+        if sides == 3:
+            return guidance.guide_apart(predictions, guidance_scale, image_guidance_scale, guidance_rescale)
         return guidance.classifier_free(predictions, guidance_scale, guidance_rescale, where=where)
 
-    return both
+    return all_sides
 
 
 def sampling_step(
@@ -111,10 +120,11 @@ def sampling_step(
       sampler: of the run.
       state: of the run so far.
       i: the step.
-      conditions: of the videos; with guidance, `[unconditional, conditional]`.
+      conditions: of the videos; with guidance, of its two or three sides, see `guided`.
       first_frame: clean latents that frame 1 is held at; None where it is sampled like the others.
       seeds: one per video.
-      strengths: of the adapters, by name, `guidance_scale`, and with control networks `controls`, see `controlled`.
+      strengths: of the adapters, by name, `guidance_scale`, perhaps `image_guidance_scale`, and with control networks
+        `controls`, see `controlled`.
       windows: of the step, which the networks see one after the other; None: they see whole videos.
       is_guided, guidance_rescale: classifier-free guidance.
       network: makes the UNet of its config.
@@ -131,7 +141,8 @@ def sampling_step(
         frames, predicted = state.latents.shape[1], None
         if first_frame is not None and frames > 1:  # its prediction means nothing, and should not move others' spread
             predicted = jnp.arange(frames)[:, None, None, None] > 0
-        denoise = guided(denoise, strengths["guidance_scale"], guidance_rescale, predicted)
+        scales = strengths["guidance_scale"], guidance_rescale, predicted, strengths.get("image_guidance_scale")
+        denoise = guided(denoise, *scales)
     x = run.scale_input(state.latents, i)
     prediction = denoise(parameters, x, jnp.asarray(sampler.timesteps)[i], conditions)
     noise = None

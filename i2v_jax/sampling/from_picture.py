@@ -12,15 +12,14 @@ from jaxtyping import Array, Float
 
 from i2v_jax.diffusion.ldm_ddim import analytic_initial
 from i2v_jax.diffusion.samplers import OPTIONS, SamplerState
-from i2v_jax.encoders import picture_input
+from i2v_jax.encoders import image_tokens, picture_input
 from i2v_jax.errors import InputError
 from i2v_jax.families.model import Model
 from i2v_jax.media import Picture, clip_pixels, fit_picture, load_picture, stretched_clip_pixels
 from i2v_jax.models.conditions import Conditions
-from i2v_jax.models.image_projection import TOKENS_OF_FRAME
 from i2v_jax.weights.storage.open import open_tensors
 
-OF_FAMILY = ("fs", "loop", "last_picture", "analytic_init")
+OF_FAMILY = ("fs", "loop", "last_picture", "analytic_init", "image_guidance_scale")
 """Settings of DynamiCrafter alone."""
 OF_OTHERS = dict(t0=1.0, adapter_scale=1.0, image_token_scale=1.0, motion_scale=0, deep_cache_every=1)
 """Settings that DynamiCrafter has not, and their defaults."""
@@ -93,10 +92,20 @@ def conditions(model: Model, made: Conditions, settings: Any) -> Conditions:
     """Returns the conditions of one side of guidance; for DynamiCrafter image tokens by frame, and the frame rate."""
     if not model.family.has_picture:
         return made
-    tokens = made.image_tokens
-    by_frame = tokens.reshape(tokens.shape[0], -1, TOKENS_OF_FRAME, tokens.shape[-1])
-    rate = settings.fs or model.configs["unet"].default_fs
-    return made._replace(image_tokens=by_frame, fs=jnp.full((tokens.shape[0], 1), rate, jnp.float32))
+    tokens, rate = image_tokens.by_frame(made.image_tokens[:, 0]), settings.fs or model.configs["unet"].default_fs
+    return made._replace(image_tokens=tokens, fs=jnp.full((tokens.shape[0], 1), rate, jnp.float32))
+
+
+def sides(unconditional: Conditions, conditional: Conditions, settings: Any) -> tuple[Conditions, ...]:
+    """Returns the sides of guidance; with `image_guidance_scale` one between them, which has the picture alone."""
+    if not settings.image_guidance_scale:
+        return unconditional, conditional
+    return unconditional, unconditional._replace(image_tokens=conditional.image_tokens), conditional
+
+
+def strengths(settings: Any) -> dict[str, float]:
+    """Returns the strength of guidance by the picture, where that is apart."""
+    return dict(image_guidance_scale=settings.image_guidance_scale) if settings.image_guidance_scale else {}
 
 
 def with_picture(

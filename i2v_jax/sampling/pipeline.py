@@ -187,7 +187,7 @@ class Pipeline:
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         controls: control_pictures.Given | Sequence[control_pictures.Given] | None = None,
     ) -> Conditions:
-        """Returns what a batch is conditioned on; under guidance `[unconditional, conditional]`.
+        """Returns what a batch is conditioned on; under guidance all its sides, see `denoiser.guided`.
 
         Args:
           prompts, negative_prompts, prompts_2, negative_prompts_2: one per video each, see `__call__`.
@@ -222,7 +222,7 @@ class Pipeline:
         networks = self.model.controls.values()
         encoded = tuple(map(control_networks.unconditional, networks, encoded))
         sides = mivas.with_implicit(self.model, unconditional._replace(controls=encoded), conditional, masks)
-        return join(*sides)
+        return join(*from_picture.sides(*sides, settings))
 
     def of_stage(self, number: int) -> "Pipeline":
         """Returns the same programs for the model as it is in one of its stages."""
@@ -405,6 +405,7 @@ class Pipeline:
         _, program = self.programs(settings)
         strengths = dict(
             guidance_scale=settings.guidance_scale,
+            **from_picture.strengths(settings),
             first_frame=settings.adapter_scale,
             image_tokens=settings.image_token_scale,
             **settings.image_prompts.strengths(),

@@ -46,6 +46,8 @@ class Settings:
       frames: 1 .. positions of the motion modules; with windows any number.
       steps: sampling steps of a whole run.
       guidance_scale: strength of classifier-free guidance; 1 or less runs without it, at half the cost.
+      image_guidance_scale: of DynamiCrafter: strength of guidance by the picture, that by the prompt being
+        `guidance_scale`, see `diffusion.guidance.guide_apart`; 0: `guidance_scale` is of both.
       guidance_rescale: phi of `diffusion.guidance.rescale`, 0 .. 1.
       sampler, sampler_options: see `diffusion.samplers.make`.
       t0: strength of the Frame Similarity Prior's noise in (0, 1]; 1 runs every step, less starts later.
@@ -69,6 +71,7 @@ class Settings:
       clip_skip: last layers of the text encoders to leave out, as diffusers counts them; 0: as trained.
       miva_masks: where each MIVA works: a picture's file, white there; "rest": where no other does; "": everywhere; ():
         all everywhere.
+      prompt_of_first_weights: of weights over time: only the first ones are given the prompt, the others the empty one.
       miva_with_prompt: MIVAs' implicit prompts stand beside the prompt, rather than in its place.
       vae_slice: frames that each device decodes at a time; bounds memory.
       original_size, crop, target_size: what SDXL is given of size and crop, (height, width) and (top, left) in pixels;
@@ -84,6 +87,7 @@ class Settings:
     frames: int = 16
     steps: int = 25
     guidance_scale: float = 7.5
+    image_guidance_scale: float = 0.0
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
     sampler_options: tuple[tuple[str, Any], ...] = ()
@@ -108,6 +112,7 @@ class Settings:
     clip_skip: int = 0
     miva_masks: tuple[str, ...] = ()
     miva_with_prompt: bool = False
+    prompt_of_first_weights: bool = False
     vae_slice: int = 1
     original_size: Pair | tuple[()] = ()
     crop: Pair | tuple[()] = ()
@@ -146,6 +151,11 @@ class Settings:
         mivas.check(self.miva_masks, model)
         long_videos.check(self, model)
         from_picture.check(self, model)
+        if self.prompt_of_first_weights and not model.over_time:
+            raise InputError(
+                "prompt_of_first_weights=True, and the weights are the same throughout. Leave it out, or give "
+                "weights_over_time."
+            )
         sampler = self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
         self.controls.check_steps(len(model.controls), sampler.num_steps - sampler.start_index(self.t0))
         return sampler
@@ -180,7 +190,15 @@ class Settings:
             raise InputError(f"deep_cache_every={self.deep_cache_every}: wanted 1 (every step) or more.")
         if self.vae_slice < 1:
             raise InputError(f"vae_slice={self.vae_slice}: wanted 1 or more frames.")
-        for name in ("guidance_scale", "adapter_scale", "image_token_scale", "text_in_time_scale"):
+        if self.image_guidance_scale < 0:
+            raise InputError(f"image_guidance_scale={self.image_guidance_scale}: wanted a number above 0; 0 for none.")
+        for name in (
+            "guidance_scale",
+            "image_guidance_scale",
+            "adapter_scale",
+            "image_token_scale",
+            "text_in_time_scale",
+        ):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name}={getattr(self, name)}: wanted a finite number.")
         from_picture.check_values(self)
@@ -213,8 +231,8 @@ class Settings:
 
     @property
     def guided(self) -> bool:
-        """Whether the network runs twice a step, without and with the prompt."""
-        return self.guidance_scale > 1
+        """Whether the network runs twice a step, without and with the prompt, or three times."""
+        return self.guidance_scale > 1 or self.image_guidance_scale > 0
 
     def size_conditions(self, negative: bool) -> tuple[Pair, Pair, Pair]:
         """Original size, crop and target size as they are given to the network, on one of the two sides."""

@@ -19,7 +19,7 @@ from i2v_jax import tree
 from i2v_jax.data.clip import Source
 from i2v_jax.data.loader import Loader
 from i2v_jax.devices.mesh import put_batch, replicated
-from i2v_jax.diffusion.noise_schedule import to_x0
+from i2v_jax.diffusion.noise_schedule import NoiseSchedule, to_x0
 from i2v_jax.encoders.latents import decode
 from i2v_jax.errors import InputError
 from i2v_jax.training.objective import Batch, Loss
@@ -184,18 +184,25 @@ class HeldOutLoss:
         if "decoded" in details:
             return details["decoded"], jnp.asarray(batch["video"], jnp.float32) / 127.5 - 1
         last = jnp.asarray(batch["video"][:, -1], jnp.float32) / 127.5 - 1
-        schedule = self.loss.schedule
-        estimate = to_x0(
-            schedule.prediction_type,
-            details["prediction"][:, -1],
-            details["noisy"][:, -1],
-            schedule.alpha(draws.timesteps)[:, None, None, None],
-            schedule.sigma(draws.timesteps)[:, None, None, None],
-        )
+        estimate = last_frames(self.loss.schedule, details["prediction"], details["noisy"], draws.timesteps)
         # one picture a device at a time: an autoencoder's finest layers are large
         estimate = estimate.reshape(self.shares, -1, *estimate.shape[1:]).swapaxes(0, 1)
         decoded = jax.lax.map(lambda x: decode(self.loss.configs["vae"], weights["vae"], x), estimate)
         return decoded.swapaxes(0, 1).reshape(last.shape), last
+
+
+def last_frames(
+    schedule: NoiseSchedule,
+    prediction: Float[Array, "b f h w c"],
+    noisy: Float[Array, "b f h w c"],
+    timesteps: Int[Array, " b"],
+) -> Float[Array, "b h w c"]:
+    """Returns the clean latents of the last frames that a prediction stands for, without any dynamic rescale."""
+    alpha, sigma = (scale(timesteps)[:, None, None, None] for scale in (schedule.alpha, schedule.sigma))
+    estimate = to_x0(schedule.prediction_type, prediction[:, -1], noisy[:, -1], alpha, sigma)
+    if not schedule.base_scale:
+        return estimate
+    return estimate / jnp.asarray(schedule.scales)[timesteps][:, None, None, None]
 
 
 def count(source: Source) -> int:
@@ -204,10 +211,10 @@ def count(source: Source) -> int:
 
 
 def without_chance(loss: Loss | ReconstructionLoss) -> Loss | ReconstructionLoss:
-    """A loss that drops no condition, and looks at whole frames."""
+    """A loss that drops no condition, adds no noise to any, and looks at whole frames."""
     nothing = dict(crop=0)
     if isinstance(loss, Loss):
-        nothing = dict(image_dropout=0.0, joint_dropout=0.0, implicit_dropout=0.0)
+        nothing = dict(image_dropout=0.0, joint_dropout=0.0, implicit_dropout=0.0, image_noise=0.0)
         if not getattr(loss.configs.get("unet"), "miva", None):  # a MIVA has no prompt when it is sampled with either
             nothing["prompt_dropout"] = 0.0
     return dataclasses.replace(loss, objective=dataclasses.replace(loss.objective, **nothing))

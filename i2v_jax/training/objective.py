@@ -5,6 +5,7 @@ hold ready (latents, prompt tokens, image tokens) is encoded here, so that any e
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,14 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
-from i2v_jax.encoders import controls, image_tokens
+from i2v_jax.encoders import controls, image_tokens, picture_input
 from i2v_jax.encoders.latents import scaled_sample, video_moments
 from i2v_jax.encoders.text import encode_dropped
 from i2v_jax.errors import InputError
-from i2v_jax.families.family import family_of
+from i2v_jax.families.family import Family, family_of
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.networks import module_of
 from i2v_jax.models.residuals import Residuals
-from i2v_jax.models.unet import UNet
 
 Batch = Mapping[str, Array]
 """What one step sees, a leading axis `b` for clips on each:
@@ -31,8 +32,13 @@ Batch = Mapping[str, Array]
 - `sizes` float [b 6], for models that are conditioned on them;
 - `pixels` float [b H W 3], the first frame as the image encoder wants it, or `image_tokens` float [b n d]; neither for
   a UNet without image tokens;
-- `control` uint8 [b f h w 3], the control pictures, where a ControlNet is trained.
+- `control` uint8 [b f h w 3], the control pictures, where a ControlNet is trained;
+- `picture` [b], the number of the frame that `pixels` or `image_tokens` are of, and `fs` float [b], the rate, for
+  DynamiCrafter.
 """
+
+
+PICTURES = ("first", "random", "ends")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +52,18 @@ class Objective:
       timesteps: "uniform", as in the paper; or "cubic", more of the noisier ones: T (1 - u^3) with uniform u, as
         T2I-Adapter is trained (Mou et al. 2023).
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
-      image_dropout: share of clips without image tokens: theirs are zeros, which add nothing.
+      image_dropout: share of clips without image tokens: theirs are zeros, which add nothing; of DynamiCrafter those of
+        a grey picture.
       joint_dropout: share of clips with the empty prompt and a zero picture's image tokens, what classifier-free
         guidance leads away from, as IP-Adapter is trained.
+      exclusive_dropout: a clip is without its prompt, or its image tokens, or both, by one draw: the three shares are
+        of different clips, as DynamiCrafter is trained.
       implicit_dropout: share of clips without a MIVA's implicit prompt, for classifier-free guidance.
+      picture: of DynamiCrafter: "first", the picture is the first frame; "random", any; "ends", the first frame and the
+        last stand where they are, as models for interpolation are trained.
+      image_noise: of DynamiCrafter: the most noise that the picture's latents get, see `picture_input.time_noise`; 0:
+        none.
+      image_noise_power: how late that grows.
       min_snr_gamma: weights timesteps by min(SNR, gamma) (Hang et al. 2023, section 3.4); None: evenly.
       vae_slice: frames of each clip that are encoded at a time, at most; bounds memory. 0: all at once.
     """
@@ -59,7 +73,11 @@ class Objective:
     prompt_dropout: float = 0.1
     image_dropout: float = 0.0
     joint_dropout: float = 0.0
+    exclusive_dropout: bool = False
     implicit_dropout: float = 0.0
+    picture: str = "first"
+    image_noise: float = 0.0
+    image_noise_power: float = 5.0
     min_snr_gamma: float | None = None
     vae_slice: int = 0
 
@@ -71,6 +89,13 @@ class Objective:
         for name in ("prompt_dropout", "image_dropout", "joint_dropout", "implicit_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: wanted a share in [0, 1].")
+        if self.exclusive_dropout and self.prompt_dropout + self.image_dropout + self.joint_dropout > 1:
+            raise InputError("exclusive_dropout: prompt_dropout, image_dropout and joint_dropout together are above 1.")
+        if self.picture not in PICTURES:
+            raise InputError(f"picture={self.picture!r}; wanted one of {', '.join(PICTURES)}.")
+        for name in ("image_noise", "image_noise_power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)}: wanted 0 or more.")
         if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
             raise InputError(f"min_snr_gamma={self.min_snr_gamma}: wanted a number above 0, or None.")
         if self.vae_slice < 0:
@@ -87,6 +112,8 @@ class Draws(NamedTuple):
     drop_image: Bool[Array, " b"]  # the image tokens
     drop_both: Bool[Array, " b"]  # for guidance
     drop_implicit: Bool[Array, " b"] | None = None  # the implicit prompt of a MIVA
+    image_level: Float[Array, " b"] | None = None  # how much noise the picture's latents get, and which
+    image_noise: Float[Array, "b f h w c"] | None = None
 
 
 def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, objective: Objective) -> Draws:
@@ -99,7 +126,7 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
     else:
         share = 1 - jax.random.uniform(timesteps, latents[:1]) ** 3
         drawn = jnp.minimum(jnp.int32(count * share), count - 1)
-    return Draws(
+    draws = Draws(
         jax.random.normal(posterior, latents, jnp.float32),
         jax.random.normal(noise, latents, jnp.float32),
         drawn,
@@ -108,6 +135,19 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
         jax.random.bernoulli(drop_both, float(objective.joint_dropout), latents[:1]),
         jax.random.bernoulli(drop_implicit, float(objective.implicit_dropout), latents[:1]),
     )
+    if objective.exclusive_dropout:
+        prompt, both = objective.prompt_dropout, objective.joint_dropout
+        of_clip = jax.random.uniform(drop, latents[:1])
+        draws = draws._replace(
+            drop=of_clip < prompt,
+            drop_both=(prompt <= of_clip) & (of_clip < prompt + both),
+            drop_image=(prompt + both <= of_clip) & (of_clip < prompt + both + objective.image_dropout),
+        )
+    if objective.image_noise:
+        level, image_noise = (jax.random.fold_in(key, number) for number in (7, 8))
+        level = jax.random.normal(level, latents[:1], jnp.float32)
+        draws = draws._replace(image_level=level, image_noise=jax.random.normal(image_noise, latents, jnp.float32))
+    return draws
 
 
 def denoising_loss(
@@ -123,7 +163,7 @@ def denoising_loss(
     Args:
       predict: the network, given noisy latents and timesteps.
       schedule: says what is noisy, and what is to be predicted.
-      latents: clean ones.
+      latents: clean ones, before any dynamic rescale.
       noise: standard normal.
       timesteps: 0 .. schedule.num_train_timesteps - 1.
       objective: whether the first frame is clean and left out, weights of timesteps.
@@ -137,6 +177,8 @@ def denoising_loss(
             "Clips of one frame have nothing to learn beside a clean first frame. Give 2 frames or more, or, to train "
             "on pictures, objective.first_frame='noisy'."
         )
+    if schedule.base_scale:
+        latents = schedule.scaled(latents, timesteps)
     noisy = schedule.add_noise(latents, noise, timesteps)
     if given:
         clean = timesteps >= (0 if objective.first_frame == "clean" else schedule.num_train_timesteps // 2)
@@ -207,25 +249,39 @@ class Loss:
           batch: see `Batch`.
           draws: from `draw`.
         """
-        unet, conditions = UNet(self.configs["unet"]), self.conditions(tree, batch, draws)
+        latents = self._latents(tree, batch, draws.posterior)
+        unet, conditions = module_of(self.configs["unet"]), self.conditions(tree, batch, draws, latents)
         correct = self._control(tree, batch, conditions)
 
         def predict(noisy, timesteps):
             residuals = correct(noisy, timesteps)
             return unet.apply({"params": tree["unet"]}, noisy, timesteps, conditions, residuals=residuals)
 
-        latents = self._latents(tree, batch, draws.posterior)
         return denoising_loss(predict, self.schedule, latents, draws.noise, draws.timesteps, self.objective)
 
-    def conditions(self, tree: Mapping[str, Any], batch: Batch, draws: Draws) -> Conditions:
-        """Returns what a batch's clips are conditioned on, some of it dropped."""
+    def conditions(
+        self,
+        tree: Mapping[str, Any],
+        batch: Batch,
+        draws: Draws,
+        latents: Float[Array, "b f h w c"] | None = None,
+    ) -> Conditions:
+        """Returns what a batch's clips are conditioned on, some of it dropped; `latents` are its clean ones, of which
+        DynamiCrafter is given the picture's."""
         family = family_of(self.configs["unet"])
         drop = draws.drop | draws.drop_both
         zeros = self.zeros_for_empty_prompt
         empty = None if (family.zeros_for_empty_prompt if zeros is None else zeros) else self.empty
         text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
         sizes = batch["sizes"] if family.has_sizes else None
-        found = Conditions.of_videos(text.states, self._image_tokens(tree, batch, draws), text.pooled, sizes)
+        tokens = self._image_tokens(tree, batch, draws, family)
+        if family.has_picture:
+            return Conditions.of_videos(text.states)._replace(
+                image_tokens=image_tokens.by_frame(tokens),
+                image_latents=self._picture(batch, draws, latents),
+                fs=jnp.asarray(batch["fs"], jnp.float32)[:, None],
+            )
+        found = Conditions.of_videos(text.states, tokens, text.pooled, sizes)
         if self.configs["unet"].miva is None:
             return found
         without = draws.drop_implicit | draws.drop_both
@@ -248,18 +304,35 @@ class Loss:
         mean, logvar = video_moments(config, tree["vae"], batch["video"], self.objective.vae_slice)
         return jnp.asarray(scaled_sample(config, mean, logvar, posterior), jnp.float32)
 
-    def _image_tokens(self, tree, batch, draws):
-        if "image_tokens" not in self.configs["unet"].cross_attention_branches:
+    def _picture(self, batch, draws, latents) -> Float[Array, "b f h w c"]:
+        """The picture's latents, or two pictures', for every frame, as the first layer of DynamiCrafter takes them."""
+        objective, frames = self.objective, latents.shape[1]
+        if objective.picture == "ends":
+            found = picture_input.in_frames(latents[:, :1], frames, latents[:, -1:])
+        else:
+            number = jnp.asarray(batch["picture"], jnp.int32)[:, None, None, None, None]
+            found = picture_input.in_frames(jnp.take_along_axis(latents, number, 1), frames)
+        if not objective.image_noise:
+            return found
+        share = draws.timesteps / self.schedule.num_train_timesteps
+        level = picture_input.time_noise(share, draws.image_level, objective.image_noise, objective.image_noise_power)
+        return found + level[:, None, None, None, None] * draws.image_noise
+
+    def _image_tokens(self, tree, batch, draws, family: Family) -> Float[Array, "b n d"] | None:
+        if not family.image_projection and "image_tokens" not in self.configs["unet"].cross_attention_branches:
             return None
+        objective, nothing = self.objective, draws.drop_both
+        if family.has_picture:  # which knows no zeros: guidance leads away from a grey picture's tokens
+            nothing = nothing | draws.drop_image
         tokens = batch.get("image_tokens")
         if tokens is None:
-            tokens = image_tokens.encode(self.configs, tree, batch["pixels"], draws.drop_both)
-        elif self.objective.joint_dropout:
+            tokens = image_tokens.encode(self.configs, tree, batch["pixels"], nothing)
+        elif objective.joint_dropout or (family.has_picture and objective.image_dropout):
             if "image_tokens" not in self.empty:
                 raise InputError(
                     f"joint_dropout={self.objective.joint_dropout}: these clips were stored without a zero picture's "
                     "image tokens. Store them again, or set objective.joint_dropout=0."
                 )
             none = jnp.asarray(self.empty["image_tokens"], tokens.dtype)
-            tokens = jnp.where(draws.drop_both[:, None, None], none, tokens)
-        return jnp.where(draws.drop_image[:, None, None], 0, tokens)
+            tokens = jnp.where(nothing[:, None, None], none, tokens)
+        return tokens if family.has_picture else jnp.where(draws.drop_image[:, None, None], 0, tokens)

@@ -152,6 +152,8 @@ def abstract_batch(
     wanted = _stored_shapes(data.frames, size, configs) if stored else _read_shapes(data.frames, size, configs)
     if family.has_sizes:
         wanted["sizes"] = ((6,), jnp.float32)
+    if family.has_rate:
+        wanted |= dict(picture=((), jnp.float32 if stored else jnp.int32), fs=((), jnp.float32))
     sharding = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)

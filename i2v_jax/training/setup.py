@@ -7,8 +7,11 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from i2v_jax.data.reader import Conditioning
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.families.family import family_of
+from i2v_jax.media import stretched_clip_pixels
 from i2v_jax.models import vae
 from i2v_jax.training.objective import Loss, Objective
 from i2v_jax.training.optimizer import Optimizer
@@ -32,6 +35,15 @@ def check_size(config: ConfigDict, autoencoder: vae.VAEConfig) -> None:
         if (side := config.data[name]) % autoencoder.downscale:
             near = max(1, round(side / autoencoder.downscale)) * autoencoder.downscale
             raise InputError(f"data.{name}={side}: wanted a multiple of {autoencoder.downscale}, such as {near}.")
+
+
+def reading(config: ConfigDict, configs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `data.loader.make` is to know of a model: `image_size` and, of DynamiCrafter, `conditioning`."""
+    size = configs["image_encoder"].image_size if "image_encoder" in configs else None
+    if not family_of(configs["unet"]).has_picture:
+        return dict(image_size=size)
+    is_random = config.objective.picture == "random"
+    return dict(image_size=size, conditioning=Conditioning(stretched_clip_pixels, is_random, config.data.rate))
 
 
 def make(

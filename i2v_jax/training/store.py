@@ -38,6 +38,7 @@ from i2v_jax.families.family import family_of
 from i2v_jax.families.model import assemble_config, load_tokenizers
 from i2v_jax.families.weights import Weights
 from i2v_jax.hub import on_disk
+from i2v_jax.training import setup
 from i2v_jax.training.lock import lock
 from i2v_jax.training.preemption import Preemption
 from i2v_jax.weights.assemble import Assembled
@@ -89,15 +90,17 @@ class Encoders:
         return {name: array[0] for name, array in found.items()}
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray]:
-        """Returns `mean`, `std`, `text` and, where the model has them, `pooled`, `sizes` and `image_tokens` of clips.
+        """Returns `mean`, `std`, `text` and, where the model has them, `pooled`, `sizes`, `picture`, `fs` and
+        `image_tokens` of clips.
 
         Args:
           batch: as of `data.loader.Loader`.
         """
         mean, std = map(np.asarray, self._moments(self.weights["vae"], batch["video"]))
         encoded = dict(mean=mean, std=std) | self.text(batch)
-        if self.family.has_sizes:
-            encoded["sizes"] = np.asarray(batch["sizes"])
+        for name in stored.EXACT:
+            if name in self.family.stored_names(False):
+                encoded[name] = np.asarray(batch[name], np.float32)
         if self.with_image_tokens:
             tokens = self._image_tokens(self._tree(image_tokens.COMPONENTS), batch["pixels"])
             encoded["image_tokens"] = _float32(tokens)
@@ -240,7 +243,7 @@ def open_clips(
         host=host[0],
         hosts=host[1],
         tokenize=tokenize,
-        image_size=configs["image_encoder"].image_size if "image_proj" in configs else None,
+        **setup.reading(config, configs),
     )
 
 

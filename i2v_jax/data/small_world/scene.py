@@ -20,6 +20,7 @@ from i2v_jax.errors import InputError, nearest
 
 NOVEL_CLIPS = 10  # of a motion that the bundled model was not taught, in a source
 FRAMES, SIZE = 16, 64  # of a clip, where nothing else is asked for
+FPS = 8  # at which clips are shown
 CLIPS = {"train": 50_000, "held_out": 1_000}  # in a source; any other number can be made, too
 CAMERA = -1
 

@@ -20,11 +20,9 @@ from i2v_jax import media
 from i2v_jax.data.clip import CAPTION_SUFFIX, VIDEO_SUFFIXES
 from i2v_jax.data.small_world.drawing import RenderedClip, make
 from i2v_jax.data.small_world.looks import LOOKS
-from i2v_jax.data.small_world.scene import FRAMES, KINDS, SIZE, check_split
+from i2v_jax.data.small_world.scene import FPS, FRAMES, KINDS, SIZE, check_split
 from i2v_jax.data.small_world.source import clip_id
 from i2v_jax.errors import InputError
-
-FPS = 8
 
 
 def contact_sheet(clips: Sequence[RenderedClip], shown: int = 4, scale: int = 2, columns: int = 2) -> media.Picture:

@@ -7,7 +7,7 @@ import numpy as np
 from i2v_jax.data.clip import Clip
 from i2v_jax.data.decoding import Cut, Frames, choose_frames
 from i2v_jax.data.small_world.drawing import render
-from i2v_jax.data.small_world.scene import CLIPS, FRAMES, NOVEL_CLIPS, Scene, check_split, draw
+from i2v_jax.data.small_world.scene import CLIPS, FPS, FRAMES, NOVEL_CLIPS, Scene, check_split, draw
 from i2v_jax.errors import InputError
 
 LESSONS = "lessons"  # one more source, see `SmallWorld`
@@ -63,6 +63,7 @@ def read(scene: Scene, cut: Cut, rng: np.random.Generator) -> Frames:
     """
     size = max(cut.height, cut.width)
     top, left = (size - cut.height) // 2, (size - cut.width) // 2
-    video = render(scene, np.array(choose_frames(FRAMES, cut, rng)) / (FRAMES - 1), size)
+    numbers = choose_frames(FRAMES, cut, rng)
+    video = render(scene, np.array(numbers) / (FRAMES - 1), size)
     sizes = np.array([size, size, top, left, cut.height, cut.width], np.float32)
-    return Frames(video[:, top : top + cut.height, left : left + cut.width], sizes)
+    return Frames(video[:, top : top + cut.height, left : left + cut.width], sizes, numbers.step, FPS / numbers.step)
