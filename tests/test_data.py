@@ -167,7 +167,7 @@ def test_sizes_say_where_the_pixels_were(shape, size, degrees, measured):
     upright[0, ..., 0] = 100
     upright[..., 1], upright[..., 2] = np.linspace(0, 255, shape[1]), np.linspace(0, 255, shape[0])[:, None]
     video = turned(np.rot90(upright, -degrees // 90, (1, 2)), degrees)
-    pixels, (height, width, top, left, *target) = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0))
+    pixels, (height, width, top, left, *target), *_ = read_clip(video, Cut(2, 1, *size), np.random.default_rng(0))
     assert (height, width) == shape and tuple(target) == size == pixels.shape[1:3]
     scale = max(size[0] / height, size[1] / width)
     y, x = ((np.arange(side) + 0.5 + start) / scale - 0.5 for side, start in zip(size, (top, left)))
