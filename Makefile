@@ -7,8 +7,8 @@ NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOM
 BIN := .venv/bin
 
 # What reads and writes the libraries' files and computes as they do, but for their Flax models, which newer ones lack.
-NEWEST_TESTS := $(addprefix tests/test_,convert.py diffusion.py formats_diffusers.py formats_original.py \
-	image_projection.py ip_adapter.py lora.py orbax.py samplers.py tokenizer.py weights.py)
+NEWEST_TESTS := $(addprefix tests/test_,convert.py data.py diffusion.py finishing.py formats_diffusers.py formats_original.py \
+	image_projection.py ip_adapter.py lora.py orbax.py samplers.py tokenizer.py weights.py media.py showing.py)
 
 .PHONY: sample test test-newest lint clean small-world
 

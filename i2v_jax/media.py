@@ -30,6 +30,9 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 FITS = ("crop", "pad", "stretch")
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
 
+LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""For `av.open`: words in a file that are no UTF-8 do not keep its pictures from being read; PyAV 19 has no choice."""
+
 Picture = UInt8[np.ndarray, "height width 3"]
 Frames = UInt8[np.ndarray, "frames height width 3"]
 

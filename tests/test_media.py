@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -229,7 +230,13 @@ def test_matched_colours_have_frame_ones_distribution():
 def decode(content: bytes):
     with av.open(io.BytesIO(content)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return container.streams.video[0], np.stack(frames)
+        stream = container.streams.video[0]
+        told = SimpleNamespace(  # read while the container is open
+            **{name: getattr(stream, name) for name in ("average_rate", "duration", "time_base")},
+            codec_context=stream.codec_context,
+            pix_fmt=stream.pix_fmt,
+        )
+        return told, np.stack(frames)
 
 
 @pytest.mark.parametrize("fps", [8, 7.5, 30000 / 1001])

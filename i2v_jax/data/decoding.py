@@ -280,7 +280,7 @@ def _open(video: bytes) -> av.container.InputContainer:
     try:
         # a playlist that calls itself a video must not lead to other files, or into the network
         options = {"protocol_whitelist": "none"}
-        return av.open(io.BytesIO(video), metadata_errors="ignore", options=options)
+        return av.open(io.BytesIO(video), options=options, **media.LENIENT)
     except (av.FFmpegError, ValueError) as error:
         raise BadClip("not a video", str(error)) from None
 

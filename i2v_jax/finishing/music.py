@@ -11,6 +11,7 @@ import pyloudnorm
 from jaxtyping import Float32
 
 from i2v_jax.errors import InputError
+from i2v_jax.media import LENIENT
 
 RATE = 48_000  # samples a second
 CHANNELS = 2
@@ -76,7 +77,7 @@ def read_sound(source: str | Path, begin: float, seconds: float) -> Sound:
     pieces, skip, missing = [], round(begin * RATE), round(seconds * RATE)
     try:
         # a playlist that calls itself music must not lead to other files, or into the network
-        with open(path, "rb") as file, av.open(file, metadata_errors="ignore", options=_ALONE) as container:
+        with open(path, "rb") as file, av.open(file, options=_ALONE, **LENIENT) as container:
             if not container.streams.audio:
                 raise InputError(f"{str(path)!r} holds no sound. Give a file of music, such as an mp3.")
             if container.duration and container.duration / av.time_base > LONGEST:

@@ -17,7 +17,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.evaluation.journal import key_of
 from i2v_jax.evaluation.sets import Item, all_frames, videos_in
 from i2v_jax.evaluation.study.key import Key
-from i2v_jax.media import Frames, Picture, encode_video, fit_picture
+from i2v_jax.media import LENIENT, Frames, Picture, encode_video, fit_picture
 
 PAGE = Path(__file__).with_name("page.html")
 DATA = "/*STUDY*/null"
@@ -159,7 +159,7 @@ def _within(picture: Picture, side: int) -> Picture:
 
 def _rate(path: Path, frames: Frames) -> float:
     """Frames a second of a video that can be read."""
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **LENIENT) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
     return min(max(float(rate or 8), RATES[0]), RATES[1])
