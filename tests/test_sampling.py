@@ -463,6 +463,9 @@ class Painter:
         watch.on_stage("decoding", False)
         return latents.astype(np.uint8).repeat(settings.height, 2).repeat(settings.width, 3)
 
+    def decode_slices(self, latents, settings, watch=SILENT):
+        yield from self.decode(latents, settings, watch)
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):

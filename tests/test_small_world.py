@@ -368,7 +368,7 @@ def test_a_loader_reads_the_small_world(config):
 def test_cuts_of_the_small_world():
     source = open_source("small_world:held_out")
     assert len(source) == 1000 and source[999].id == "held_out-000999"
-    middle, sizes = source[0].video(Cut(4, 5, 32, 49), np.random.default_rng(0))
+    middle, sizes, *_ = source[0].video(Cut(4, 5, 32, 49), np.random.default_rng(0))
     assert sizes.tolist() == [49, 49, 8, 0, 32, 49] and sizes.dtype == np.float32
     whole = source[0].video(Cut(4, 5, 49, 49), np.random.default_rng(0)).video
     assert (middle == whole[:, 8 : 8 + 32]).all()
