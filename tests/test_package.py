@@ -85,7 +85,7 @@ def test_the_installed_program_animates_a_picture_of_another_folder(i2v, tmp_pat
 
 def test_the_installed_programs_other_commands(i2v, tmp_path):
     printed = i2v(cwd=tmp_path).stdout
-    for command in ("sample", "train", "evaluate", "convert", "plan", "controls", "study", "store"):
+    for command in ("sample", "train", "evaluate", "convert", "plan", "controls", "study", "store", "finish"):
         assert re.search(rf"^  {command} ", printed, re.M)
         shown = i2v(command, "--help", cwd=tmp_path).stdout
         assert f"usage: i2v {command}" in shown
