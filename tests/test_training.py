@@ -205,7 +205,7 @@ def test_dropped_image_tokens_add_nothing():
 
         loss = Loss({"unet": config}, ANIMATEDIFF_SD15, Objective(), dict(text=jnp.zeros_like(batch["text"][0])))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(objective, "UNet", lambda _: SimpleNamespace(apply=apply))
+            patch.setattr(objective, "module_of", lambda _: SimpleNamespace(apply=apply))
             _, seen = jax.jit(loss.__call__)({"unet": parameters}, batch, draws._replace(drop_image=drop))
             return np.asarray(seen["each"])
 

@@ -220,7 +220,8 @@ class Writer:
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             for name, arrays in records:
                 array = np.frombuffer(name.encode(), np.uint8)
-                writer.write(safetensors.numpy.save({"id": array} | dict(arrays)))
+                held = {key: np.asarray(it) for key, it in arrays.items()}  # numbers too
+                writer.write(safetensors.numpy.save({"id": array} | held))
             writer.close()
             temporary.rename(file)
         self.progress = {"done": done, "parts": self.progress["parts"] + bool(records), "state": state}
