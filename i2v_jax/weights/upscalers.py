@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from i2v_jax.models.upscaler import UpscalerConfig
 from i2v_jax.weights.assemble import Assembled, Place, Source, assembled_whole, import_component, to_device
 from i2v_jax.weights.configs import config_of
-
-NOT_OF_THESE = ("attention", "remat", "scan_blocks")
-"""How UNets are computed, which is set for all networks alike."""
+from i2v_jax.weights.measuring import NOT_OF_THESE
 
 
 def assemble_upscaler(
