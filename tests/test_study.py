@@ -401,6 +401,12 @@ def button(page, question, letter):
     return page.locator(f"fieldset[data-question={question}] button").nth("ABC".index(letter))
 
 
+def reload(page):
+    """As a person does, a moment after the last answer: the browser's store is written behind the page's back."""
+    page.wait_for_timeout(500)
+    page.reload()
+
+
 def save(page, folder):
     with page.expect_download() as found:
         page.click("#save")
@@ -458,7 +464,7 @@ def test_page_remembers_takes_back_and_saves_no_part_as_the_whole(study, browser
             page.keyboard.press(letter)
         page.keyboard.press("Backspace")  # the last, which came by itself, and the one before
         page.keyboard.press("ArrowRight")  # does nothing yet
-        page.reload()
+        reload(page)
         pressed = 'fieldset:first-of-type button[aria-pressed="true"]'
         assert page.locator(pressed).all_inner_texts() == ["B\n1."]
         assert order == page.eval_on_selector_all(
@@ -473,7 +479,7 @@ def test_page_remembers_takes_back_and_saves_no_part_as_the_whole(study, browser
         with page.expect_download() as found:
             page.click("#part")
         found.value.save_as(tmp_path / "part.json")
-        page.reload()
+        reload(page)
         assert page.locator("#begin").inner_text() == "Go on with case 2"
     with pytest.raises(InputError, match="incomplete: 3 of 6"):
         read_answers([tmp_path / "part.json"], key)

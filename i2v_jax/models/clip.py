@@ -46,8 +46,6 @@ class CLIPConfig(NetworkConfig):
     hidden_act: str = "quick_gelu"
     projection_dim: int | None = None
     norm_epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:

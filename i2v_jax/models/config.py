@@ -1,16 +1,20 @@
 """What the configs of networks have in common: the dtypes of their layers, their levels, published settings refused."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax.numpy as jnp
 
 from i2v_jax.errors import InputError
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """A config of dtypes: of activations, and of new parameters."""
 
-    dtype: Any
-    param_dtype: Any
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
 
     @property
     def dtypes(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Published layout: `DOVER.pth`. Which frames and pixels the networks are given: `
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -37,8 +37,6 @@ class DOVERConfig(NetworkConfig):
     aesthetic: ConvNeXtConfig = ConvNeXtConfig()
     head: int = 64
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def branches(self) -> tuple[SwinConfig, ConvNeXtConfig]:
         """Returns the branches' configs with what is set for both."""

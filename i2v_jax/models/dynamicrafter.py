@@ -83,8 +83,6 @@ class DynamiCrafterConfig(LevelledConfig):
     convolution: str = "xla"
     remat: str = "none"
     scan_blocks: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if len(self.level_attention) != len(self.block_out_channels):

@@ -9,7 +9,7 @@ it (FaceID plus). A config's `reads` names the field of `CLIPVisionOutput` that 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -40,8 +40,6 @@ class ImageProjectionConfig(NetworkConfig):
     embed_dim: int = 1024
     num_tokens: int = 4
     cross_attention_dim: int = 768
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +68,6 @@ class ResamplerConfig(NetworkConfig):
     head_dim: int = 64
     mlp_width: int = 3072
     cross_attention_dim: int = 768
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +96,6 @@ class StateProjectionConfig(NetworkConfig):
     face_dim: ClassVar[int] = 0
     embed_dim: int = 1280
     cross_attention_dim: int = 768
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +116,6 @@ class FaceProjectionConfig(NetworkConfig):
     face_width: int = 1024
     num_tokens: int = 4
     cross_attention_dim: int = 768
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)

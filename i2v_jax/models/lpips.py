@@ -5,7 +5,7 @@ Published layouts: the package `lpips`, version 0.1, and torchvision's classifie
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.layers import parameter
 
@@ -56,7 +57,7 @@ BACKBONES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LPIPSConfig:
+class LPIPSConfig(NetworkConfig):
     """Shape and arithmetic of LPIPS.
 
     Attributes:
@@ -70,8 +71,6 @@ class LPIPSConfig:
     backbone: str = "alex"
     widths: tuple[int, ...] = (64, 192, 384, 256, 256)
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.backbone not in BACKBONES:

@@ -5,7 +5,7 @@ Published layouts: princeton-vl's (`raft-things.pth`, ...) and torchvision's (`r
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.correlation import correlation_pyramid, look_up
 from i2v_jax.models.layers import parameter
@@ -26,7 +27,7 @@ ITERATIONS = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class RAFTConfig:
+class RAFTConfig(NetworkConfig):
     """Shape and arithmetic of a RAFT; the defaults are those of the large one.
 
     Attributes:
@@ -61,8 +62,6 @@ class RAFTConfig:
     flow_head: int = 256
     convex: bool = True
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @property
     def gru_sizes(self) -> tuple[tuple[int, int], ...]:

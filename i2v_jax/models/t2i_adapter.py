@@ -43,8 +43,6 @@ class T2IAdapterConfig(NetworkConfig):
     layers_per_block: int = 2
     unshuffle: int = 8
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -95,8 +95,6 @@ class UNetConfig(LevelledConfig):
     convolution: str = "xla"
     remat: str = "none"
     scan_blocks: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         levels = len(self.block_out_channels)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.layers import Conv, parameter
 
 RESIDUAL = 0.2  # of what a dense block, and three of them, add
@@ -19,7 +20,7 @@ SLOPE = 0.2  # of RRDBNet's leaky ReLUs
 
 
 @dataclasses.dataclass(frozen=True)
-class UpscalerConfig:
+class UpscalerConfig(NetworkConfig):
     """Shape of an upscaler.
 
     Attributes:
@@ -43,8 +44,6 @@ class UpscalerConfig:
     unshuffle: int = 1
     factor: int = 4
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @property
     def scale(self) -> int:

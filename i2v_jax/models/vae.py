@@ -42,8 +42,6 @@ class VAEConfig(LevelledConfig):
     scaling_factor: float = 0.18215
     attention: str = "xla"
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any], **overrides) -> "VAEConfig":

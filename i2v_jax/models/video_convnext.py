@@ -5,7 +5,6 @@ Published layout: `aesthetic_backbone.` of `DOVER.pth`.
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,8 +37,6 @@ class ConvNeXtConfig(NetworkConfig):
     frames: tuple[int, ...] = (1, 3, 1)
     stem: tuple[int, ...] = (2, 4, 4)
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 def depthwise(

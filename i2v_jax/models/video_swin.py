@@ -44,8 +44,6 @@ class SwinConfig(NetworkConfig):
     patch: tuple[int, ...] = (2, 4, 4)
     mlp_ratio: int = 4
     fragment_stages: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
 
 def relative_index(window: Sides) -> Int[np.ndarray, "n n"]:
