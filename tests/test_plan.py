@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -127,7 +128,7 @@ def test_every_round_of_a_loop_counts(slice_):
     assert figures.bytes >= 2 * 512 * 512 * 2
 
 
-def test_what_is_known_before_machine_code_is_what_is_known_after(slice_):
+def test_what_is_known_before_machine_code_is_what_is_known_after(slice_, tmp_path):
     def stages(w, x):
         for _ in range(3):
             x = jnp.tanh(x @ w)
@@ -136,11 +137,26 @@ def test_what_is_known_before_machine_code_is_what_is_known_after(slice_):
     found = program(stages, ((512, 512), False), ((2048, 512), True), devices=slice_[1])
     with use_mesh(found.mesh):
         lowered = found.function.trace(*found.arguments).lower(lowering_platforms=("tpu",))
-    early, late = compiling.until_laid_out(lowered, seconds=0), lowered.compile()
-    assert isinstance(early, compiling.LaidOut) and hlo.cost(early.text) == hlo.cost(late.as_text())
+    late = lowered.compile(compiler_options=compiling.dumping(str(tmp_path)))
+    early = compiling.read_dump(tmp_path)
+    assert hlo.cost(early.text) == hlo.cost(late.as_text())
     memory = late.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert early.memory == pytest.approx(whole, rel=0.02)
+
+
+class _Slow:
+    """A program whose memory is laid out at once, and whose machine code is never there."""
+
+    def compile(self, compiler_options):
+        folder = Path(compiler_options["xla_dump_to"])
+        (folder / ("module_1" + compiling.REPORT[1:])).write_text("Memory Space: default (color=0)\nTotal bytes: 12\n")
+        (folder / ("module_1" + compiling.TEXT[1:])).write_text("HloModule a")
+        threading.Event().wait()
+
+
+def test_machine_code_is_not_waited_for():
+    assert compiling.until_laid_out(_Slow(), seconds=0) == compiling.LaidOut("HloModule a", 12)
 
 
 def refusing(what):

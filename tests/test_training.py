@@ -11,7 +11,9 @@ import pytest
 
 from i2v_jax import tree
 from i2v_jax.diffusion.noise_schedule import ANIMATEDIFF_SD15, NoiseSchedule
+from i2v_jax.encoders.text import swapped
 from i2v_jax.errors import InputError
+from i2v_jax.families import family
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.unet import SD15, SDXL, UNet
 from i2v_jax.training import objective
@@ -189,6 +191,20 @@ def test_draws_are_uniform_and_drop_a_tenth():
     assert not bool(draw(jax.random.key(0), (100, 1, 1, 1, 1), ANIMATEDIFF_SD15, none).drop.any())
 
 
+def test_swapped_prompts_are_another_clips():
+    draws = draw(jax.random.key(0), (20_000, 1, 1, 1, 1), ANIMATEDIFF_SD15, Objective(prompt_swap=0.3))
+    assert (
+        0.28 < float(draws.swap.mean()) < 0.32
+        and draw(jax.random.key(0), (2,) * 5, ANIMATEDIFF_SD15, Objective()).swap is None
+    )
+    batch = dict(tokens=jnp.arange(6).reshape(3, 2), text=jnp.arange(3.0).reshape(3, 1, 1), latents=jnp.arange(3))
+    some = swapped(family.SD15.text, batch, jnp.array([True, False, True]))
+    assert some["tokens"].tolist() == [[4, 5], [2, 3], [2, 3]] and some["text"].ravel().tolist() == [2, 1, 1]
+    assert some["latents"].tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="prompt_swap: a batch of one clip"):
+        swapped(family.SD15.text, batch, jnp.array([True]))
+
+
 def test_dropped_image_tokens_add_nothing():
     """A clip without its image tokens has the loss that it has with a branch of no strength; the others keep theirs."""
     config, parameters = oracles.unet(NAME)
@@ -302,6 +318,7 @@ def test_muon_is_pytorchs_for_kernels_and_nadamw_for_all_else(measured, monkeypa
         (lambda: Objective(first_frame="none"), "first_frame='none'"),
         (lambda: Objective(timesteps="cubik"), "timesteps='cubik'"),
         (lambda: Objective(prompt_dropout=2), "prompt_dropout=2"),
+        (lambda: Objective(prompt_swap=-0.1), "prompt_swap=-0.1"),
         (lambda: Objective(image_dropout=-1), "image_dropout=-1"),
         (lambda: Objective(joint_dropout=1.5), "joint_dropout=1.5"),
         (lambda: Objective(min_snr_gamma=0), "min_snr_gamma=0"),

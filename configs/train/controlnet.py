@@ -8,8 +8,8 @@
 That of the small world is sampled with by the default config, with the outlines that it was trained on:
 `--config.controls.process=soft_edge`.
 
-It begins as a copy of the UNet's first half, with outputs of zeros (Zhang et al. 2023); half of the prompts or more
-are dropped, so that it learns to read the outlines.
+It begins as a copy of the UNet's first half, with outputs of zeros (Zhang et al. 2023); prompts are
+dropped or swapped, so that it learns to read the outlines.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,8 @@ def _small_world() -> ConfigDict:
     config.weights = small_world.weights()
     config.control.process = "soft_edge"  # at 48 pixels, Canny's lines are mostly those of textures
     config.objective.timesteps = "cubic"  # the noisier ones decide where things go
-    config.objective.prompt_dropout = 0.8
+    config.objective.prompt_dropout = 0.3
+    config.objective.prompt_swap = 0.8  # the base takes motion from words, and clips never deny theirs
     config.optimizer.kind = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.steps = 800

@@ -113,6 +113,7 @@ def add_loss(config: ConfigDict) -> None:
             first_frame="clean",  # clean, noisy as the others, early: clean where most is noise
             timesteps="uniform",  # uniform, cubic: more of the noisier ones
             prompt_dropout=0.1,  # share of prompts replaced by the empty one
+            prompt_swap=0.0,  # share of clips given another clip's prompt, which a ControlNet is to overrule
             image_dropout=0.0,  # share of clips without image tokens
             joint_dropout=0.0,  # share of clips with the empty prompt and a zero picture's image tokens
             exclusive_dropout=False,  # the three shares are of different clips, as DynamiCrafter is trained

@@ -227,15 +227,34 @@ def encode_dropped(
       empty: the empty prompt as a batch has it, by the same names without the batch axis; None: zeros stand for it.
     """
     if empty is not None:
-        names = [name for name in batch if name in empty and name in ("text", "pooled", *_ids(recipe))]
+        names = [name for name in _prompt_names(recipe, batch) if name in empty]
         batch = {**batch, **{name: _where(drop, empty[name], batch[name]) for name in names}}
     text = encode(recipe, configs, tree, batch)
     return text if empty is not None else zeroed(text, drop)
 
 
+def swapped(recipe: TextRecipe, batch: Mapping[str, Array], swap: Bool[Array, " b"]) -> Mapping[str, Array]:
+    """Returns a batch in which some clips have the prompt of the clip before, the first the last one's.
+
+    Raises:
+      InputError: there is one clip only.
+    """
+    if len(swap) < 2:
+        raise InputError(
+            "prompt_swap: a batch of one clip has no other prompt. Set objective.prompt_swap=0, or batch=2."
+        )
+    names = _prompt_names(recipe, batch)
+    return {**batch, **{name: _where(swap, jnp.roll(batch[name], 1, 0), batch[name]) for name in names}}
+
+
 def zeroed(text: Text, where: Bool[Array, " b"]) -> Text:
     """Returns text conditions with zeros in some rows: SDXL's unconditional ones (`force_zeros_for_empty_prompt`)."""
     return Text(*(None if x is None else _where(where, 0, x) for x in text))
+
+
+def _prompt_names(recipe: TextRecipe, batch: Mapping[str, Array]) -> list[str]:
+    """What of a batch is made of prompts."""
+    return [name for name in batch if name in ("text", "pooled", *_ids(recipe))]
 
 
 def _ids(recipe: TextRecipe) -> list[str]:

@@ -39,11 +39,10 @@ def until_laid_out(lowered: jax.stages.Lowered, seconds: float) -> jax.stages.Co
     """
     outcome, since = Future(), None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
 
         def run() -> None:
             try:
-                outcome.set_result(lowered.compile(compiler_options=options))
+                outcome.set_result(lowered.compile(compiler_options=dumping(folder)))
             except BaseException as error:
                 outcome.set_exception(error)
 
@@ -53,9 +52,19 @@ def until_laid_out(lowered: jax.stages.Lowered, seconds: float) -> jax.stages.Co
                 return outcome.result(timeout=0.2)
             if since is None and any(Path(folder).glob(TEXT)):
                 since = time.monotonic()
-        (text,), (report,) = (list(Path(folder).glob(pattern)) for pattern in (TEXT, REPORT))
-        total = re.search(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)", report.read_text())
-        return LaidOut(text.read_text(), int(total[1]))
+        return read_dump(Path(folder))
+
+
+def dumping(folder: str) -> dict[str, Any]:
+    """Returns the compiler's options for a dump."""
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
+def read_dump(folder: Path) -> LaidOut:
+    """Returns what the compiler dumped there of one program."""
+    (text,), (report,) = (list(folder.glob(pattern)) for pattern in (TEXT, REPORT))
+    total = re.search(r"Memory Space: default \(color=0\)\nTotal bytes: (\d+)", report.read_text())
+    return LaidOut(text.read_text(), int(total[1]))
 
 
 def in_a_process(function: Callable, *arguments: Any) -> Any:

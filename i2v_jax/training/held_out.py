@@ -214,7 +214,7 @@ def without_chance(loss: Loss | ReconstructionLoss) -> Loss | ReconstructionLoss
     """A loss that drops no condition, adds no noise to any, and looks at whole frames."""
     nothing = dict(crop=0)
     if isinstance(loss, Loss):
-        nothing = dict(image_dropout=0.0, joint_dropout=0.0, implicit_dropout=0.0, image_noise=0.0)
+        nothing = dict(prompt_swap=0.0, image_dropout=0.0, joint_dropout=0.0, implicit_dropout=0.0, image_noise=0.0)
         if not getattr(loss.configs.get("unet"), "miva", None):  # a MIVA has no prompt when it is sampled with either
             nothing["prompt_dropout"] = 0.0
     return dataclasses.replace(loss, objective=dataclasses.replace(loss.objective, **nothing))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule, target
 from i2v_jax.encoders import controls, image_tokens, picture_input
 from i2v_jax.encoders.latents import scaled_sample, video_moments
-from i2v_jax.encoders.text import encode_dropped
+from i2v_jax.encoders.text import encode_dropped, swapped
 from i2v_jax.errors import InputError
 from i2v_jax.families.family import Family, family_of
 from i2v_jax.models.conditions import Conditions
@@ -52,6 +52,8 @@ class Objective:
       timesteps: "uniform", as in the paper; or "cubic", more of the noisier ones: T (1 - u^3) with uniform u, as
         T2I-Adapter is trained (Mou et al. 2023).
       prompt_dropout: share of prompts replaced by the empty one, for classifier-free guidance.
+      prompt_swap: share of clips given the prompt of another one of the batch, so that a ControlNet learns to be heeded
+        where the two disagree. What is dropped is drawn apart.
       image_dropout: share of clips without image tokens: theirs are zeros, which add nothing; of DynamiCrafter those of
         a grey picture.
       joint_dropout: share of clips with the empty prompt and a zero picture's image tokens, what classifier-free
@@ -71,6 +73,7 @@ class Objective:
     first_frame: str = "clean"
     timesteps: str = "uniform"
     prompt_dropout: float = 0.1
+    prompt_swap: float = 0.0
     image_dropout: float = 0.0
     joint_dropout: float = 0.0
     exclusive_dropout: bool = False
@@ -86,7 +89,7 @@ class Objective:
             raise InputError(f"first_frame={self.first_frame!r}; wanted 'clean', 'noisy' or 'early'.")
         if self.timesteps not in ("uniform", "cubic"):
             raise InputError(f"timesteps={self.timesteps!r}; wanted 'uniform' or 'cubic'.")
-        for name in ("prompt_dropout", "image_dropout", "joint_dropout", "implicit_dropout"):
+        for name in ("prompt_dropout", "prompt_swap", "image_dropout", "joint_dropout", "implicit_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: wanted a share in [0, 1].")
         if self.exclusive_dropout and self.prompt_dropout + self.image_dropout + self.joint_dropout > 1:
@@ -114,6 +117,7 @@ class Draws(NamedTuple):
     drop_implicit: Bool[Array, " b"] | None = None  # the implicit prompt of a MIVA
     image_level: Float[Array, " b"] | None = None  # how much noise the picture's latents get, and which
     image_noise: Float[Array, "b f h w c"] | None = None
+    swap: Bool[Array, " b"] | None = None  # the prompt for that of the clip before
 
 
 def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule, objective: Objective) -> Draws:
@@ -143,6 +147,9 @@ def draw(key: Key[Array, ""], latents: tuple[int, ...], schedule: NoiseSchedule,
             drop_both=(prompt <= of_clip) & (of_clip < prompt + both),
             drop_image=(prompt + both <= of_clip) & (of_clip < prompt + both + objective.image_dropout),
         )
+    if objective.prompt_swap:
+        swap = jax.random.bernoulli(jax.random.fold_in(key, 9), float(objective.prompt_swap), latents[:1])
+        draws = draws._replace(swap=swap)
     if objective.image_noise:
         level, image_noise = (jax.random.fold_in(key, number) for number in (7, 8))
         level = jax.random.normal(level, latents[:1], jnp.float32)
@@ -272,7 +279,8 @@ class Loss:
         drop = draws.drop | draws.drop_both
         zeros = self.zeros_for_empty_prompt
         empty = None if (family.zeros_for_empty_prompt if zeros is None else zeros) else self.empty
-        text = encode_dropped(family.text, self.configs, tree, batch, drop, empty)
+        told = batch if draws.swap is None else swapped(family.text, batch, draws.swap)
+        text = encode_dropped(family.text, self.configs, tree, told, drop, empty)
         sizes = batch["sizes"] if family.has_sizes else None
         tokens = self._image_tokens(tree, batch, draws, family)
         if family.has_picture:
