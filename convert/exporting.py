@@ -35,6 +35,7 @@ from i2v_jax.weights.formats import (
     dino,
     dover,
     dynamicrafter,
+    i3d,
     ip_adapter,
     lora,
     lpips,
@@ -60,7 +61,7 @@ from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
 CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
-AFTERWARDS = ("raft", "dover", "lpips", "dino", "upscaler")
+AFTERWARDS = ("raft", "dover", "lpips", "dino", "i3d", "upscaler")
 """Networks that look at videos, or change them."""
 CONFIGURED = ("unet", *CONTROLS, *AFTERWARDS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
@@ -137,6 +138,8 @@ LAYOUTS = {
     "esrgan": FileLayout({"upscaler": (upscaler.ESRGAN, upscaler.ESRGAN_CODE)}, nesting=""),
     "lpips": FileLayout({"lpips": (lpips.LPIPS_ALEX, lpips.LPIPS_VGG)}, nesting=""),
     "dino": FileLayout({"dino": (dino.DINO,)}, nesting=""),
+    "i3d": FileLayout({"i3d": (i3d.PIERGIAJ_I3D,)}, nesting=""),
+    "i3d-hassony2": FileLayout({"i3d": (i3d.HASSONY_I3D,)}, nesting=""),
     "raft-torchvision": FileLayout({"raft": (raft.TORCHVISION_RAFT,)}, nesting=""),
     "t2i-adapter": FileLayout({"t2i_adapter": (t2i_adapter.ORIGINAL_T2I,)}),
     "ip-adapter": FileLayout(

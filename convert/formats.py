@@ -15,6 +15,8 @@ FORMATS = {
     "esrgan": "an upscaler in the layout of ESRGAN's first files, which most programs read",
     "lpips": "the classifier of LPIPS with its heads, as the package lpips has them",
     "dino": "DINO's vision transformer (dino_vitbase16_pretrain.pth)",
+    "i3d": "I3D in piergiaj's layout (rgb_imagenet.pt, i3d_pretrained_400.pt)",
+    "i3d-hassony2": "I3D in hassony2's layout, names as in i3d_torchscript.pt",
     "ip-adapter": "an IP-Adapter: image projection and numbered attention weights",
     "kohya": "LoRA as kohya-ss's scripts write it",
     "peft": "LoRA as diffusers and PEFT write it",

@@ -227,6 +227,8 @@ def _measuring(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         yield f"{backbone}, the classifier of LPIPS: how alike pictures look"
     if any(path.startswith("dino/") for path in paths):
         yield "DINO, whether pictures are of one subject"
+    if any(path.startswith("i3d/") for path in paths):
+        yield "I3D, actions in videos: what FVD compares them by"
 
 
 def _t2i(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from i2v_jax.models.controlnet import ControlNetConfig
 from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
+from i2v_jax.models.i3d import I3DConfig
 from i2v_jax.models.image_projection import (
     FaceProjectionConfig,
     FaceResamplerConfig,
@@ -38,6 +39,7 @@ from i2v_jax.weights.formats import (
     dino,
     dover,
     dynamicrafter,
+    i3d,
     ip_adapter,
     lpips,
     raft,
@@ -314,6 +316,7 @@ NETWORKS: Mapping[type, Network] = {
     UpscalerConfig: _of_others("upscaler", upscaler.REAL_ESRGAN),
     LPIPSConfig: _of_others("LPIPS", lpips.TORCHVISION_CLASSIFIER),
     DINOConfig: _of_others("DINO", dino.DINO),
+    I3DConfig: _of_others("I3D", i3d.PIERGIAJ_I3D),
     DynamiCrafterConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_UNETS[False]),
     VideoResamplerConfig: _of_others("DynamiCrafter", dynamicrafter.DYNAMICRAFTER_PROJECTION),
 }

@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
             clip="",  # a CLIP with both projections, such as openai/clip-vit-base-patch32
             lpips="",  # alexnet-owt-7be5be79.pth or vgg16-397923af.pth
             dino="",  # dino_vitbase16_pretrain.pth
+            i3d="",  # i3d_torchscript.pt, or i3d_pretrained_400.pt
         )
     )
     config.published = ""  # rows of the paper beside: table1, table2, table3

@@ -20,7 +20,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.evaluation import measures, published, report, runs, sets, tables
 from i2v_jax.evaluation.journal import Journal
 from i2v_jax.evaluation.measuring import Measured, measure_run
-from i2v_jax.evaluation.metric import Metric
+from i2v_jax.evaluation.metric import Metric, SetMetric
 from i2v_jax.evaluation.networks import NEEDS, Networks, missing
 from i2v_jax.hub import NotHere
 from i2v_jax.sampling import jobs, record
@@ -48,7 +48,7 @@ def run(config: ConfigDict) -> None:
     sampler = Sampler(config, items, mesh)
     todo = [sampler.checked(one) for one in chosen]
     runs.check_labels([labels for labels, _ in todo])
-    metrics, left_out = available(metrics, networks)
+    metrics, left_out = available(metrics, networks, items)
     if not metrics:
         raise InputError("\n".join((f"metrics={tuple(config.metrics)}: none can be measured.", *left_out)))
     for message in left_out:
@@ -105,9 +105,22 @@ def of_videos(config: ConfigDict, chosen: Sequence[runs.Compared]) -> list[sets.
     return [known.get(name, sets.Item(name)) for name in names]
 
 
-def available(metrics: Sequence[Metric], networks: Networks) -> tuple[list[Metric], list[str]]:
-    """Loads the networks that metrics need; returns the metrics that have theirs, and what to say of the others."""
+def available(
+    metrics: Sequence[Metric], networks: Networks, items: Sequence[sets.Item]
+) -> tuple[list[Metric], list[str]]:
+    """Loads the networks that metrics need; returns the metrics that can be, and what to say of the others.
+
+    Those lack weights, or are of a whole set that has no true videos.
+    """
     absent, messages = set(), []
+    if not any(item.truth for item in items):
+        alone = [metric for metric in metrics if isinstance(metric, SetMetric) and "truth" in metric.wants]
+        metrics = [metric for metric in metrics if metric not in alone]
+        messages += [
+            f"not measured: {metric.title}, which compares a set of videos with true ones, of which there are none. "
+            "Give their folder as --config.truths=FOLDER, by the names of the set."
+            for metric in alone
+        ]
     for name in NEEDS:
         wanting = [metric.title for metric in metrics if name in metric.networks]
         if not wanting:
@@ -179,6 +192,15 @@ def remarks(measured: Sequence[Measured], metrics: Sequence[Metric]) -> list[str
         for metric in metrics:
             for reason, count in one.lacking[metric.name].items():
                 lines.append(f"{name}: {metric.title} not of {count}: {reason}")
+    for metric in metrics:
+        if not isinstance(metric, SetMetric):
+            continue
+        counts = sorted({one.run.clips[metric.name].count for one in measured} - {0})
+        if counts and counts[0] < metric.advised:
+            lines.append(
+                f"{metric.title} is of {' or '.join(map(str, counts))} videos, published ones of {metric.advised} or "
+                "more: of fewer it is too high, and compares only with others of as many."
+            )
     sizes = {size for one in measured for size in one.sizes}
     if len(sizes) > 1:
         shown = ", ".join(f"{frames} frames of {height}x{width}" for frames, height, width in sorted(sizes)[:4])

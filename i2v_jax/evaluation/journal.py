@@ -48,15 +48,15 @@ class Journal:
                 f"{self.path} is no journal of measurements: {line[:80]!r}. Move it away, or give another name."
             ) from error
 
-    def _merge(self, key: str, record: Mapping[str, Any], values: Mapping[str, float | None]) -> None:
+    def _merge(self, key: str, record: Mapping[str, Any], values: Mapping[str, float | str | None]) -> None:
         before = self.lines.get(key, {})
         self.lines[key] = {**before, **record, "values": {**before.get("values", {}), **values}}
 
     def get(self, key: str) -> dict[str, Any]:
-        """Returns what is known of a key: `{"values": {metric: number or None}, ...}`, {} where nothing is."""
+        """Returns what is known of a key: `{"values": {metric: number, text or None}, ...}`, {} where nothing is."""
         return self.lines.get(key, {})
 
-    def add(self, key: str, values: Mapping[str, float | None], **about: Any) -> None:
+    def add(self, key: str, values: Mapping[str, float | str | None], **about: Any) -> None:
         """Writes measurements of a key; they are on the disk when this returns.
 
         Raises:

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from i2v_jax.data.decoding import BadClip
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation.journal import Journal, key_of
-from i2v_jax.evaluation.metric import Case, Metric
+from i2v_jax.evaluation.metric import Case, Metric, SetMetric
 from i2v_jax.evaluation.networks import Networks
 from i2v_jax.evaluation.report import Run
 from i2v_jax.evaluation.sets import Item, all_frames, stamp
+from i2v_jax.evaluation.together import Together, packed, unpacked
 
 
 @dataclasses.dataclass
@@ -64,7 +67,7 @@ def measure_run(
     causes = Counter(line["cause"] for line in found if line.get("cause"))
     causes += Counter({"missing file": sum(not line for line in found)})
     values = {
-        metric.name: [_number(line.get("values", {}).get(_versioned(metric, networks))) for line in found]
+        metric.name: _of_all(metric, [line.get("values", {}).get(_versioned(metric, networks)) for line in found])
         for metric in metrics
     }
     lacking = {
@@ -101,7 +104,7 @@ def _measure(labels, path, item, metrics, networks, journal, seed) -> dict[str, 
         if reason := metric.lacks(case):
             values[name], lacks[metric.name] = None, reason
         else:
-            values[name] = _finite(metric.measure(case, networks))
+            values[name] = _kept(metric, metric.measure(case, networks))
     journal.add(key, values, size=video.shape[:3], lacks=lacks, **about)
     return journal.get(key)
 
@@ -112,9 +115,15 @@ def _versioned(metric: Metric, networks: Networks) -> str:
     return ":".join([metric.name, str(metric.version), *weights])
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _kept(metric: Metric, value: Any) -> float | str | None:
+    """What a journal keeps of a measurement: a number, or a set metric's features as a text; None where it is none."""
+    if not np.isfinite(value).all():
+        return None
+    return packed(value) if isinstance(metric, SetMetric) else float(value)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _of_all(metric: Metric, kept: Sequence[float | str | None]) -> list[float] | Together:
+    """What the kept are of: a number for each video, NaN where there is none, or all of them together."""
+    if isinstance(metric, SetMetric):
+        return Together(metric.of_set, [one if one is None else unpacked(one) for one in kept])
+    return [math.nan if one is None else one for one in kept]

@@ -59,6 +59,8 @@ class Networks(Protocol):
 
     def subject_embeddings(self, pixels: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]: ...
 
+    def action_logits(self, pixels: Float[np.ndarray, "n f 224 224 3"]) -> Float[np.ndarray, "n d"]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -68,7 +70,7 @@ class Metric:
       name: in configs and files.
       title, unit, better, digits: how it is shown; better: "higher" or "lower".
       source: the paper or the code that defines it, and how this departs from it.
-      measure: a video's number.
+      measure: a video's number, a float.
       networks: which it needs, names in `networks.NEEDS`.
       wants: what it needs to know of a case beside the video: "picture", "prompt", "truth".
       frames: how many it needs at least.
@@ -81,7 +83,7 @@ class Metric:
     better: str
     digits: int
     source: str
-    measure: Callable[[Case, Networks], float]
+    measure: Callable[[Case, Networks], Any]
     networks: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
     frames: int = 1
@@ -95,3 +97,16 @@ class Metric:
         if len(case.video) < self.frames:
             return f"{len(case.video)} frame{'s' * (len(case.video) > 1)}, {self.frames} are wanted"
         return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SetMetric(Metric):
+    """A metric of all videos together: `measure` gives features of one and of its true one, float32 [2 d].
+
+    Attributes:
+      of_set: features of several videos, [n 2 d], n > 1 -> their number.
+      advised: of how many videos, at least, published numbers are.
+    """
+
+    of_set: Callable[[Float[np.ndarray, "n 2 d"]], float] = dataclasses.field(kw_only=True)
+    advised: int = dataclasses.field(kw_only=True)

@@ -23,12 +23,13 @@ from i2v_jax.hub import local
 from i2v_jax.models.clip import CLIPTextEncoder, CLIPVisionEncoder
 from i2v_jax.models.dino import DINO
 from i2v_jax.models.dover import DOVER, normalised
+from i2v_jax.models.i3d import I3D
 from i2v_jax.models.kernels.choice import fastest, platform_of
 from i2v_jax.models.lpips import LPIPS
 from i2v_jax.models.raft import RAFT
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import load_image_encoder, load_text_encoder
-from i2v_jax.weights.measuring import load_dino, load_dover, load_lpips, load_raft
+from i2v_jax.weights.measuring import load_dino, load_dover, load_i3d, load_lpips, load_raft
 
 ITERATIONS = 20
 """Of RAFT, as EvalCrafter and VBench run it."""
@@ -38,6 +39,7 @@ CORRELATIONS = 2**27  # of all pairs of a batch: about 1 GB with the pyramid's b
 PAIRS = 8  # the most in a batch, of each device
 PICTURES = 16  # in a batch of CLIP or DINO, of each device
 LOOKS = 2  # pairs of pictures in a batch of LPIPS, of each device
+CLIPS = 2  # videos in a batch of I3D, of each device
 
 
 class Need(NamedTuple):
@@ -55,6 +57,11 @@ NEEDS = {
     "lpips": Need("LPIPS's AlexNet", "alexnet-owt-7be5be79.pth", "torchvision's AlexNet_Weights.IMAGENET1K_V1"),
     "dino": Need(
         "DINO ViT-B/16", "dino_vitbase16_pretrain.pth", "facebookresearch/dino, or facebook/dino-vitb16 of the hub"
+    ),
+    "i3d": Need(
+        "I3D of Kinetics-400",
+        "i3d_torchscript.pt",
+        "the address in StyleGAN-V's frechet_video_distance.py, or i3d_pretrained_400.pt of TATS",
     ),
 }
 """Key of `config.metric_weights` -> what it takes."""
@@ -173,6 +180,17 @@ class Networks:
 
         return functools.partial(run, parameters)
 
+    @functools.cached_property
+    def _i3d(self) -> Callable[..., Array]:
+        config, parameters = self._loaded(load_i3d, "i3d")
+
+        @jax.jit
+        def run(parameters, pixels):
+            with jax.default_matmul_precision("highest"):
+                return I3D(config).apply({"params": parameters}, pixels)
+
+        return functools.partial(run, parameters)
+
     def _batches(self, run: Callable[..., Array], size: int, *arrays: np.ndarray) -> np.ndarray:
         """Runs a network on arrays of a common first axis, `size` of each device at a time, or a power of 2 below."""
         count, outputs = len(arrays[0]), []
@@ -244,3 +262,7 @@ class Networks:
     def subject_embeddings(self, pixels: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
         """Returns DINO's embeddings, of any length, of normalised pixels, see `models.dino`."""
         return self._batches(self._dino, PICTURES, np.float32(pixels))
+
+    def action_logits(self, pixels: Float[np.ndarray, "n f 224 224 3"]) -> Float[np.ndarray, "n d"]:
+        """Returns I3D's logits of videos of -1 to 1."""
+        return self._batches(self._i3d, CLIPS, np.float32(pixels))

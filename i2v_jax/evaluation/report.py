@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from i2v_jax.evaluation import measures
 from i2v_jax.evaluation.flow import Video
+from i2v_jax.evaluation.together import Together
 from i2v_jax.media import fit_picture
 
 
@@ -61,12 +62,12 @@ class Run(NamedTuple):
     Attributes:
       labels: what it differs from the others by, such as {"t0": 0.8, "p": 1.0} or {"Model Design": "Full model"}; the
         table's first columns.
-      clips: metric -> one number per clip; NaN where it has no meaning.
+      clips: metric -> one number per clip, NaN where it has no meaning; or what is one number of all clips together.
       motions: of each clip, by each method, such as "by flow".
     """
 
     labels: Mapping[str, Any]
-    clips: Mapping[str, Sequence[float]]
+    clips: Mapping[str, Sequence[float] | Together]
     motions: Mapping[str, Sequence[Named]] = {}
 
 
@@ -86,15 +87,17 @@ class Summary(NamedTuple):
     clips: int
 
 
-def summarise(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Summary:
+def summarise(values: Sequence[float] | Together, seed: int = 0, resamples: int = 10_000) -> Summary:
     """Returns mean and 95 % confidence interval by the bootstrap over clips (percentiles; Efron 1979).
 
     Runs over the same clips are resampled alike when the seed is the same.
 
     Args:
-      values: one per clip; NaNs are left out.
+      values: one per clip, NaNs are left out; or of all clips together, see `Together.summary`.
       seed, resamples: of the bootstrap.
     """
+    if isinstance(values, Together):
+        return Summary(*values.summary(seed))
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
@@ -118,7 +121,7 @@ def as_json(runs: Sequence[Run], about: Mapping[str, Any], seed: int = 0) -> byt
             dict(
                 labels=dict(run.labels),
                 summary={metric: summarise(values, seed)._asdict() for metric, values in run.clips.items()},
-                clips={metric: np.asarray(values, float).tolist() for metric, values in run.clips.items()},
+                clips={metric: np.asarray(run.clips[metric], float).tolist() for metric in per_clip(run)},
                 told_and_seen={how: [list(map(list, pairs)) for pairs in named] for how, named in run.motions.items()},
             )
             for run in runs
@@ -136,6 +139,11 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def per_clip(run: Run) -> list[str]:
+    """Returns the metrics of which each clip has a number."""
+    return [metric for metric, values in run.clips.items() if not isinstance(values, Together)]
+
+
 def differences(runs: Sequence[Run]) -> list[Run]:
     """What each run has more than each one before, clip by clip.
 
@@ -145,10 +153,14 @@ def differences(runs: Sequence[Run]) -> list[Run]:
     return [
         Run(
             {"Difference": f"{label(run)} − {label(other)}"},
-            {name: np.subtract(values, other.clips[name]) for name, values in run.clips.items() if name in other.clips},
+            {name: _less(values, other.clips[name]) for name, values in run.clips.items() if name in other.clips},
         )
         for other, run in itertools.combinations(runs, 2)
     ]
+
+
+def _less(values: Sequence[float] | Together, others: Sequence[float] | Together) -> np.ndarray | Together:
+    return values - others if isinstance(values, Together) else np.subtract(values, others)
 
 
 def within_clips(runs: Sequence[Run]) -> list[Run]:
@@ -159,10 +171,10 @@ def within_clips(runs: Sequence[Run]) -> list[Run]:
     others no longer widens the intervals, which so say nothing of other clips' level.
 
     Args:
-      runs: two or more, of the same clips.
+      runs: two or more, of the same clips; metrics of all clips together are left out.
     """
     result = [Run(run.labels, {}) for run in runs]
-    for name in runs[0].clips:
+    for name in per_clip(runs[0]):
         values = np.array([run.clips[name] for run in runs], np.float64)
         means = np.array([summarise(of_run).mean for of_run in values])[:, None]
         left = values - means - (values - means).mean(0)
@@ -229,7 +241,7 @@ def points(runs: Sequence[Run], metrics: Sequence[str], seed: int = 0) -> bytes:
     figure.suptitle(f"thin: 95 % intervals of means over clips{thick}", fontsize="small")
     for i, (panel, metric) in enumerate(zip(panels, metrics)):
         for some, width in ((runs, 1), (within_clips(runs) if len(runs) > 1 else [], 4)):
-            for row, run in enumerate(some):
+            for row, run in enumerate(run for run in some if metric in run.clips):
                 means, errors = _means_errors([run], metric, seed)
                 panel.errorbar(means, [row], xerr=errors, fmt="o", color=f"C{row}", elinewidth=width)
         panel.set_yticks(range(len(runs)), names if i % ACROSS == 0 else [""] * len(runs))

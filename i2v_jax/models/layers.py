@@ -123,6 +123,24 @@ class LayerNorm(nn.Module):
         return jnp.asarray(centred * inverse * scale + bias, self.dtype)
 
 
+class BatchNorm(nn.Module):
+    """Batch norm with the statistics that it was trained to; they are parameters here, and never change."""
+
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        starts = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
+        scale, bias, mean, var = (
+            parameter(self, name, init, x.shape[-1:], self.param_dtype) for name, init in starts.items()
+        )
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return jnp.asarray((x - mean) * factor + bias, self.dtype)
+
+
 class FeedForward(nn.Module):
     """Dense to 4x, gated by the exact GELU of its other half (GEGLU, Shazeer 2020), dense back.
 

@@ -17,6 +17,8 @@ from i2v_jax.models.controlnet import ControlNet, ControlNetConfig
 from i2v_jax.models.dino import DINO, DINOConfig
 from i2v_jax.models.dover import DOVER, DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig, DynamiCrafterUNet
+from i2v_jax.models.i3d import I3D, LEAST_FRAMES, I3DConfig
+from i2v_jax.models.i3d import SIDE as I3D_SIDE
 from i2v_jax.models.image_projection import (
     AnyConfig,
     FaceProjection,
@@ -151,6 +153,10 @@ def _dino_inputs(config: DINOConfig) -> tuple[Any, ...]:
     return (_array((1, config.patch_size, config.patch_size, 3)),)
 
 
+def _i3d_inputs(config: I3DConfig) -> tuple[Any, ...]:
+    return (_array((1, LEAST_FRAMES, I3D_SIDE, I3D_SIDE, 3)),)
+
+
 NETWORKS: Mapping[type, Network] = {
     UNetConfig: Network("unet", UNet, _unet_inputs),
     DynamiCrafterConfig: Network("unet", DynamiCrafterUNet, _dynamicrafter_inputs),
@@ -171,4 +177,5 @@ NETWORKS: Mapping[type, Network] = {
     UpscalerConfig: Network("upscaler", Upscaler, _upscaler_inputs),
     LPIPSConfig: Network("lpips", LPIPS, _lpips_inputs),
     DINOConfig: Network("dino", DINO, _dino_inputs),
+    I3DConfig: Network("i3d", I3D, _i3d_inputs),
 }

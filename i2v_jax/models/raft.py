@@ -17,7 +17,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.correlation import correlation_pyramid, look_up
-from i2v_jax.models.layers import parameter
+from i2v_jax.models.layers import BatchNorm, parameter
 
 STRIDE = 8
 """Side of the pictures over side of the features."""
@@ -167,22 +167,6 @@ class Conv(nn.Module):
         return convolve(x, jnp.asarray(kernel, c.dtype), self.stride, c.convolution) + jnp.asarray(bias, c.dtype)
 
 
-class BatchNorm(nn.Module):
-    """Batch norm with the statistics that it was trained to; they are parameters here, and never change."""
-
-    config: RAFTConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        c, ones, zeros = self.config, nn.initializers.ones_init(), nn.initializers.zeros_init()
-        starts = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
-        scale, bias, mean, var = (
-            parameter(self, name, init, x.shape[-1:], c.param_dtype) for name, init in starts.items()
-        )
-        factor = scale * jax.lax.rsqrt(var + EPSILON)
-        return jnp.asarray((x - mean) * factor + bias, c.dtype)
-
-
 def instance_norm(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     """Norms each channel of each picture, without parameters."""
     wide = jnp.asarray(x, jnp.float32)
@@ -199,7 +183,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         if self.kind == "batch":
-            return BatchNorm(self.config, name="batch")(x)
+            return BatchNorm(EPSILON, self.config.dtype, self.config.param_dtype, name="batch")(x)
         return instance_norm(x) if self.kind == "instance" else x
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models import upscaler
+from i2v_jax.models import i3d, upscaler
 from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, by_site
 from i2v_jax.models.adapters.text_in_time import NAME
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -26,7 +26,6 @@ from i2v_jax.models.raft import LARGE, SMALL, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNetConfig, of_controlnet
 from i2v_jax.models.t2i_adapter import T2IAdapterConfig
 from i2v_jax.models.unet import SD15, SDXL, AddedConditioning, UNetConfig
-from i2v_jax.models.upscaler import UpscalerConfig
 from i2v_jax.models.vae import VAEConfig
 from i2v_jax.models.video_convnext import ConvNeXtConfig
 from i2v_jax.models.video_swin import SwinConfig
@@ -291,10 +290,6 @@ def _raft(shapes: Shapes, known: Mapping[str, Any]) -> RAFTConfig:
     )
 
 
-def _upscaler(shapes: Shapes, known: Mapping[str, Any]) -> UpscalerConfig:
-    return upscaler.config_from_shapes(lambda path: _shape(shapes, path, 4), shapes)
-
-
 def _dover(shapes: Shapes, known: Mapping[str, Any]) -> DOVERConfig:
     head = _shape(shapes, "technical_head/fc_hid/kernel", 2)[1]
     return DOVERConfig(_swin(shapes), _convnext(shapes), head)
@@ -379,9 +374,10 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "image_proj": _image_projection,
     "raft": _raft,
     "dover": _dover,
-    "upscaler": _upscaler,
+    "upscaler": lambda shapes, known: upscaler.config_from_shapes(lambda path: _shape(shapes, path, 4), shapes),
     "lpips": _lpips,
     "dino": _dino,
+    "i3d": lambda shapes, known: i3d.config_from_shapes(lambda path, rank: _shape(shapes, path, rank)),
 }
 
 

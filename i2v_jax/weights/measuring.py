@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from i2v_jax.errors import InputError
 from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
+from i2v_jax.models.i3d import I3DConfig
 from i2v_jax.models.lpips import MEAN, STD, LPIPSConfig
 from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.video_swin import relative_index
@@ -104,6 +105,22 @@ def load_dino(source: Source, *, place: Place = to_device, **options: Any) -> tu
     return assemble_dino(source, **options).load(place)
 
 
+def assemble_i3d(
+    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
+) -> Assembled:
+    """Finds and checks the tensors of an I3D; arguments and errors as for `assemble.assemble_unet`.
+
+    The layouts of piergiaj and of hassony2 are read, the latter as TorchScript too.
+    """
+    overrides = {name: value for name, value in overrides.items() if name != "convolution"}
+    return _assembled("I3D", "i3d", I3DConfig, source, config, dtype, overrides)
+
+
+def load_i3d(source: Source, *, place: Place = to_device, **options: Any) -> tuple[I3DConfig, dict[str, Any]]:
+    """Loads I3D; arguments, returns and errors are those of `assemble.load_unet`."""
+    return assemble_i3d(source, **options).load(place)
+
+
 def _assembled(title, component, cls, source, config, dtype, overrides) -> Assembled:
     imported = import_component(source, component)
     overrides = {name: value for name, value in overrides.items() if name not in NOT_OF_THESE}
@@ -119,6 +136,7 @@ ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "dover": assemble_dover,
     "lpips": assemble_lpips,
     "dino": assemble_dino,
+    "i3d": assemble_i3d,
 }
 """Component -> what assembles it from one source."""
 

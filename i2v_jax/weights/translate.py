@@ -24,7 +24,7 @@ from i2v_jax.weights.tensors import OWN_FORMAT, OWN_VERSION, Entry, Tensors
 POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
 BUFFERS = re.compile(
     rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|leftovers/.*|vae/loss/.*|unet_ema/(decay|num_updates)"
-    r"|raft/.*/(num_batches_tracked|doubled/\w+)|dover/.*/relative_position_index"
+    r"|(raft|i3d)/.*/num_batches_tracked|raft/.*/doubled/\w+|dover/.*/relative_position_index"
     r"|lpips/(lins?_?\d|scaling_layer|classifier_\d)/.*|dino/pooler/.*"
 )
 

@@ -11,6 +11,7 @@ from i2v_jax.evaluation.measures import (
     consistency,
     dover,
     dynamic_degree,
+    fvd,
     raft_flow_score,
     raft_warping_error,
     temporal_flickering,
@@ -38,6 +39,7 @@ METRICS: Mapping[str, Metric] = {
         against_truth.PSNR,
         against_truth.SSIM,
         against_truth.LPIPS,
+        fvd.METRIC,
     )
 }
 """Name -> metric; the paper's four first."""

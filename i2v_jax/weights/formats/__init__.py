@@ -22,6 +22,7 @@ from i2v_jax.weights.formats.dino import DINO_TABLES
 from i2v_jax.weights.formats.dover import DOVER
 from i2v_jax.weights.formats.dynamicrafter import DYNAMICRAFTER_PROJECTION, DYNAMICRAFTER_UNETS, OPENCLIP_VISION
 from i2v_jax.weights.formats.flax import FLAX_TABLES
+from i2v_jax.weights.formats.i3d import I3D_TABLES
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.formats.lpips import LPIPS_TABLES
@@ -89,6 +90,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "upscaler": UPSCALER_TABLES,
     "lpips": LPIPS_TABLES,
     "dino": DINO_TABLES,
+    "i3d": I3D_TABLES,
     "noise_schedule": (NOISE_SCHEDULE,),
     "leftovers": (LEFTOVERS,),
 }

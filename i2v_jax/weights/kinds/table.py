@@ -364,6 +364,11 @@ READ = {
         (),
         "It measures videos: give it to `python evaluate.py` as --config.metric_weights.dino={source}.",
     ),
+    "i3d": Part(
+        "I3D, which tells actions in videos",
+        (),
+        "It measures videos: give it to `python evaluate.py` as --config.metric_weights.i3d={source}.",
+    ),
     "unet_ema": Part(
         "averaged weights of a UNet",
         (),

@@ -14,6 +14,7 @@ from i2v_jax.weights.storage.files import ORBAX_METADATA, read_json
 from i2v_jax.weights.storage.msgpack import MSGPACK_STARTS, open_msgpack
 from i2v_jax.weights.storage.pickle import NO_TORCH, PICKLE_STARTS, PICKLE_SUFFIXES, has_torch, open_pickle
 from i2v_jax.weights.storage.safetensors import open_safetensors
+from i2v_jax.weights.storage.torchscript import is_torchscript, open_torchscript
 from i2v_jax.weights.tensors import Tensors
 
 MODEL_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
@@ -77,7 +78,11 @@ def check_reader(source: str | Path, folder: str = "") -> None:
         path = _find_weights(path, folder, None)
         is_pickle = path is not None and ".bin" in path.suffixes
     else:
-        is_pickle = _start(path).startswith(PICKLE_STARTS) if path else _hub_suffix(source) in PICKLE_SUFFIXES
+        is_pickle = (
+            (_start(path).startswith(PICKLE_STARTS) and not is_torchscript(path))
+            if path
+            else _hub_suffix(source) in PICKLE_SUFFIXES
+        )
     if is_pickle and not has_torch():
         raise InputError(f"{path or source} {NO_TORCH}")
 
@@ -117,6 +122,8 @@ def _open_file(path: Path) -> Tensors:
     config = read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else None
     if start[8:9] == b"{":
         tensors = open_safetensors(path)
+    elif is_torchscript(path):
+        tensors = open_torchscript(path)
     elif start.startswith(PICKLE_STARTS):
         tensors = open_pickle(path)
     elif start.startswith(MSGPACK_STARTS):
