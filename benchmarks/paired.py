@@ -1,13 +1,31 @@
 """A yardstick and ours, timed in turn, each in a process of its own: neither's waiting threads slow the other."""
 
+import argparse
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 Call = Callable[[], Any]
+
+
+def arguments(doc: str, kinds: Sequence[str] = (), **numbers: int) -> argparse.Namespace:
+    """Returns a benchmark's arguments: `kind`, the first by default; whole numbers by name; `rounds` and `cores`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if kinds:
+        parser.add_argument("--kind", choices=kinds, default=kinds[0])
+    for name, value in dict(**numbers, rounds=3, cores=2).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    return parser.parse_args()
+
+
+def say_difference(wanted: np.ndarray, made: np.ndarray) -> None:
+    """Prints how far ours are from the yardstick's results, over the size of these."""
+    print(f"relative difference: {np.linalg.norm(made - wanted) / np.linalg.norm(wanted):.1e}")
 
 
 def serve(connection, build: Callable[..., tuple[Call, Any]], given: tuple, cores: int) -> None:

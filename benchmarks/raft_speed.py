@@ -6,7 +6,6 @@ Float32; the two take turns, see `benchmarks.paired`. Wants torchvision
 (`pip install torchvision==0.28.0 --no-deps`; its operators are not needed, so that any build will do).
 """
 
-import argparse
 import functools
 import os
 
@@ -71,19 +70,10 @@ def our_call(args, weights):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("large", "small"), default="large")
-    for name, value in dict(pairs=8, size=256, iterations=20, rounds=3, cores=2).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
-
+    args = paired.arguments(__doc__, ("large", "small"), pairs=8, size=256, iterations=20)
     what = f"{args.pairs} pairs of {args.size}x{args.size}, {args.iterations} iterations"
     print(f"RAFT {args.kind}, {what}, {args.cores} cores")
-
-    def check(wanted, made):
-        print(f"relative difference of the flows: {np.linalg.norm(made - wanted) / np.linalg.norm(wanted):.1e}")
-
-    paired.compare("torchvision", torchvision_call, our_call, args, check)
+    paired.compare("torchvision", torchvision_call, our_call, args, paired.say_difference)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ in a folder of their own
 (`pip install --no-deps --target FOLDER einops spandrel==0.4.2 torchvision==0.28.0`, then `PYTHONPATH=FOLDER`).
 """
 
-import argparse
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -55,17 +54,9 @@ def our_call(args, weights):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("rrdb", "compact"), default="rrdb")
-    for name, value in dict(frames=8, size=128, blocks=23, rounds=3, cores=2).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+    args = paired.arguments(__doc__, ("rrdb", "compact"), frames=8, size=128, blocks=23)
     print(f"{args.kind}, {args.frames} frames of {args.size}x{args.size} to {4 * args.size}, {args.cores} cores")
-
-    def check(wanted, made):
-        print(f"relative difference: {np.linalg.norm(made - wanted) / np.linalg.norm(wanted):.1e}")
-
-    paired.compare("spandrel", spandrel_call, our_call, args, check)
+    paired.compare("spandrel", spandrel_call, our_call, args, paired.say_difference)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from i2v_jax.weights.formats import (
     dover,
     dynamicrafter,
     i3d,
+    ifnet,
     ip_adapter,
     lora,
     lpips,
@@ -61,7 +62,7 @@ from i2v_jax.weights.translate import export_tensors, position_tables
 
 WITHOUT_ADAPTERS = rf"(?!{ADAPTER_PATH.pattern}|.*/lora/).*"
 CONTROLS = ("controlnet", "sparse_controlnet", "t2i_adapter")
-AFTERWARDS = ("raft", "dover", "lpips", "dino", "i3d", "upscaler")
+AFTERWARDS = ("raft", "dover", "lpips", "dino", "i3d", "upscaler", "ifnet")
 """Networks that look at videos, or change them."""
 CONFIGURED = ("unet", *CONTROLS, *AFTERWARDS, "vae", "text_encoder", "text_encoder_2", "image_encoder", "image_proj")
 BASE = rf"(?!.*/motion/){WITHOUT_ADAPTERS}"
@@ -136,6 +137,8 @@ LAYOUTS = {
         {"upscaler": (upscaler.REAL_ESRGAN, upscaler.COMPACT)}, nesting=None, prefix="params_ema."
     ),
     "esrgan": FileLayout({"upscaler": (upscaler.ESRGAN, upscaler.ESRGAN_CODE)}, nesting=""),
+    "rife": FileLayout({"ifnet": (ifnet.RIFE,)}, nesting="", prefix="module."),
+    "rife-plain": FileLayout({"ifnet": (ifnet.RIFE,)}, nesting=""),
     "lpips": FileLayout({"lpips": (lpips.LPIPS_ALEX, lpips.LPIPS_VGG)}, nesting=""),
     "dino": FileLayout({"dino": (dino.DINO,)}, nesting=""),
     "i3d": FileLayout({"i3d": (i3d.PIERGIAJ_I3D,)}, nesting=""),

@@ -13,6 +13,8 @@ FORMATS = {
     "dover": "DOVER, the network of video quality (DOVER.pth)",
     "real-esrgan": "an upscaler as Real-ESRGAN's files have it (RealESRGAN_x4plus.pth)",
     "esrgan": "an upscaler in the layout of ESRGAN's first files, which most programs read",
+    "rife": "RIFE 4.5 to 4.26 as Practical-RIFE's files have it (flownet.pkl)",
+    "rife-plain": "the same without module. in front, as ComfyUI's nodes read it (rife47.pth)",
     "lpips": "the classifier of LPIPS with its heads, as the package lpips has them",
     "dino": "DINO's vision transformer (dino_vitbase16_pretrain.pth)",
     "i3d": "I3D in piergiaj's layout (rgb_imagenet.pt, i3d_pretrained_400.pt)",

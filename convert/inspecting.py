@@ -15,6 +15,7 @@ from i2v_jax.families.identify import IMAGE_ENCODERS, TEXT_ENCODERS
 from i2v_jax.models.adapters import ADAPTER_PATH, ADAPTERS
 from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.dynamicrafter import DYNAMICRAFTER
+from i2v_jax.models.ifnet import version_of
 from i2v_jax.models.motion import PICTURE_INPUT
 from i2v_jax.weights.changes import WITH_PRODUCT, methods_of, rank_of
 from i2v_jax.weights.checkpoint import open_checkpoint, open_files, recognise_in
@@ -222,6 +223,9 @@ def _measuring(paths: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     if shapes:
         found = infer_config("upscaler", shapes)
         yield f"{'SRVGGNet' if found.compact else 'RRDBNet'}, an upscaler by {found.scale}"
+    shapes = {path.partition("/")[2]: shape for path, shape in paths.items() if path.startswith("ifnet/")}
+    if shapes:
+        yield f"IFNet of {version_of(infer_config('ifnet', shapes))}: frames between frames"
     if any(path.startswith("lpips/") for path in paths):
         backbone = "VGG16" if "lpips/features_2/kernel" in paths else "AlexNet"
         yield f"{backbone}, the classifier of LPIPS: how alike pictures look"

@@ -17,6 +17,7 @@ from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig
 from i2v_jax.models.i3d import I3DConfig
+from i2v_jax.models.ifnet import IFNetConfig
 from i2v_jax.models.image_projection import (
     FaceProjectionConfig,
     FaceResamplerConfig,
@@ -40,6 +41,7 @@ from i2v_jax.weights.formats import (
     dover,
     dynamicrafter,
     i3d,
+    ifnet,
     ip_adapter,
     lpips,
     raft,
@@ -314,6 +316,7 @@ NETWORKS: Mapping[type, Network] = {
     RAFTConfig: _of_others("RAFT", raft.TORCHVISION_RAFT),
     DOVERConfig: _of_others("DOVER", dover.DOVER),
     UpscalerConfig: _of_others("upscaler", upscaler.REAL_ESRGAN),
+    IFNetConfig: _of_others("IFNet", ifnet.RIFE),
     LPIPSConfig: _of_others("LPIPS", lpips.TORCHVISION_CLASSIFIER),
     DINOConfig: _of_others("DINO", dino.DINO),
     I3DConfig: _of_others("I3D", i3d.PIERGIAJ_I3D),

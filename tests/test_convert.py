@@ -948,6 +948,7 @@ DOCUMENTED = {
     "RAFT": (),  # the libraries have no such network: see test_raft.py
     "DOVER": (),  # likewise: see test_dover.py
     "Upscalers": (),  # likewise: see test_upscaler.py
+    "IFNet": (),  # likewise: see test_ifnet.py
     "DynamiCrafter": (),  # likewise: see test_dynamicrafter.py and test_dynamicrafter_files.py
     "ours": ("joined.safetensors",),
 }

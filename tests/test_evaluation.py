@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio
 
 from i2v_jax import media
-from i2v_jax.data import small_world
+from i2v_jax.data import optical_flow, small_world
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics, report, sets
 from i2v_jax.models.clip import CLIPVisionConfig
@@ -77,7 +77,7 @@ def test_unknown_estimator_names_the_nearest():
 
 def test_warp_fetches_what_moved():
     video = sliding(3, -2)
-    fetched = flow.warp(video[1], steady(3, -2)[0])
+    fetched = optical_flow.warp(video[1], steady(3, -2)[0])
     np.testing.assert_array_equal(fetched[2:, :-3], video[0, 2:, :-3])
 
 

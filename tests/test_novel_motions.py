@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from i2v_jax.data import small_world
+from i2v_jax.data.optical_flow import warp
 from i2v_jax.data.small_world import drawing
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction
-from i2v_jax.evaluation.flow import warp
 
 
 def moved_along_flow(clip, frame):

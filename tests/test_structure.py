@@ -12,7 +12,7 @@ BELOW = {  # room -> rooms that it may import
     "data": set(),
     "families": {"devices", "diffusion", "models", "weights", "encoders"},
     "training": {"devices", "diffusion", "models", "weights", "encoders", "data", "families"},
-    "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data"},
+    "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data", "finishing"},
     "evaluation": {"data", "models", "weights", "sampling"},
     "finishing": {"commands", "data", "devices", "families", "models", "weights"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},

@@ -1,5 +1,6 @@
 """Upscalers equal spandrel's recorded outputs; their files go in and out; tiles do not show; videos become larger."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from convert.__main__ import main as convert
 from i2v_jax import commands, media
 from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
-from i2v_jax.finishing import finish, upscale
+from i2v_jax.finishing import finish, tiles, upscale
 from i2v_jax.models import upscaler
 from i2v_jax.weights.upscalers import load_upscaler
 from tests import upscalers
@@ -106,7 +107,7 @@ def test_tiles_do_not_show(small):
 @pytest.mark.parametrize("side, overlap", [(16, 0), (16, 7), (32, 4)])
 def test_tiles_cover_an_axis(length, side, overlap):
     side = min(side, length)
-    starts = upscale._starts(length, side, overlap)
+    starts = tiles.starts(length, side, overlap)
     assert starts[0] == 0 and starts[-1] == length - side
     assert all(0 < b - a <= side - overlap for a, b in zip(starts, starts[1:]))
 
@@ -116,7 +117,7 @@ def test_several_devices_make_the_same(small):
     assert len(jax.devices()) == 8
     pieces = [np.float32(picture(16, 16) + n) / 300 for n in range(11)]
     each = [np.asarray(upscaler.upscale(config, parameters, piece[None]))[0] for piece in pieces]
-    made = [*upscale._enlarged(config, parameters, pieces)]
+    made = [*tiles.in_batches(functools.partial(upscaler.upscale, config, parameters), pieces)]
     assert len(made) == 11
     np.testing.assert_allclose(made, each, atol=1e-6)
 

@@ -22,6 +22,18 @@ def get_config() -> ConfigDict:
             dtype="auto",  # float32, bfloat16; auto: bfloat16 on GPU and TPU
         )
     )
+    config.interpolate = ConfigDict(
+        dict(
+            by="",  # weights of an IFNet (rife47.pth, flownet.pkl, ...), a file or a hub id; flow (optical); "": none
+            factor=2,  # of the frame rate: 2 to 8; the video lasts as long as before
+            scale=1.0,  # at which an IFNet seeks motion: 0.25, 0.5 for large frames; 1; 2, 4 for small ones
+            cuts=0.2,  # frames less alike than this (SSIM, 0 to 1) are of two scenes: the first is repeated; 0: never
+            loop=False,  # the last frame goes on to the first
+            tile=2048,  # side of the pieces of a frame that an IFNet sees at a time, in pixels
+            overlap=128,  # pixels in which pieces are blended; more than things move
+            dtype="auto",  # float32, bfloat16; auto: bfloat16 on GPU and TPU
+        )
+    )
     config.aspect = ""  # 9:16, 1:1, 16:9, ...; "": as it is
     config.fit = "crop"  # to another aspect: crop, pad (black bars), blur (bars of the blurred picture)
     config.height = placeholder(int)  # of the result, in pixels; unset: as large as the video gives

@@ -1,4 +1,4 @@
-"""The bundled model's MIVAs on held-out pictures, without a prompt: `miva.py:swing`, `:bounce`, `:sway`, or two at once.
+"""The bundled model's MIVAs, without a prompt: `miva.py:swing`, `:bounce`, `:sway`, or two at once.
 
     python sample.py --config configs/sample/miva.py:swing [--image=PICTURE]
     python sample.py --config configs/sample/miva.py:bounce+sway

@@ -108,6 +108,14 @@ def add_sampling(config: ConfigDict) -> None:
             temporal=0.25,  # frequencies over the frames that are kept, as a share of the highest
         )
     )
+    config.second_pass = ConfigDict(  # the video is enlarged and made again at a larger size, docs/sampling.md
+        dict(
+            scale=1.0,  # by how much its sides are longer, such as 1.5 or 2; 1: no second pass
+            strength=0.5,  # share of the noise that it begins from, (0, 1]: more makes more anew
+            steps=0,  # of the sampler, of which it takes those that strength leaves; 0: as many as `steps`
+            by="lanczos",  # what enlarges: lanczos, weights of an upscaler (RealESRGAN_x4plus.pth); latents: no pixels
+        )
+    )
     config.deep_cache_every = 1  # DeepCache: steps from one of the whole UNet to the next, 2 or 3 are faster; 1: all
     config.adapter_scale = 1.0  # strength of the I2V-Adapter, 0: none
     config.image_token_scale = 1.0  # strength of the image tokens (IP-Adapter), 0: none

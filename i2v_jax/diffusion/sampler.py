@@ -65,21 +65,22 @@ class Sampler:
     def num_steps(self) -> int:
         return len(self.timesteps)
 
-    def start_index(self, t0: float) -> int:
+    def start_index(self, t0: float, name: str = "t0") -> int:
         """The first step whose timestep is at most t0 num_train_timesteps: where a run of prior strength t0 starts.
 
         Args:
             t0: in (0, 1]; 1 is the whole run, less starts later, from less noise, and takes fewer steps.
+            name: of it in messages.
 
         Raises:
             InputError: t0 out of range, or so small that no step is left.
         """
         if not 0 < t0 <= 1:
-            raise InputError(f"t0 = {t0} given; wanted a number in (0, 1], 1 for the whole run")
+            raise InputError(f"{name} = {t0} given; wanted a number in (0, 1], 1 for the whole run")
         late_enough = np.flatnonzero(self.timesteps <= t0 * self.schedule.num_train_timesteps)
         if not len(late_enough):
             least = self.timesteps[-1] / self.schedule.num_train_timesteps
-            raise InputError(f"t0 = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
+            raise InputError(f"{name} = {t0} leaves none of the {self.num_steps} steps; wanted {least:.4g} or more")
         return int(late_enough[0])
 
     def init(self, latents: Float[Array, "*shape"]) -> SamplerState:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
+from i2v_jax.encoders.latents import moments
 from i2v_jax.models import sparse_control
 from i2v_jax.models.conditions import Conditions
 from i2v_jax.models.controlnet import ControlNet, ControlNetConfig, PictureEmbedding
@@ -66,6 +67,24 @@ def encode(config: Any, parameters: Tree, pictures: Pictures, known: Bool[Array,
       to_latents: encodes pictures by the autoencoder of the run, scaled as the UNet wants them.
     """
     return CONTROLS[type(config)].encode(config, parameters, pictures, known, to_latents)
+
+
+def encode_pictures(
+    configs: Mapping[str, Any],
+    component: str,
+    tree: Mapping[str, Tree],
+    pictures: UInt8[Array, "b f H W 3"],
+    known: Bool[Array, "b f"],
+) -> Any:
+    """As `encode`, of a model's configs and of the parameters of the network and the VAE, by component."""
+    vae = configs["vae"]
+
+    def to_latents(pictures):  # a frame at a time, which bounds memory
+        frames = jnp.moveaxis(pictures, 1, 0)
+        latents = jax.lax.map(lambda frame: moments(vae, tree["vae"], 2 * frame - 1)[0], frames)
+        return vae.scaling_factor * jnp.moveaxis(latents, 0, 1)
+
+    return encode(configs[component], tree[component], pictures.astype(jnp.float32) / 255, known, to_latents)
 
 
 def residuals(

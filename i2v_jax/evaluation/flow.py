@@ -7,21 +7,18 @@ dense inverse search by default. An estimator is a function from a video to the 
 import functools
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from skimage.color import rgb2gray
 from skimage.registration import optical_flow_ilk, optical_flow_tvl1
 
+from i2v_jax.data.optical_flow import Flow, Picture, dense_inverse_search, warp
 from i2v_jax.errors import InputError, nearest
 
-Picture = UInt8[np.ndarray, "h w 3"]
 Video = UInt8[np.ndarray, "f h w 3"]
-Flow = Float32[np.ndarray, "h w 2"]  # (right, down) in pixels
 Flows = Float32[np.ndarray, "f-1 h w 2"]
 Estimator = Callable[[Video], Flows]
 
-SMALL = 256  # pixels; pictures with a shorter side are small
 REFERENCE = 512  # pixels of the shorter side at which the rules of `visible` and `edges` are read
 
 
@@ -35,20 +32,7 @@ def pair_by_pair(estimate: Callable[[Picture, Picture], Flow]) -> Estimator:
     return of_video
 
 
-@pair_by_pair
-def dis(frame: Picture, following: Picture) -> Flow:
-    """Dense inverse search (Kroeger et al. 2016) down to the finest scale, by OpenCV.
-
-    It matches patches of 8 pixels, much of what is in a small picture, so these are doubled first.
-    """
-    size = frame.shape[1::-1]
-    scale = 2 if min(size) < SMALL else 1
-    pair = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (frame, following)]
-    if scale > 1:
-        pair = [cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for picture in pair]
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    search.setFinestScale(0)  # the preset ends at half size, which costs thin and small things
-    return cv2.resize(search.calc(*pair, None), size, interpolation=cv2.INTER_AREA) / scale
+dis = pair_by_pair(dense_inverse_search)
 
 
 @pair_by_pair
@@ -84,13 +68,6 @@ def estimator(name: str) -> Estimator:
 def backward(video: Video, estimate: Estimator = dis) -> Flows:
     """Estimates the flow from each frame but the first to the one before it."""
     return estimate(video[::-1])[::-1]
-
-
-def warp(image: Float[np.ndarray, "h w c"], flow: Flow) -> Float32[np.ndarray, "h w c"]:
-    """Fetches what each pixel moves to: bilinear, from the nearest pixel where that is outside of the picture."""
-    x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in image.shape[1::-1]))
-    ends = x + flow[..., 0], y + flow[..., 1]
-    return cv2.remap(np.float32(image), *ends, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def visible(ahead: Flows, back: Flows) -> Bool[np.ndarray, "f-1 h w"]:

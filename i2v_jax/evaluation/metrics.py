@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from skimage.metrics import structural_similarity
 
-from i2v_jax.evaluation.flow import Flows, Picture, Video, edges, warp
+from i2v_jax.data.optical_flow import Picture, warp
+from i2v_jax.evaluation.flow import Flows, Video, edges
 from i2v_jax.media import clip_pixels
 from i2v_jax.models.clip import CLIPVisionConfig, CLIPVisionEncoder
 

@@ -1,4 +1,4 @@
-"""Finishes a video for posting: larger, another aspect, texts, a logo, music, another format.
+"""Finishes a video for posting: larger, smoother, another aspect, texts, a logo, music, another format.
 
     python -m i2v_jax.finishing.finish --video=output/cat.mp4 --output=cat.webm --config.aspect=9:16 \\
         --config.texts="('The cat',)" --config.music.source=song.mp3
@@ -7,9 +7,10 @@ Frames are read, changed and written one by one, so that memory does not grow wi
 comment how it was made; beside a record of `sample.py` (NAME.json by NAME.mp4) that is in it, too.
 """
 
+import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from i2v_jax import commands
 from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
 from i2v_jax.families.arithmetic import choose_dtype
-from i2v_jax.finishing import aspect, formats, music, overlays, upscale
+from i2v_jax.finishing import aspect, formats, music, overlays, smooth, upscale
 from i2v_jax.hub import read_text
+from i2v_jax.media import Picture
 
 DEFAULT = commands.ROOT / "configs" / "finish" / "default.py"
 SHORT = ("video", "output", "aspect", "codec")
@@ -57,27 +59,36 @@ def finish(config: ConfigDict) -> Path:
 
     video = _open(source)
     scale, enlarge = _enlarging(config.upscale)
+    factor, smoothed = _smoothing(config.interpolate)
+    fps = video.fps * factor
+    if factor > 1:
+        formats.check_rate(codec, fps)
     sides = video.height * scale, video.width * scale
     size = aspect.size_of(*sides, wanted, config.height, config.fit)
     formats.check_size(codec, *size)
     fit = aspect.fitter(*size, config.fit)
-    count = video.count * config.repeat
-    seconds = float(count / video.fps)
+    count = video.count * config.repeat * factor
+    seconds = float(count / fps)
     drawn = [overlays.draw_text(text, *size, seconds) for text in texts]
     drawn += [overlays.draw_logo(logo, *size, seconds)] if logo else []
     sound = music.sound_of(tune, seconds) if tune else None
 
+    cuts: list[str] = []
+
     def frames() -> Iterator[Any]:
         again = (_open(source).frames for _ in range(config.repeat - 1))
-        whole = itertools.chain(video.frames, itertools.chain.from_iterable(again))
-        for number, frame in enumerate(tqdm(whole, "finishing", count, unit="frame", dynamic_ncols=True)):
-            yield overlays.lay_all(drawn, fit(enlarge(frame)), float(number / video.fps))
+        every = (smoothed(map(enlarge, once)) for once in itertools.chain([video.frames], again))
+        whole = itertools.chain.from_iterable(every)
+        for number, (frame, is_cut) in enumerate(tqdm(whole, "finishing", count, unit="frame", dynamic_ncols=True)):
+            if is_cut:
+                cuts.append(f"{float((number + factor) / fps):.2f}")
+            yield overlays.lay_all(drawn, fit(frame), float(number / fps))
 
     try:
-        return formats.write(
+        written = formats.write(
             output,
             frames(),
-            video.fps,
+            fps,
             codec=codec,
             quality=config.quality,
             sound=sound,
@@ -86,6 +97,9 @@ def finish(config: ConfigDict) -> Path:
         )
     except decoding.BadClip as error:
         raise _unreadable(source, error) from None
+    if cuts:
+        print(f"scenes end at {', '.join(cuts)} s: there frames are repeated, not made (interpolate.cuts)")
+    return written
 
 
 def _enlarging(settings: ConfigDict) -> tuple[int, upscale.Enlarge]:
@@ -94,6 +108,25 @@ def _enlarging(settings: ConfigDict) -> tuple[int, upscale.Enlarge]:
         return 1, lambda frame: frame
     dtype = jnp.dtype(choose_dtype(settings.dtype, jax.devices()[0].platform))
     return upscale.of_name(settings.by, settings.tile, settings.overlap, settings.factor, dtype)
+
+
+def _smoothing(settings: ConfigDict) -> tuple[int, Callable[[Iterable[Picture]], Iterable[tuple[Picture, bool]]]]:
+    """By how much there are more frames, and what makes them of frames, each with whether it stands before a cut."""
+    if settings.factor not in smooth.FACTORS:
+        raise InputError(f"interpolate.factor={settings.factor}: wanted 2 to {smooth.FACTORS[-1]}.")
+    if not 0 <= settings.cuts <= 1:
+        raise InputError(f"interpolate.cuts={settings.cuts}: wanted a number in [0, 1].")
+    if not settings.by and settings.factor != 2:
+        raise InputError(
+            f"interpolate.factor={settings.factor} and no interpolate.by: wanted weights of an IFNet, such as "
+            "rife47.pth, or flow."
+        )
+    if not settings.by:
+        return 1, lambda frames: ((frame, False) for frame in frames)
+    dtype = jnp.dtype(choose_dtype(settings.dtype, jax.devices()[0].platform))
+    between = smooth.of_name(settings.by, settings.scale, settings.tile, settings.overlap, dtype)
+    known = dict(between=between, factor=settings.factor, least=settings.cuts, loop=settings.loop)
+    return settings.factor, functools.partial(smooth.smoothed, **known)
 
 
 def _open(source: Path) -> decoding.Shown:

@@ -69,6 +69,7 @@ ENDINGS = {  # of a file: codecs that it may hold, the first by default, and the
     ".png": (("apng",), None),
     ".gif": (("gif",), None),
 }
+GIF_FPS = 50
 MUXERS = {".mkv": "matroska", ".png": "apng"}  # FFmpeg's names where the ending is not one
 QUALITIES = ("high", "medium", "small")
 
@@ -111,6 +112,15 @@ def check_size(codec: str, height: int, width: int) -> None:
         raise InputError(f"A video of {codec} has even sides, the frames are {height}x{width}. Crop or pad them.")
     if min(height, width) < it.least:
         raise InputError(f"{codec} wants sides of {it.least} pixels or more, the frames are {height}x{width}.")
+
+
+def check_rate(codec: str, fps: float) -> None:
+    """Raises InputError for more frames a second than a kind of file shows: GIFs last longer, of 2/100 s each."""
+    if codec == "gif" and fps > GIF_FPS:
+        raise InputError(
+            f"A GIF shows {GIF_FPS} frames a second at most, and these are {float(fps):g}. Give a smaller "
+            "interpolate.factor, or another kind of file."
+        )
 
 
 def write(

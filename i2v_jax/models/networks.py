@@ -19,6 +19,7 @@ from i2v_jax.models.dover import DOVER, DOVERConfig
 from i2v_jax.models.dynamicrafter import DynamiCrafterConfig, DynamiCrafterUNet
 from i2v_jax.models.i3d import I3D, LEAST_FRAMES, I3DConfig
 from i2v_jax.models.i3d import SIDE as I3D_SIDE
+from i2v_jax.models.ifnet import IFNet, IFNetConfig
 from i2v_jax.models.image_projection import (
     AnyConfig,
     FaceProjection,
@@ -145,6 +146,11 @@ def _upscaler_inputs(config: UpscalerConfig) -> tuple[Any, ...]:
     return (_array((1, 2 * config.unshuffle, 2 * config.unshuffle, config.channels)),)
 
 
+def _ifnet_inputs(config: IFNetConfig) -> tuple[Any, ...]:
+    side = config.multiple()
+    return _array((1, side, side, 3)), _array((1, side, side, 3)), _array((1,))
+
+
 def _lpips_inputs(config: LPIPSConfig) -> tuple[Any, ...]:
     return (_array((1, LEAST_SIDE, LEAST_SIDE, 3)),) * 2
 
@@ -175,6 +181,7 @@ NETWORKS: Mapping[type, Network] = {
     RAFTConfig: Network("raft", RAFT, _raft_inputs),
     DOVERConfig: Network("dover", DOVER, _dover_inputs),
     UpscalerConfig: Network("upscaler", Upscaler, _upscaler_inputs),
+    IFNetConfig: Network("ifnet", IFNet, _ifnet_inputs),
     LPIPSConfig: Network("lpips", LPIPS, _lpips_inputs),
     DINOConfig: Network("dino", DINO, _dino_inputs),
     I3DConfig: Network("i3d", I3D, _i3d_inputs),

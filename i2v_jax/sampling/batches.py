@@ -107,5 +107,5 @@ def write(video: Video, frames: Iterable[media.Picture], weights: Mapping[str, s
     run = record.about(config, weights)
     count = video.settings.frames
     if config.get("join"):
-        frames, count = going_on.joined(video.job.picture, frames, video.settings)
+        frames, count = going_on.joined(video.job.picture, frames, video.settings.passes[-1])
     return writing.write(video.stem, SUFFIXES, picture, frames, count, config.fps, run)

@@ -23,7 +23,17 @@ from i2v_jax.families.model import Model
 from i2v_jax.media import fit_picture, to_model_range
 from i2v_jax.models.adapters.text_in_time import NAME as TEXT_IN_TIME
 from i2v_jax.models.conditions import Conditions, join
-from i2v_jax.sampling import feature_reuse, from_picture, long_videos, mivas, programs, prompt_travel, stages, windowed
+from i2v_jax.sampling import (
+    feature_reuse,
+    from_picture,
+    long_videos,
+    mivas,
+    programs,
+    prompt_travel,
+    second_pass,
+    stages,
+    windowed,
+)
 from i2v_jax.sampling.controls import given as control_pictures
 from i2v_jax.sampling.denoiser import stop_unless
 from i2v_jax.sampling.image_prompts import ImagePrompts, TokenEncoder
@@ -49,7 +59,8 @@ class Pipeline:
             functools.partial(text.encode, model.family.text, model.configs), static_argnames=("clip_skip", "weighting")
         )
         self._image_tokens = TokenEncoder(model)
-        self._encode_control = jax.jit(self._encode_control_pictures, static_argnums=0)
+        of_controls = functools.partial(control_networks.encode_pictures, model.configs)
+        self._encode_control = jax.jit(of_controls, static_argnums=0)
         self._encode, self._decode = jax.jit(self._encode_pictures), jax.jit(self._decode_latents)
         self._programs = functools.lru_cache(maxsize=8)(functools.partial(programs.make, model, self.mesh))
         self._begin_again = functools.lru_cache(maxsize=8)(
@@ -135,7 +146,7 @@ class Pipeline:
                 pictures, prompts, seeds, negative_prompts=negative_prompts, **second_prompts
             )
             count = len(pictures)
-            sampler = settings.check(self.model)
+            settings.check(self.model)
             sources = control_pictures.of_networks(controls, len(self.model.controls), count)
             chunks = self.count_chunks(**texts, settings=settings)
             if len(set(chunks)) > 1:
@@ -144,38 +155,46 @@ class Pipeline:
             devices, size = self._shares, max(count, batch_size)
             if not settings.windows.averages_predictions:  # else windows are spread
                 size += -size % devices  # whole shares; the surplus is dropped at the end
-            mivas.check_memory(self.model, settings, max(1, size // devices), self.mesh.devices.flat[0])
-            long_videos.check_memory(self.model, settings, max(1, size // devices), self.mesh.devices.flat[0])
+            for own in settings.passes:
+                mivas.check_memory(self.model, own, max(1, size // devices), self.mesh.devices.flat[0])
+                long_videos.check_memory(self.model, own, max(1, size // devices), self.mesh.devices.flat[0])
             rows = [*range(count), *[count - 1] * (size - count)]
             pictures, seeds = ([given[row] for row in rows] for given in (pictures, seeds))
             texts = {name: [given[row] for row in rows] for name, given in texts.items()}
             sources = [tuple(of_videos[row] for row in rows) for of_videos in sources]
-            with use_mesh(self.mesh):
-                shape = size, settings.height, settings.width, chunks[0], settings.clip_skip
-                watch.on_stage("encoding", self._is_new("encoding", *shape))
-                order = noise_orders(settings.windows, settings.frames, seeds)
-                order = {} if order is None else dict(order=self._spread(order))
-                seeds = self._spread(np.asarray(seeds, np.uint32))
-                given = dict(**texts, pictures=pictures, settings=settings, controls=sources)
-                conditions = stages.encode(self, **given) if self.model.over_time else self.encode(**given)
-                first_frame = self.encode_first_frame(pictures, seeds, settings)
-                start = sampler.start_index(settings.t0)
-                begin, _ = self.programs(settings)
-                state = begin(first_frame, seeds, start, settings.p, settings.frames, **order)
-                if self.model.takes_picture:
-                    last = from_picture.last_pictures(pictures, settings)
-                    last = last and self.encode_first_frame(last, seeds, settings, "last frame")
-                    conditions = stages.each(self.with_picture, conditions, first_frame, settings, last)
-                    state, first_frame = from_picture.begun(self.model, state, settings), None
-                if watch is not SILENT:
-                    jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
-                runs, told = settings.free_init.runs, (start, conditions, first_frame, seeds, settings)
-                key = settings.sampler, settings.steps, settings.sampler_options, settings.free_init
-                key = *key, settings.windows.averages_predictions
-                for number in range(1, runs):
-                    made = self._run(state, *told, watch.of_run(number - 1, runs), count)
-                    state = self._begin_again(*key)(made, first_frame, seeds, start, number, settings.p, **order)
-                return self._run(state, *told, watch.of_run(runs - 1, runs), count)[:count]
+            one_pass = functools.partial(self._pass, pictures, seeds, texts, sources, chunks[0], count)
+            return second_pass.run(self, settings, watch, one_pass)
+
+    def _pass(self, pictures, seeds, texts, sources, chunks, count, settings, watch, made) -> Float[Array, "n f h w c"]:
+        """One pass of a run; the second goes on from what was `made`, the clean latents of `count` videos, enlarged."""
+        with use_mesh(self.mesh):
+            shape = len(pictures), settings.height, settings.width, chunks, settings.clip_skip
+            watch.on_stage("encoding", self._is_new("encoding", *shape))
+            order = noise_orders(settings.windows, settings.frames, seeds)
+            order = {} if order is None else dict(order=self._spread(order))
+            seeds = self._spread(np.asarray(seeds, np.uint32))
+            given = dict(**texts, pictures=pictures, settings=settings, controls=sources)
+            conditions = stages.encode(self, **given) if self.model.over_time else self.encode(**given)
+            first_frame = self.encode_first_frame(pictures, seeds, settings)
+            start = settings.start_index(settings.check(self.model))
+            begin, _ = self.programs(settings)
+            if made is not None:
+                made = self._spread(made[np.minimum(np.arange(len(pictures)), count - 1)])
+            state = begin(first_frame, seeds, start, settings.p, settings.frames, **order, made=made)
+            if self.model.takes_picture:
+                last = from_picture.last_pictures(pictures, settings)
+                last = last and self.encode_first_frame(last, seeds, settings, "last frame")
+                conditions = stages.each(self.with_picture, conditions, first_frame, settings, last)
+                state, first_frame = from_picture.begun(self.model, state, settings), None
+            if watch is not SILENT:
+                jax.block_until_ready((conditions, state))  # else the first step would seem to take that time
+            runs, told = settings.free_init.runs, (start, conditions, first_frame, seeds, settings)
+            key = settings.sampler, settings.steps, settings.sampler_options, settings.free_init
+            key = *key, settings.windows.averages_predictions
+            for number in range(1, runs):
+                made = self._run(state, *told, watch.of_run(number - 1, runs), count)
+                state = self._begin_again(*key)(made, first_frame, seeds, start, number, settings.p, **order)
+            return self._run(state, *told, watch.of_run(runs - 1, runs), count)[:count]
 
     def encode(
         self,
@@ -291,7 +310,7 @@ class Pipeline:
             seeds = self._spread(np.asarray(range(len(noisy)) if seeds is None else seeds, np.uint32))
             places = programs.state_places(self.mesh, settings.windows.averages_predictions)
             state = jax.jit(sampler.init, out_shardings=places)(jnp.asarray(noisy))
-            start = sampler.start_index(settings.t0)
+            start = settings.start_index(sampler)
             return self._run(state, start, conditions, first_frame, seeds, settings, SILENT, len(noisy))
 
     def decode(
@@ -453,17 +472,6 @@ class Pipeline:
         config = self.model.configs["vae"]
         mean, logvar = moments(config, parameters, pictures)
         return scaled_sample(config, mean, logvar, normal(keys, mean.shape[1:]))[:, None]
-
-    def _encode_control_pictures(self, component, tree, pictures, known):
-        vae = self.model.configs["vae"]
-
-        def to_latents(pictures):  # a frame at a time, which bounds memory
-            frames = jnp.moveaxis(pictures, 1, 0)
-            latents = jax.lax.map(lambda frame: moments(vae, tree["vae"], 2 * frame - 1)[0], frames)
-            return vae.scaling_factor * jnp.moveaxis(latents, 0, 1)
-
-        config, pictures = self.model.configs[component], pictures.astype(jnp.float32) / 255
-        return control_networks.encode(config, tree[component], pictures, known, to_latents)
 
     def _decode_latents(self, parameters, scaled):
         pictures = decode(self.model.configs["vae"], parameters, scaled)

@@ -44,9 +44,12 @@ def make(
     places, whole = state_places(mesh, is_windowed), replicated(mesh)
 
     @functools.partial(jax.jit, static_argnums=(2, 3, 4), out_shardings=places)
-    def begin(first_frame, seeds, start, p, frames, order=None):
+    def begin(first_frame, seeds, start, p, frames, order=None, made=None):
         video = (frames, *first_frame.shape[2:])
         mask, noise = prior(seeds, video, p, order)
+        if made is not None:  # a second pass, which goes on from it
+            run = sampler if model.takes_picture else hold(sampler, first_frame)
+            return run.init(run.add_noise(made, noise, start))
         if model.family.has_picture:
             return sampler.init(noise)
         if model.takes_picture:  # then frame 1 is noised as the others are

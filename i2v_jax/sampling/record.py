@@ -16,7 +16,7 @@ from i2v_jax import __version__, commands
 from i2v_jax.errors import InputError
 from i2v_jax.families import over_time
 from i2v_jax.hub import local, read_text
-from i2v_jax.sampling import mivas
+from i2v_jax.sampling import mivas, second_pass
 from i2v_jax.sampling.controls import given
 from i2v_jax.sampling.image_prompts import ImagePrompts
 from i2v_jax.weights.embeddings import token_and_file
@@ -27,7 +27,12 @@ KEYS = commands.ROOT / "configs" / "sample" / "sd15.py"  # all that a record may
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
 OF_COMMAND = ("variations", "preview_every", "strict")  # how a command goes about it; no part of a record
 NOT_OF_RESULT = ("image", "csv", "output", "compilation_cache", "batch_per_device", "vae_slice", "mesh")
-PICTURES = (("controls", "pictures"), ("image_prompts", "pictures"), ("image_prompts", "face_embedding"))
+PICTURES = (
+    ("controls", "pictures"),
+    ("image_prompts", "pictures"),
+    ("image_prompts", "face_embedding"),
+    ("second_pass", "by"),
+)
 """Groups of a config and their keys that name pictures or files."""
 NOT_A_PATH = ("adapter_modules",)  # among a config's weights
 
@@ -65,9 +70,11 @@ def about(config: ConfigDict, weights: Mapping[str, str]) -> dict[str, Any]:
 
 
 def further_files(config: ConfigDict) -> list[Path]:
-    """Returns what a run reads beside weights and picture: masks; pictures and face embedding of its image prompts."""
+    """Returns what a run reads beside weights and picture: masks; pictures and face embedding of its image prompts; the
+    upscaler of its second pass."""
     masks = [Path(mask).expanduser() for mask in mivas.mask_files(config.get("miva_masks", ()))]
-    return [*ImagePrompts.of_config(config.get("image_prompts", {})).files, *masks]
+    upscalers = second_pass.files(config.get("second_pass", {}))
+    return [*ImagePrompts.of_config(config.get("image_prompts", {})).files, *masks, *upscalers]
 
 
 def travelling(config: ConfigDict) -> dict[str, Any]:

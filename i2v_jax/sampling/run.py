@@ -39,7 +39,7 @@ def check(config: ConfigDict, todo: Sequence[jobs.Job], schedule: NoiseSchedule)
         media.check_fps(own.fps)
         going_on.check(job.picture, own.join)
         before = going_on.length(job.picture) - 1 if own.join else 0
-        long_videos.check_disk(config.output, settings, before)
+        long_videos.check_disk(config.output, settings.passes[-1], before)
     check_controls(config, todo)
     media.check_folder(config.output)
     for key, least in (("batch_per_device", 1), ("preview_every", 0)):
@@ -112,7 +112,8 @@ def plan(
         )
     for chosen in dict.fromkeys(settings):
         chosen.check(model)
-        long_videos.check_memory(model, chosen, config.batch_per_device, jax.devices()[0])
+        for own in chosen.passes:
+            long_videos.check_memory(model, own, config.batch_per_device, jax.devices()[0])
         if message := trained_at.departures(trained, chosen):
             warnings.warn(message, stacklevel=2)
     is_batch = len(todo) > 1 or not config.image or Path(config.image).expanduser().is_dir()
@@ -203,9 +204,8 @@ def works_of(todo: Sequence[batches.Batch], model: Model) -> list[Work]:
     for batch in todo:
         last = first + len(batch.videos) - 1
         title = f"video {first}-{last} of {count}" if last > first else f"video {first} of {count}"
-        sampler, settings = batch.settings.check(model), batch.settings
+        settings = batch.settings.passes[-1]
         pixels = batch.size * settings.frames * settings.height * settings.width
-        steps = sampler.num_steps - sampler.start_index(settings.t0)
-        works.append(Work(title, steps * settings.free_init.runs, pixels))
+        works.append(Work(title, sum(own.count_steps(model) for own in batch.settings.passes), pixels))
         first = last + 1
     return works

@@ -17,15 +17,16 @@ from i2v_jax.encoders.sizes import Pair
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.families.model import Model
 from i2v_jax.media import FITS
-from i2v_jax.sampling import from_picture, long_videos, mivas
+from i2v_jax.sampling import from_picture, long_videos, mivas, second_pass
 from i2v_jax.sampling.controls.settings import ControlSettings
 from i2v_jax.sampling.image_prompts import ImagePrompts
+from i2v_jax.sampling.second_pass import SecondPass
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 
 OF_RUN = ("truncate_prompts", "vae_slice", "miva_masks")  # not a row's own
 OF_FILES = ("fps", "match_colours", "join")
-GROUPS = ("sampler_options", "sizes", "free_init", "controls", "image_prompts", "windows")
+GROUPS = ("sampler_options", "sizes", "free_init", "second_pass", "controls", "image_prompts", "windows")
 
 
 def row_settings(config: ConfigDict) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Settings:
       p: the prior's share of unblurred elements, 0 .. 1.
       deep_cache_every: steps from one that runs the whole UNet to the next, see `feature_reuse`; 1: all do.
       free_init: how often a run begins again from what it made, see `diffusion.free_init`.
+      second_pass: whether the video is made again at a larger size, from what was made, see `sampling.second_pass`.
       windows: of frames that the network sees at a time, for videos of any length, see `diffusion.windows`.
       prompt_travel: prompts by frame in the place of the prompt, see `prompt_travel.parse`; "": none.
       adapter_scale, image_token_scale: strength of the first-frame and image-token branches; 1 as trained.
@@ -94,6 +96,7 @@ class Settings:
     t0: float = 1.0
     p: float = 0.5
     free_init: FreeInit = FreeInit()
+    second_pass: SecondPass = SecondPass()
     windows: Windows = Windows()
     prompt_travel: str = ""
     deep_cache_every: int = 1
@@ -132,6 +135,7 @@ class Settings:
         given["controls"] = ControlSettings.of_config(config.get("controls", {}))
         given |= {name: tuple(size) for name, size in config.get("sizes", {}).items()}
         given |= dict(free_init=FreeInit(**config.get("free_init", {})), windows=Windows(**config.get("windows", {})))
+        given |= dict(second_pass=SecondPass(**config.get("second_pass", {})))
         given |= dict(image_prompts=ImagePrompts.of_config(config.get("image_prompts", {})))
         return cls(**given | dict(sampler_options=tuple(sorted(config.sampler_options.items()))))
 
@@ -157,8 +161,26 @@ class Settings:
                 "weights_over_time."
             )
         sampler = self.check_values(model.schedule, model.configs["vae"].downscale, model.max_frames or 1)
-        self.controls.check_steps(len(model.controls), sampler.num_steps - sampler.start_index(self.t0))
+        self.controls.check_steps(len(model.controls), sampler.num_steps - self.start_index(sampler))
+        for own in self.passes[1:]:
+            own.check(model)
         return sampler
+
+    @property
+    def passes(self) -> "list[Settings]":
+        """The settings of the run's passes: its own, and those of the second one where there is one."""
+        return second_pass.passes(self)
+
+    def start_index(self, sampler: samplers.Sampler) -> int:
+        """Returns the first step of the pass."""
+        if self.second_pass.under_way:
+            return sampler.start_index(self.second_pass.strength, "second_pass.strength")
+        return sampler.start_index(self.t0)
+
+    def count_steps(self, model: Model) -> int:
+        """Returns how many steps the pass takes, all its runs together; raises what `check` raises."""
+        sampler = self.check(model)
+        return (sampler.num_steps - self.start_index(sampler)) * self.free_init.runs
 
     def check_values(self, schedule: NoiseSchedule, factor: int = 8, max_frames: int | None = None) -> samplers.Sampler:
         """As `check`, with no model at hand: its VAE's factor is taken to be 8, its frames to be enough."""
@@ -211,7 +233,10 @@ class Settings:
         if self.free_init.runs > 1:
             warn_if_nothing_is_kept(self.free_init, (self.frames, self.height // factor, self.width // factor))
         sampler = samplers.make(self.sampler, schedule, self.steps, **dict(self.sampler_options))
-        sampler.start_index(self.t0)
+        self.start_index(sampler)
+        if len(self.passes) > 1:
+            second_pass.check(self, factor)
+            self.passes[1].check_values(schedule, factor, max_frames)
         return sampler
 
     def _check_clip_skip(self, model: Model) -> None:

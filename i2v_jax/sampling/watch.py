@@ -47,5 +47,16 @@ class Watch(NamedTuple):
 
         return self._replace(on_step=step, on_latents=on_latents and latents)
 
+    def part(self, before: int, total: int) -> "Watch":
+        """Returns what is called during one of several passes: its steps follow `before` others, of `total` in all."""
+        if self is SILENT:
+            return self
+        on_step, on_latents = self.on_step, self.on_latents
+
+        def latents(done, _, seen):
+            on_latents(before + done, total, seen)
+
+        return self._replace(on_step=lambda done, _: on_step(before + done, total), on_latents=on_latents and latents)
+
 
 SILENT = Watch()

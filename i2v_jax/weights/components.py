@@ -11,7 +11,7 @@ from i2v_jax.weights.assemble import (
     assemble_vae,
 )
 from i2v_jax.weights.unets import assemble_any_unet
-from i2v_jax.weights.upscalers import assemble_upscaler
+from i2v_jax.weights.upscalers import assemble_ifnet, assemble_upscaler
 
 ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "unet": assemble_any_unet,
@@ -24,5 +24,6 @@ ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "image_proj": assemble_image_projection,
     **measuring.ASSEMBLE,
     "upscaler": assemble_upscaler,
+    "ifnet": assemble_ifnet,
 }
 """Component -> what assembles it from one source."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from i2v_jax.errors import InputError, nearest
-from i2v_jax.models import i3d, upscaler
+from i2v_jax.models import i3d, ifnet, upscaler
 from i2v_jax.models.adapters import ADAPTER_PATH, adapters_in, by_site
 from i2v_jax.models.adapters.text_in_time import NAME
 from i2v_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -290,6 +290,10 @@ def _raft(shapes: Shapes, known: Mapping[str, Any]) -> RAFTConfig:
     )
 
 
+def _of_convolutions(infer: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda shapes, known: infer(lambda path: _shape(shapes, path, 4), shapes)
+
+
 def _dover(shapes: Shapes, known: Mapping[str, Any]) -> DOVERConfig:
     head = _shape(shapes, "technical_head/fc_hid/kernel", 2)[1]
     return DOVERConfig(_swin(shapes), _convnext(shapes), head)
@@ -374,7 +378,8 @@ _INFER: dict[str, Callable[[Shapes, Mapping[str, Any]], Any]] = {
     "image_proj": _image_projection,
     "raft": _raft,
     "dover": _dover,
-    "upscaler": lambda shapes, known: upscaler.config_from_shapes(lambda path: _shape(shapes, path, 4), shapes),
+    "upscaler": _of_convolutions(upscaler.config_from_shapes),
+    "ifnet": _of_convolutions(ifnet.config_from_shapes),
     "lpips": _lpips,
     "dino": _dino,
     "i3d": lambda shapes, known: i3d.config_from_shapes(lambda path, rank: _shape(shapes, path, rank)),

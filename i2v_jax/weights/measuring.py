@@ -34,7 +34,7 @@ def assemble_raft(
 
     The layouts of princeton-vl and of torchvision are read, large and small.
     """
-    return _assembled("RAFT", "raft", RAFTConfig, source, config, dtype, overrides)
+    return assembled("RAFT", "raft", RAFTConfig, source, config, dtype, overrides)
 
 
 def load_raft(source: Source, *, place: Place = to_device, **options: Any) -> tuple[RAFTConfig, dict[str, Any]]:
@@ -46,7 +46,7 @@ def assemble_dover(
     source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
 ) -> Assembled:
     """Finds and checks a DOVER's tensors; arguments and errors as for `assemble.assemble_unet`."""
-    return _assembled("DOVER", "dover", DOVERConfig, source, config, dtype, overrides)
+    return assembled("DOVER", "dover", DOVERConfig, source, config, dtype, overrides)
 
 
 def load_dover(source: Source, *, place: Place = to_device, **options: Any) -> tuple[DOVERConfig, dict[str, Any]]:
@@ -61,7 +61,7 @@ def assemble_lpips(
 
     A file of the package `lpips`, or torchvision's AlexNet or VGG16.
     """
-    return _assembled("LPIPS", "lpips", LPIPSConfig, source, config, dtype, overrides)
+    return assembled("LPIPS", "lpips", LPIPSConfig, source, config, dtype, overrides)
 
 
 def load_lpips(
@@ -97,7 +97,7 @@ def assemble_dino(
 ) -> Assembled:
     """Finds and checks the tensors of a DINO; arguments and errors as for `assemble.assemble_unet`."""
     overrides = {name: value for name, value in overrides.items() if name != "convolution"}
-    return _assembled("DINO", "dino", DINOConfig, source, config, dtype, overrides)
+    return assembled("DINO", "dino", DINOConfig, source, config, dtype, overrides)
 
 
 def load_dino(source: Source, *, place: Place = to_device, **options: Any) -> tuple[DINOConfig, dict[str, Any]]:
@@ -113,7 +113,7 @@ def assemble_i3d(
     The layouts of piergiaj and of hassony2 are read, the latter as TorchScript too.
     """
     overrides = {name: value for name, value in overrides.items() if name != "convolution"}
-    return _assembled("I3D", "i3d", I3DConfig, source, config, dtype, overrides)
+    return assembled("I3D", "i3d", I3DConfig, source, config, dtype, overrides)
 
 
 def load_i3d(source: Source, *, place: Place = to_device, **options: Any) -> tuple[I3DConfig, dict[str, Any]]:
@@ -121,7 +121,16 @@ def load_i3d(source: Source, *, place: Place = to_device, **options: Any) -> tup
     return assemble_i3d(source, **options).load(place)
 
 
-def _assembled(title, component, cls, source, config, dtype, overrides) -> Assembled:
+def assembled(
+    title: str,
+    component: str,
+    cls: type,
+    source: Source,
+    config: Mapping[str, Any] | None,
+    dtype: Any,
+    overrides: Mapping[str, Any],
+) -> Assembled:
+    """Returns a network that is whole in its file; arguments as of those that call it, with its name and config."""
     imported = import_component(source, component)
     overrides = {name: value for name, value in overrides.items() if name not in NOT_OF_THESE}
     fields = dict(dtype=dtype, param_dtype=dtype) | overrides

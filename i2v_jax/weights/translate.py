@@ -25,7 +25,7 @@ POSITIONS = re.compile(r".*/motion/blocks_\d+/attn\d/positions")
 BUFFERS = re.compile(
     rf"{POSITIONS.pattern}|.*/position_ids|.*/logit_scale|noise_schedule/.*|leftovers/.*|vae/loss/.*|unet_ema/(decay|num_updates)"
     r"|(raft|i3d)/.*/num_batches_tracked|raft/.*/doubled/\w+|dover/.*/relative_position_index"
-    r"|lpips/(lins?_?\d|scaling_layer|classifier_\d)/.*|dino/pooler/.*"
+    r"|lpips/(lins?_?\d|scaling_layer|classifier_\d)/.*|dino/pooler/.*|ifnet/(teacher|caltime)/.*"
 )
 
 

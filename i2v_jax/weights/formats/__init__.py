@@ -23,6 +23,7 @@ from i2v_jax.weights.formats.dover import DOVER
 from i2v_jax.weights.formats.dynamicrafter import DYNAMICRAFTER_PROJECTION, DYNAMICRAFTER_UNETS, OPENCLIP_VISION
 from i2v_jax.weights.formats.flax import FLAX_TABLES
 from i2v_jax.weights.formats.i3d import I3D_TABLES
+from i2v_jax.weights.formats.ifnet import RIFE
 from i2v_jax.weights.formats.ip_adapter import DIFFUSERS_IMAGE_PROJECTION, IMAGE_PROJECTION, IP_ADAPTER
 from i2v_jax.weights.formats.lora import LORA_TABLES
 from i2v_jax.weights.formats.lpips import LPIPS_TABLES
@@ -88,6 +89,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "raft": RAFT_TABLES,
     "dover": (DOVER,),
     "upscaler": UPSCALER_TABLES,
+    "ifnet": (RIFE,),
     "lpips": LPIPS_TABLES,
     "dino": DINO_TABLES,
     "i3d": I3D_TABLES,

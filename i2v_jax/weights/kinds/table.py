@@ -56,6 +56,9 @@ _IMAGES = (
     "h94/IP-Adapter-FaceID/ip-adapter-faceid_sd15.bin (weights.image_adapter)."
 )
 _VAE = "Wanted is a whole AutoencoderKL, such as stabilityai/sd-vae-ft-mse (weights.vae)."
+_RIFE = (
+    "Read are RIFE 4.5 to 4.26, such as rife47.pth or a flownet.pkl: `python -m i2v_jax.finishing.finish` takes them."
+)
 _CLIP = (
     "Read are CLIP encoders as transformers names them, such as openai/clip-vit-large-patch14 (text) or "
     "h94/IP-Adapter/models/image_encoder (pictures)."
@@ -176,6 +179,17 @@ CODECS = (
         (r"(.*\.)?(upsampler|upsample)(\.\d)?\.weight|(.*\.)?residual_group\..*",),
         "Read are RRDBNet and SRVGGNet (ESRGAN, Real-ESRGAN): `python -m i2v_jax.finishing.finish` takes them.",
     ),
+    Kind(
+        "RIFE 4.0 to 4.4, which refines frames otherwise",
+        (r"(module\.)?block3\.convblock\.\d+\.0\.weight",),
+        _RIFE,
+    ),
+    Kind(
+        "RIFE before 4.0, of research or HD",
+        (r"(module\.)?block\d\.(convblock\d?\.\d+\.0\.(0\.)?weight|res\d\..*|convblock\d\..*)",),
+        _RIFE,
+    ),
+    Kind("IFRNet or AMT, which make frames between frames", (r"(module\.)?encoder\.pyramid1\..*",), _RIFE),
 )
 
 TRANSFORMERS = tuple(
@@ -353,6 +367,11 @@ READ = {
         "an upscaler",
         (),
         "It enlarges videos: give it to `python -m i2v_jax.finishing.finish` as --config.upscale.by={source}.",
+    ),
+    "ifnet": Part(
+        "an IFNet (RIFE), which makes frames between frames",
+        (),
+        "It smooths videos: give it to `python -m i2v_jax.finishing.finish` as --config.interpolate.by={source}.",
     ),
     "lpips": Part(
         "the classifier of LPIPS, which tells how alike pictures look",

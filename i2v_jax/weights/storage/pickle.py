@@ -13,7 +13,7 @@ from i2v_jax.weights.storage.files import replacing
 from i2v_jax.weights.storage.pickled import no_tensors, why_refused
 from i2v_jax.weights.tensors import DTYPE_NAMES, MAX_NAME, MAX_RANK, Entry, Tensors
 
-PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
+PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".pkl")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # in a zip archive, bare
 NO_TORCH = "is a PyTorch pickle, which only PyTorch reads safely: `pip install torch`, or use safetensors."
 
