@@ -6,10 +6,21 @@ Exit codes: 0; 1 where `verify` or `diff` finds a difference; 2 on bad input, wi
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
-from convert.arguments import DTYPES, UNMATCHED, ArgumentParser, component_config, frames, lora, number, size
+from convert.arguments import (
+    DTYPES,
+    PRECISIONS,
+    UNMATCHED,
+    ArgumentParser,
+    component_config,
+    frames,
+    lora,
+    number,
+    size,
+)
 from convert.formats import FORMATS
 from i2v_jax import commands
 from i2v_jax.commands.wording import as_called
@@ -35,18 +46,29 @@ examples:
   two models merged by a recipe, and by an expression (docs/merging.md)
     python -m convert merge edg pre=dynamicrafter.ckpt tuned=tuned.ckpt dyn=dyn.safetensors con=con.safetensors
     python -m convert merge "a + 0.5 * (b - c)" a=a.safetensors b=b.safetensors c=c.safetensors result=new.safetensors
+  the networks of a run as ONNX and StableHLO, with a runner for ONNX Runtime (docs/devices.md)
+    python -m convert device exported --config=configs/sample/sd15.py --config.image=cat.jpg --config.frames=16
 """
+DEVICE = "The run is that of sample.py, by the same --config flags; OUTPUT becomes a folder."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code. `InputError` is left to the caller."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, arguments.rest = parser.parse_known_args(argv)
+    if strange := [word for word in arguments.rest if not takes(arguments, word)]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.adapter_module:
         from i2v_jax.models.adapters import import_modules  # takes seconds, and `--help` needs none of them
 
         import_modules(arguments.adapter_module)
     command = importlib.import_module(f"convert.{arguments.module}")
     return command.run(arguments)
+
+
+def takes(arguments: argparse.Namespace, word: str) -> bool:
+    """Whether a word that the parser does not know is for the command itself: `device` takes `sample.py`'s flags."""
+    return arguments.module == "device" and re.match(r"--(no)?config[.=]", word) is not None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,7 +146,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--show", type=int, default=20, metavar="N", help="rows of each table (20)")
 
     _add_merge_options(command("merge", "merging", "merges models: task vectors, EDG, DARE, TIES, averages"))
+    _add_device_options(command("device", "device", "exports a run's networks for devices: ONNX, StableHLO", DEVICE))
     return parser
+
+
+def _add_device_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    sub.add_argument(
+        "--weights", action="append", choices=PRECISIONS, help="kind of weights; may repeat; default: all three"
+    )
+    sub.add_argument(
+        "--noise", action="append", type=int, default=[], metavar="SEED", help="also JAX's noise of a seed; may repeat"
+    )
+    sub.add_argument("--no-measuring", dest="measure", action="store_false", help="write sizes alone, and run nothing")
+    sub.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
 
 
 def _add_merge_options(sub: argparse.ArgumentParser) -> None:

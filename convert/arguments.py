@@ -10,6 +10,7 @@ from i2v_jax.errors import InputError, nearest
 from i2v_jax.weights.storage.files import read_json
 
 DTYPES = ("f32", "bf16", "f16")
+PRECISIONS = ("float32", "float16", "int8")  # of `device`'s weights
 UNMATCHED = ("refuse", "keep", "drop")  # `weights.merge` has them too, and takes seconds to import
 
 

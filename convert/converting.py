@@ -25,6 +25,8 @@ from i2v_jax.weights.tensors import Entry, Tensors
 
 FOLDER_SUFFIXES = (".json", ".txt", ".safetensors", ".msgpack")
 """What `export` writes into folders."""
+DEVICE_SUFFIXES = (".json", ".safetensors", ".onnx", ".stablehlo", ".npz", ".py", ".md")
+"""What `device` does."""
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
 
 
@@ -142,7 +144,9 @@ def _check_replaceable(folder: Path, sources: Sequence[str]) -> None:
             raise InputError(f"{folder} holds the source {source}. Give another OUTPUT.")
     if (folder / "_CHECKPOINT_METADATA").is_file():  # orbax's
         return
-    strange = [path for path in folder.rglob("*") if path.is_file() and not _is_of_model(path)]
+    is_export = (folder / "run.json").is_file() and (folder / "run.py").is_file()  # of `device`
+    is_known = _is_of_device if is_export else _is_of_model
+    strange = [path for path in folder.rglob("*") if path.is_file() and not is_known(path)]
     if strange:
         raise InputError(f"--overwrite would delete {strange[0]}, which is no part of a model. Give another OUTPUT.")
 
@@ -152,6 +156,11 @@ def _is_of_model(path: Path) -> bool:
     return path.suffix in FOLDER_SUFFIXES and (
         path.suffix not in WEIGHT_SUFFIXES or (path.parent / "config.json").is_file()
     )
+
+
+def _is_of_device(path: Path) -> bool:
+    """Whether a file is of those that `device` writes."""
+    return path.suffix in DEVICE_SUFFIXES
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ SUMMARIES = {
     "sample": "animates pictures",
     "train": "trains an adapter, or any part of a model",
     "evaluate": "measures a model on clips whose motion is known",
-    "convert": "moves weights between PyTorch and JAX: import, export, inspect, verify, diff, merge",
+    "convert": "moves weights between PyTorch and JAX, and to devices: import, export, verify, diff, merge, device ...",
     "plan": "says what of a run fits a TPU slice, and how long it takes",
     "controls": "shows what a control network will see of a video, pictures or poses",
     "study": "asks people which of several models' videos they prefer, blindly",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from i2v_jax.errors import InputError
+from i2v_jax.models.config import NetworkConfig
 from i2v_jax.models.convolution import conv3x3
 from i2v_jax.models.layers import Conv, parameter
 from i2v_jax.models.upscaler import shuffled
@@ -31,7 +32,7 @@ SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class IFNetConfig:
+class IFNetConfig(NetworkConfig):
     """Shape of an IFNet; the defaults are those of version 4.7.
 
     Attributes:
@@ -56,8 +57,6 @@ class IFNetConfig:
     head_width: int = 16
     features: int = 4
     convolution: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def multiple(self, scale: float = 1.0) -> int:
         """What sides of frames are multiples of."""

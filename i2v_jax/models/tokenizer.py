@@ -214,6 +214,13 @@ class ClipTokenizer:
         encoding = self._tokenizer.encode(text[start:end], add_special_tokens=False)
         return [Unit((token,), start + first) for token, (first, _) in zip(encoding.ids, encoding.offsets)]
 
+    def library_file(self) -> str:
+        """Returns the `tokenizer.json` with which the `tokenizers` library alone finds a prompt's words' ids.
+
+        Start, end, padding and textual inversions are not in it.
+        """
+        return self._tokenizer.to_str()
+
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer folder that `from_folder`, transformers 4 and transformers 5 read."""
         folder = Path(folder)
