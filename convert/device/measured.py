@@ -130,7 +130,7 @@ def page(rows: Sequence[Row], shown: Sequence[Video], run: Mapping[str, Any], ma
     head = (*head, "ONNX against JAX", "StableHLO against JAX")
     lines += [_line(head), _line(["---"] * len(head))]
     for each in rows:
-        seconds = [f"{number:.3f}" for number in each.seconds or ()] or ["-", "-"]
+        seconds = [f"{number:.2g}" for number in each.seconds or ()] or ["-", "-"]
         errors = [f"{number:.1e}" for number in each.errors or ()] or ["-", "-"]
         lines.append(_line([each.weights, each.network, *map(megabytes, each.sizes), *seconds, *errors]))
     if shown:
