@@ -949,6 +949,7 @@ DOCUMENTED = {
     "DOVER": (),  # likewise: see test_dover.py
     "Upscalers": (),  # likewise: see test_upscaler.py
     "IFNet": (),  # likewise: see test_ifnet.py
+    "I3D": (),  # likewise: see test_i3d.py
     "DynamiCrafter": (),  # likewise: see test_dynamicrafter.py and test_dynamicrafter_files.py
     "ours": ("joined.safetensors",),
 }
