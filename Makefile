@@ -1,5 +1,6 @@
-# `make sample` animates the bundled pictures; `make test` runs every test; `make small-world` trains the bundled model
-# anew (hours). Each makes .venv when it is missing or stale. `make test-newest` runs the suite's core on the newest
+# `make sample` animates the bundled pictures; `make page` serves a page to animate pictures on; `make test` runs every
+# test; `make small-world` trains the bundled model anew (hours). Each makes .venv when it is missing or stale; the page
+# has an environment of its own, .venv-page. `make test-newest` runs the suite's core on the newest
 # release of every library (requirements-newest.txt), in an environment of its own, of Python 3.12 or later.
 PYTHON ?= python3
 NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) \
@@ -10,12 +11,15 @@ BIN := .venv/bin
 NEWEST_TESTS := $(addprefix tests/test_,convert.py data.py diffusion.py finishing.py formats_diffusers.py formats_original.py \
 	image_projection.py ip_adapter.py lora.py orbax.py samplers.py tokenizer.py weights.py media.py showing.py)
 
-.PHONY: sample test test-newest lint clean small-world
+.PHONY: sample page test test-newest lint clean small-world
 
 sample: .venv/.installed
 	$(BIN)/python sample.py --config configs/sample/default.py
 
-test: .venv/.installed-test .venv/.installed-plan
+page: .venv-page/.installed
+	.venv-page/bin/python -m i2v_jax.page $(OPTIONS)
+
+test: .venv/.installed-test .venv/.installed-plan .venv-page/.installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -29,11 +33,11 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv .venv-newest .cache output
+	rm -rf .venv .venv-newest .venv-page .cache output
 
-.venv/bin/python:
+.venv/bin/python .venv-page/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is wanted, {sys.executable} is {v[0]}.{v[1]}. Mend: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/.installed: requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q -r requirements.txt
@@ -45,6 +49,10 @@ clean:
 
 .venv/.installed-plan: requirements-plan.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q --upgrade --target .venv/libtpu -r requirements-plan.txt
+	@touch $@
+
+.venv-page/.installed: requirements-page.txt | .venv-page/bin/python
+	.venv-page/bin/python -m pip install -q -r requirements-page.txt
 	@touch $@
 
 .venv-newest/.installed: requirements-newest.txt

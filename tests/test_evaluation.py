@@ -66,7 +66,7 @@ def test_flow_back_is_that_of_each_pair():
 def test_estimates_large_pictures_as_small_ones():
     small = sliding(1.5, -1)
     large = np.tile(small, (1, 6, 6, 1))
-    assert min(small.shape[1:3]) < flow.SMALL <= min(large.shape[1:3])
+    assert min(small.shape[1:3]) < optical_flow.SMALL <= min(large.shape[1:3])
     np.testing.assert_allclose(np.median(flow.dis(large), (0, 1, 2)), (1.5, -1), atol=0.05)
 
 

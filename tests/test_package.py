@@ -85,11 +85,12 @@ def test_the_installed_program_animates_a_picture_of_another_folder(i2v, tmp_pat
 
 def test_the_installed_programs_other_commands(i2v, tmp_path):
     printed = i2v(cwd=tmp_path).stdout
-    for command in ("sample", "train", "evaluate", "convert", "plan", "controls", "study", "store", "finish"):
+    for command in ("sample", "train", "evaluate", "convert", "plan", "controls", "study", "store", "finish", "page"):
         assert re.search(rf"^  {command} ", printed, re.M)
         shown = i2v(command, "--help", cwd=tmp_path).stdout
         assert f"usage: i2v {command}" in shown
         assert not re.search(r"python (-m convert|\w+\.py)", shown)
+    assert 'pip install "i2v-jax[page]"' in i2v("page", cwd=tmp_path, code=2).stderr  # Gradio is not here
     base = Path(re.search(r"are in (.*)\.$", printed, re.M)[1]) / "assets" / "small_world"
     assert "text_encoder" in i2v("convert", "inspect", base, cwd=tmp_path).stdout
     merged = tmp_path / "merged.safetensors"

@@ -15,6 +15,7 @@ BELOW = {  # room -> rooms that it may import
     "sampling": {"devices", "diffusion", "models", "weights", "encoders", "families", "data", "finishing"},
     "evaluation": {"data", "models", "weights", "sampling"},
     "finishing": {"commands", "data", "devices", "families", "models", "weights"},
+    "page": {"commands", "devices", "diffusion", "families", "finishing", "sampling", "weights"},
     "planning": {"devices", "diffusion", "models", "weights", "encoders", "families", "sampling", "training"},
     "cli": {"devices", "diffusion", "models", "weights", "encoders", "data", "families", "training", "sampling"}
     | {"evaluation", "planning", "commands"},

@@ -19,6 +19,7 @@ SUMMARIES = {
     "study": "asks people which of several models' videos they prefer, blindly",
     "store": "runs the frozen encoders over clips once, for training",
     "finish": "makes a video ready for posting: aspect, text, logo, music, format",
+    "page": "serves a page on which people animate pictures in a browser",
 }
 
 
@@ -47,7 +48,7 @@ def run_command() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as `python -m convert`
         sys.path.insert(0, str(commands.ROOT))
         sys.exit(importlib.import_module("convert.__main__").main())
-    elif name in ("controls", "study"):
+    elif name in ("controls", "study", "page"):
         importlib.import_module(f"{MODULES[name]}.__main__").main()
     else:
         importlib.import_module(MODULES[name]).main()

@@ -14,6 +14,7 @@ MODULES = {  # name of the command: its module
     "study": "i2v_jax.evaluation.study",
     "store": "i2v_jax.training.store",
     "finish": "i2v_jax.finishing.finish",
+    "page": "i2v_jax.page",
 }
 PROGRAM = "i2v "  # what `sys.argv[0]` begins with where `i2v` runs
 PACKAGE = Path(__file__).resolve().parents[1]
