@@ -1,5 +1,6 @@
 """`python -m convert device`: every exported network against JAX, the runner's video against sample.py's, bad input."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from jax import export
 from PIL import Image
 
 from convert import device
-from convert.device import described, networks, onnx_graph, precisions, runner
+from convert.device import described, networks, onnx_graph, precisions
 from convert.device import measured as table
 from convert.tables import megabytes
 from i2v_jax.devices.mesh import make_mesh
@@ -37,6 +38,7 @@ from tests.tiny import SMALL
 
 for library in ("onnx", "onnxruntime", "jax2onnx"):
     pytest.importorskip(library, reason="requirements-test.txt has it; an environment of newer libraries does not")
+runner = importlib.import_module("convert.device.runner")  # which wants them
 
 BAR = 1e-4
 SEED = 7
@@ -238,10 +240,16 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(tmp_path, monkey
     refused(folder, "--config.prompt", "a cat", words="unrecognized arguments: a cat")
     monkeypatch.setattr(device, "check_space", lambda *_: (_ for _ in ()).throw(InputError("no room")))
     refused(folder, "--no-measuring", *FLAGS, words="no room")
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "jax2onnx", None)
-        refused(folder, *FLAGS, words="there is no jax2onnx: `pip install 'i2v-jax[device]'`")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "jax2onnx"])
+def test_a_missing_library_is_named(library, tmp_path):
+    without = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_module('convert', run_name='__main__')"
+    command = [sys.executable, "-c", without, library, "device", tmp_path / "out"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert f"there is no {library}: `pip install 'i2v-jax[device]'`" in done.stderr
 
 
 @pytest.mark.parametrize("exported", ["sd15"], indirect=True)

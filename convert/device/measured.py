@@ -13,7 +13,6 @@ from jax import export
 from jaxtyping import UInt8
 from PIL import Image
 
-from convert.device import runner
 from convert.device.networks import Network
 from convert.device.precisions import SCALE
 from convert.tables import megabytes
@@ -71,6 +70,8 @@ def row(folder: Path, network: Network, wanted: Outputs | None) -> Row:
     known = Row(folder.name, network.name, tuple(file.stat().st_size for file in files))
     if wanted is None:
         return known
+    from convert.device import runner  # wants ONNX Runtime, of which `onnx_graph.load_libraries` speaks
+
     call = functools.partial(runner.Networks(folder.parent, folder.name), network.name)
     onnx, of_onnx = timed(lambda: call(**network.inputs))
     weights = arrays(files[0])
@@ -102,6 +103,8 @@ def farthest(made: Outputs, wanted: Outputs) -> float:
 
 def videos(folder: Path, run: Mapping[str, Any], picture: UInt8[np.ndarray, "h w 3"]) -> list[Video]:
     """Returns the run of `run.json` on a picture with every kind of weights, by the exported runner."""
+    from convert.device import runner
+
     keys = ("prompt", "negative_prompt", "seed", "guidance_scale", "t0")
     image, made, first = Image.fromarray(picture), [], None
     for weights in run["weights"]:
