@@ -263,9 +263,8 @@ def _image_projection(shapes: Shapes, known: Mapping[str, Any]) -> AnyConfig:
 def _raft(shapes: Shapes, known: Mapping[str, Any]) -> RAFTConfig:
     is_large = any("/gru2_conv" in path for path in shapes)
     like = LARGE if is_large else SMALL
-    stages = tuple(_shape(shapes, f"feature_encoder/layer{i}_0/conv1/kernel", 4)[3] for i in (1, 2, 3))
-    if like.bottleneck:
-        stages = tuple(_shape(shapes, f"feature_encoder/layer{i}_0/conv3/kernel", 4)[3] for i in (1, 2, 3))
+    last = "conv3" if like.bottleneck else "conv1"
+    stages = tuple(_shape(shapes, f"feature_encoder/layer{i}_0/{last}/kernel", 4)[3] for i in (1, 2, 3))
     features = _shape(shapes, "feature_encoder/conv2/kernel", 4)[3]
     hidden = _shape(shapes, "update_block/gru1_convz/kernel", 4)[3]
     layers = {
