@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A running Chromium that asks nothing of the network by itself."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium is on the path: `apt-get install chromium`")
+    from playwright.sync_api import sync_playwright
+
+    off = ["gpu", "background-networking", "component-update", "sync", "quic"]
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in off)]
+        running = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield running
+        running.close()
 
 
 @pytest.fixture

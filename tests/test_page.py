@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import subprocess
 import time
 import wave
@@ -45,21 +44,6 @@ def frames_of(content: bytes) -> np.ndarray:
 
 
 # A browser.
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no chromium is on the path: `apt-get install chromium`")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from i2v_jax import commands, media
+from i2v_jax import media
 from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
 from i2v_jax.finishing import finish, smooth
 from i2v_jax.models import ifnet
 from i2v_jax.weights.upscalers import load_ifnet
-from tests import ifnets
+from tests import finish_runs, ifnets
 
 
 def waves(right=0.0, height=96, width=128):
@@ -88,14 +88,6 @@ def test_scenes_end_where_frames_are_unlike():
 # The command.
 
 
-def config(video, output, **changes):
-    found = commands.load_config(finish.DEFAULT)
-    with found.unlocked():
-        found.video, found.output = str(video), str(output)
-        found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return found
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     """Two scenes of two frames."""
@@ -109,7 +101,7 @@ def video(tmp_path_factory):
 def test_a_video_becomes_smoother(by, scale, weights, video, tmp_path, capsys):
     changes = dict(interpolate__by=by.format(weights=weights), interpolate__factor=4, repeat=2)
     changes |= dict(upscale__by="lanczos") if scale == 2 else {}
-    finish.finish(config(video, tmp_path / "smooth.mp4", **changes))
+    finish.finish(finish_runs.config(video, tmp_path / "smooth.mp4", **changes))
     found = decoding.stream(tmp_path / "smooth.mp4")
     assert (found.count, found.fps) == (2 * 4 * 4, Fraction(32))
     frames = np.stack([*found.frames]).astype(int)
@@ -143,7 +135,7 @@ def test_what_cannot_smooth_is_said(changes, message, weights, video, tmp_path):
     names = dict(here=tmp_path, weights=weights)
     changes = {key: value.format(**names) if isinstance(value, str) else value for key, value in changes.items()}
     with pytest.raises(InputError, match=message):
-        finish.finish(config(video, **{"output": tmp_path / "smooth.mp4"} | changes))
+        finish.finish(finish_runs.config(video, **{"output": tmp_path / "smooth.mp4"} | changes))
     assert not [*tmp_path.iterdir()]
 
 

@@ -338,24 +338,6 @@ def test_serve_refuses_a_page_of_another_study(study, tmp_path):
 # A browser.
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no chromium is on the path: `apt-get install chromium`")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*quiet, "--disable-sync", "--no-first-run", "--disable-quic"]
-        )
-        yield running
-        running.close()
-
-
 @contextlib.contextmanager
 def person(browser, address, **options):
     """A person's page, in a browser that remembers nothing of others; it fetches nothing, and nothing in it fails."""

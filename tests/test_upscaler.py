@@ -10,13 +10,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main as convert
-from i2v_jax import commands, media
+from i2v_jax import media
 from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
 from i2v_jax.finishing import finish, tiles, upscale
 from i2v_jax.models import upscaler
 from i2v_jax.weights.upscalers import load_upscaler
-from tests import upscalers
+from tests import finish_runs, upscalers
 from tests.helpers import relative_error
 
 RECORDED = Path(__file__).parent / "data" / "oracles" / "upscalers" / "spandrel.safetensors"
@@ -125,14 +125,6 @@ def test_several_devices_make_the_same(small):
 # The command.
 
 
-def config(video, output, **changes):
-    found = commands.load_config(finish.DEFAULT)
-    with found.unlocked():
-        found.video, found.output = str(video), str(output)
-        found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return found
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
@@ -143,7 +135,7 @@ def video(tmp_path_factory):
 @pytest.mark.parametrize("by, scale", [("weights", 2), ("lanczos", 3)])
 def test_a_video_becomes_larger(by, scale, small, video, tmp_path):
     by = str(small) if by == "weights" else by
-    finish.finish(config(video, tmp_path / "large.mp4", upscale__by=by, upscale__factor=3))
+    finish.finish(finish_runs.config(video, tmp_path / "large.mp4", upscale__by=by, upscale__factor=3))
     frames = decoding.read_frames(tmp_path / "large.mp4", range)
     assert frames.shape == (3, 32 * scale, 48 * scale, 3)
     if by == "lanczos":
@@ -168,5 +160,5 @@ def test_what_cannot_enlarge_is_said(changes, message, small, video, tmp_path):
     names = dict(here=tmp_path, small=small)
     changes = {key: it.format(**names) if isinstance(it, str) else it for key, it in changes.items()}
     with pytest.raises(InputError, match=message):
-        finish.finish(config(video, tmp_path / "large.mp4", **changes))
+        finish.finish(finish_runs.config(video, tmp_path / "large.mp4", **changes))
     assert not (tmp_path / "large.mp4").exists()

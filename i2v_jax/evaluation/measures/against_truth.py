@@ -30,27 +30,12 @@ def lpips(case: Case, networks: Networks) -> float:
     return float(networks.looks_apart(*(np.float32(video) / np.float32(127.5) - 1 for video in pair_of(case))).mean())
 
 
+OF_PIXELS = dict(wants=("truth",), frames=2)
 PSNR = Metric(
-    "psnr",
-    "PSNR",
-    "dB",
-    "higher",
-    2,
-    "mean over frames, at most 58.9 (rounding)",
-    measured(psnr),
-    wants=("truth",),
-    frames=2,
+    *("psnr", "PSNR", "dB", "higher", 2), "mean over frames, at most 58.9 (rounding)", measured(psnr), **OF_PIXELS
 )
 SSIM = Metric(
-    "ssim",
-    "SSIM",
-    "1",
-    "higher",
-    3,
-    "Wang et al. 2004, Gaussian window of sigma 1.5",
-    measured(ssim),
-    wants=("truth",),
-    frames=2,
+    *("ssim", "SSIM", "1", "higher", 3), "Wang et al. 2004, Gaussian window of sigma 1.5", measured(ssim), **OF_PIXELS
 )
 LPIPS = Metric(
     "lpips",

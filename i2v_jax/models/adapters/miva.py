@@ -104,18 +104,22 @@ def total_change(x: Float[Array, "b g n s i"], weights: Float[Array, "#b #g n #s
     return jnp.einsum("bgnsr,nro->bgso", weights * jnp.einsum("bgnsi,nir->bgnsr", x, down), up)
 
 
-class OtherFrames(nn.Module):
+class Part(nn.Module):
+    """A part of MIVAs at one site of a UNet."""
+
+    config: MivaConfig
+    implementation: str = "xla"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+
+class OtherFrames(Part):
     """Every frame also attends to the first frame, and to the one before it, at a spatial self-attention.
 
     Each has a query of its own, `Q + X down up`, and an output projection `down up`, zero at first; keys and values are
     the frozen ones. The timestep embedding decides how the two are balanced; their weights sum to 1. Frame 1 has itself
     before it, and so has the first of a window of frames.
     """
-
-    config: MivaConfig
-    implementation: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, base: Projections, shared: Shared):
@@ -159,17 +163,12 @@ class Balance(nn.Module):
         return jax.nn.softmax(jnp.einsum("be,nek->bnk", time, kernel) + bias, -1)
 
 
-class ImplicitPrompt(nn.Module):
+class ImplicitPrompt(Part):
     """A learned sequence of embeddings stands in for the prompt, at a cross-attention.
 
     It is kept as its difference from the prompt's states, the empty prompt's unless a prompt is given beside, which is
     zero at first. Where `Conditions.implicit` is 0, as on the side that guidance leads away from, there is none.
     """
-
-    config: MivaConfig
-    implementation: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, base: Projections, shared: Shared):
@@ -195,16 +194,11 @@ class ImplicitPrompt(nn.Module):
         return jnp.sum(share * (out[:, 1:] - out[:, :1]), 1), 0
 
 
-class MotionChange(nn.Module):
+class MotionChange(Part):
     """A low-rank change of a motion module's attention, zero at first: of queries, keys, values and output.
 
     What is added is each MIVA's attention with its changed weights, less the frozen one.
     """
-
-    config: MivaConfig
-    implementation: str = "xla"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, base: Projections, shared: Shared):
