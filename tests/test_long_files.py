@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 from i2v_jax import media
 from i2v_jax.errors import InputError
 from i2v_jax.sampling import batches, going_on, inputs, record, writing
+from i2v_jax.sampling.settings import Settings
 
 COUNT, FPS = 70, 7.3
 
@@ -95,7 +96,7 @@ def test_a_video_is_written_by_its_length(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "about", lambda config, weights: {})
     before = tmp_path / "before.mp4"
     media.write_video(before, np.stack(list(frames(6))), FPS)
-    settings = SimpleNamespace(frames=5, height=32, width=48, fit="crop")
+    settings = Settings(frames=5, height=32, width=48, fit="crop")
     config = SimpleNamespace(fps=FPS, join=True, get=lambda key: True)
     video = batches.Video(1, SimpleNamespace(picture=before), config, settings, tmp_path / "out")
     start = going_on.load_start(before)
