@@ -70,6 +70,10 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
+        except urllib.error.URLError as error:
+            if not data or not isinstance(error.reason, BrokenPipeError | ConnectionResetError):
+                raise
+            return 413, b""  # refused by its length, and hung up on while the rest was still on its way
 
     def call(self, name: str, data: list) -> tuple[int, bytes]:
         """Calls a function by HTTP, and waits for what comes of it."""
