@@ -243,7 +243,7 @@ def hostile_pictures(count: int) -> Iterator[tuple[str, bytes]]:
 
 def hostile_paths(count: int) -> Iterator[str]:
     """Addresses that ask for what is not the page's."""
-    places = ("/etc/passwd", "/proc/self/environ", str(ROOT / "pyproject.toml"), "/root/.ssh/id_rsa", "C:/win.ini")
+    places = ("/etc/passwd", "/proc/self/environ", str(ROOT / "pyproject.toml"), "/etc/shadow", "C:/win.ini")
     shapes = (
         f"{API}/file={{}}",
         f"{API}/file=%2E%2E{{}}",
