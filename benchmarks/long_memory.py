@@ -109,7 +109,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[frames] = json.loads(done.stdout.splitlines()[-1])["peak"]
     good = table(f"decode and write {args.size}x{args.size}, the whole process", peaks)
-    small = Model.load(preset("default").weights).configs["unet"]
+    shipped = preset("default")
+    small = Model.load(shipped.weights, schedule=shipped.schedule).configs["unet"]
     good &= table("a step of the small model", {frames: reserved(small, frames, 6, 8) for frames in args.frames})
     if args.real:
         real = dataclasses.replace(
