@@ -1,5 +1,7 @@
 """Every attention and convolution implementation equals the plain one; the TPU kernel interpreted, and compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,14 @@ def test_winograd_equals_convolution(shape, measured):
         measured(f"convolution {implementation}, {shape}", relative_error(out, wanted), 2e-6)
     strided = [conv3x3(x, kernel, 2, implementation=name) for name in ("xla", "winograd")]
     np.testing.assert_array_equal(*strided)
+
+
+@pytest.mark.parametrize("side, channels, same", [(128, 16, True), (64, 16, False), (128, 80, False)])
+def test_large_pictures_of_few_channels_are_left_to_xla(side, channels, same):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, channels), (3, 3, channels, channels))]
+    kinds = [functools.partial(conv3x3, implementation=name) for name in ("xla", "winograd")]
+    programs = [str(jax.make_jaxpr(kind)(*shapes)) for kind in kinds]
+    assert (programs[0] == programs[1]) is same
 
 
 def test_feed_forward_in_blocks_equals_whole():

@@ -150,13 +150,19 @@ def test_a_config_file_in_the_home_folder(default, tmp_path, monkeypatch):
         ("--config.size=(1,", r"a tuple like '\(1, 2\)'"),
         ("--config.steps", "Missing value"),
         ("--config", "Missing value"),
-        ("cat.jpg", "'cat.jpg' belongs to no flag.*quote"),
+        ("cat.jpg", "'cat.jpg' belongs to no flag. Write.*quote"),
         ("--config=defualt.py", "No config file at 'defualt.py'"),
     ],
 )
 def test_a_bad_flag_is_named_with_what_was_meant(default, flag, message):
     with pytest.raises(InputError, match=message):
         read(default, flag)
+
+
+@pytest.mark.parametrize("command, key", [("sample", "image"), ("finish", "video")])
+def test_a_file_without_its_flag_is_told_it(command, key):
+    with pytest.raises(InputError, match=f"Did you mean --config.{key}={re.escape(__file__)}"):
+        read(ROOT / "configs" / command / "default.py", __file__)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -235,7 +236,11 @@ def _override(config: ConfigDict, argv: list[str], others: Sequence[str] = ()) -
     except flags.Error as error:
         raise InputError(f"{error}.") from None
     if len(rest) > 1:
-        raise InputError(f"{rest[1]!r} belongs to no flag. Write --config.KEY=VALUE, and quote values with spaces.")
+        taken = [key for key in ("image", "video") if key in leaves and Path(rest[1]).exists()]
+        meant = f" Did you mean --config.{taken[0]}={shlex.quote(rest[1])}?" if taken else ""
+        raise InputError(
+            f"{rest[1]!r} belongs to no flag.{meant} Write --config.KEY=VALUE, and quote values with spaces."
+        )
     return values.config
 
 

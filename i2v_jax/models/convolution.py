@@ -1,7 +1,8 @@
 """3x3 convolution, one entry point with a choice of implementation.
 
 `xla`: the compiler's own; best on TPUs and GPUs. `winograd`: Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray
-2016) as sixteen matrix products, with im2col for pictures too small for it; on CPUs faster than XLA's convolution.
+2016) as sixteen matrix products, with im2col for pictures too small for it; on CPUs faster than XLA's convolution, but
+of large pictures of few channels, where the transforms cost more than they save: there it is XLA's too.
 """
 
 import jax
@@ -29,8 +30,10 @@ def conv3x3(
       InputError: unknown implementation.
     """
     check_known("Unknown convolution implementation ", implementation, IMPLEMENTATIONS)
-    plain = stride == 1 and padding == ((1, 1), (1, 1)) and x.shape[-1] >= 16 and kernel.shape[-1] >= 16
-    if implementation == "winograd" and plain:
+    fewest = min(kernel.shape[2:])
+    plain = stride == 1 and padding == ((1, 1), (1, 1)) and fewest >= 16
+    large = x.shape[1] * x.shape[2] >= 128 * 128 and fewest <= 64  # its tiles would not stay in the cache
+    if implementation == "winograd" and plain and not large:
         if min(x.shape[1:3]) < 8:
             return _im2col(x, kernel)
         tiles = [_transform_kernel(row) for row in _transform_kernel(kernel)]
