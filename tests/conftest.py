@@ -26,9 +26,10 @@ from i2v_jax.weights.assemble import return_freed_memory
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_default_matmul_precision", "highest")
-
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, none of them garbage
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second
 _size_before = 0.0

@@ -28,9 +28,11 @@ SCHEDULES = {
 }
 
 
-def configs(kind: str) -> dict[str, tuple]:
-    """Returns component -> (config, table of its names)."""
+def configs(kind: str, levels: int = 2) -> dict[str, tuple]:
+    """Returns component -> (config, table of its names). A UNet of one level compiles in a third of the time."""
     unet = dataclasses.replace(TINY_DYNAMICRAFTER, image_scale=kind == "256", cross_attention_dim=WIDTH)
+    cut = {name: getattr(unet, name)[:levels] for name in ("block_out_channels", "level_attention")}
+    unet = dataclasses.replace(unet, **cut)
     clip = dict(width=WIDTH, mlp_width=64, num_layers=2, num_heads=1, projection_dim=24)
     return {
         "unet": (unet, names.DYNAMICRAFTER_UNETS[kind == "256"]),
@@ -45,7 +47,7 @@ def configs(kind: str) -> dict[str, tuple]:
 
 
 @functools.cache
-def state(kind: str = "512") -> dict[str, np.ndarray]:
+def state(kind: str = "512", levels: int = 2) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint, by their published names."""
     rng = np.random.default_rng(0)
 
@@ -54,7 +56,7 @@ def state(kind: str = "512") -> dict[str, np.ndarray]:
         return (rng.normal(0, spread, shape) + path.endswith("/scale")).astype(np.float32)
 
     tensors = {}
-    for config, table in configs(kind).values():
+    for config, table in configs(kind, levels).values():
         parameters = {path: drawn(path, leaf.shape) for path, leaf in parameter_shapes(config).items()}
         exported = export_tensors(Tensors.of(parameters), table, Tensors.of({}))
         tensors |= {name: np.array(entry.read(), order="C") for name, entry in exported.entries.items()}
@@ -67,12 +69,12 @@ def state(kind: str = "512") -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def checkpoint(kind: str = "512", deepspeed: bool = False) -> Path:
+def checkpoint(kind: str = "512", deepspeed: bool = False, levels: int = 2) -> Path:
     """Returns the file."""
     made = tempfile.TemporaryDirectory(prefix="dynamicrafter-")
     checkpoint.keep = [*getattr(checkpoint, "keep", []), made]
     path = Path(made.name) / "model.ckpt"
-    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state(kind).items()}
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state(kind, levels).items()}
     if deepspeed:
         module = {f"_forward_module.{name}": x for name, x in tensors.items()}
         torch.save({"module": module, "global_steps": 3, "optimizer": {"step": torch.zeros(2)}}, path)

@@ -14,8 +14,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-QUICKLY = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
-"""XLA's options with which programs compile in half the time; later ones have none, and end at unknown ones."""
+QUICKLY = {"xla_cpu_parallel_codegen_split_count": 1}
+if version("jaxlib").startswith("0.10."):
+    QUICKLY |= {"xla_cpu_use_fusion_emitters": False}
+"""XLA's options with which programs compile in half the time; later ones lack the second, and end at unknown ones."""
 
 
 def xla_flags(devices: int) -> str:

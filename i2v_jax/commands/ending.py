@@ -1,5 +1,6 @@
 """How commands end: code 0; a message and code 2 on bad input or where memory does not suffice; 130 on Ctrl-C."""
 
+import gc
 import os
 import sys
 import traceback
@@ -22,6 +23,8 @@ The devices have too little memory for this. Any of these helps:
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command and leaves the process: code 0, 130 when interrupted, 2 with a message on bad input or when a
     device is out of memory."""
+    gc.freeze()  # modules stay to the end
+    gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, few of them garbage
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_once()

@@ -1,6 +1,7 @@
 """What a run shows: curves for TensorBoard, a bar in the terminal, and a stop when the loss is no longer finite."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,14 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from i2v_jax.errors import InputError
 from i2v_jax.media import encode_gif
 from i2v_jax.training.step import Metrics
 from i2v_jax.training.summary import duration
+
+_torch = sys.modules.setdefault("torch", None)  # else tensorboardX imports it, for a second, and makes no use of it
+from tensorboardX import SummaryWriter  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+
+if _torch is None:
+    del sys.modules["torch"]
 
 PEAK_FLOPS = {
     # cloud.google.com/tpu/docs (system architecture); NVIDIA's data sheets
