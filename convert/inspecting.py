@@ -40,7 +40,8 @@ FAMILIES = {
 
 INPUTS = {
     9: "an inpainting model",
-    8: "a model that edits pictures (instruct-pix2pix)",
+    12: "IC-Light, which lights a picture as a background is",
+    8: "a model that edits pictures (instruct-pix2pix) or lights them (IC-Light)",
     7: "an upscaler of latents or pictures",
     5: "a depth-to-image model",
 }

@@ -43,6 +43,9 @@ KINDS = {
     "BOFT": ["unet.down_blocks.0.attentions.0.to_q.boft_R.default"],
     "a LoRA for Flux": ["lora_unet_double_blocks_0_img_attn_proj.lora_down.weight"],
     "a LoRA for Wan video": ["diffusion_model.blocks.0.self_attn.q.lora_A.weight"],
+    "a LoRA for HunyuanVideo": ["transformer.double_blocks.0.img_attn_qkv.lora_A.weight"],
+    "a LoRA for a T5": ["lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight"],
+    "a LoRA for a diffusion transformer (": ["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"],
     "a LoRA for a diffusion transformer": ["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"],
     "AnimateLCM-I2V": ["img_encoder.conv_in.weight", f"{MODULE}.norm.weight"],
     "CameraCtrl": ["pose_encoder_state_dict.encoder_conv_in.weight"],
@@ -54,6 +57,13 @@ KINDS = {
     "LLLite": ["lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight"],
     "ControlNet Union": ["control_add_embedding.linear_1.bias", "conv_in.weight"],
     "a T2I-Adapter for style": ["transformer_layes.0.attn.in_proj_weight", "style_embedding"],
+    "what joins several": ["task_embedding", "positional_embedding", "spatial_feat_mapping.0.1.weight", "seq_proj"],
+    "BrushNet": ["brushnet_down_blocks.0.weight", "brushnet_mid_block.weight", "conv_in_condition.weight"],
+    "ELLA": ["connector.time_aware.weight", "connector.perceiver_blocks.0.ln_1.weight", "time_embedding.linear_1.bias"],
+    "CodeFormer": ["quantize.embedding.weight", "idx_pred_layer.1.weight", "fuse_convs_dict.32.scale.0.weight"],
+    "GFPGAN": ["params_ema.conv_body_first.weight", "params_ema.stylegan_decoder.constant_input.weight"],
+    "PuLID": ["pulid_encoder.id_embedding_mapping.0.weight", "pulid_ca.0.norm1.weight"],
+    "Segment Anything": ["image_encoder.trunk.blocks.0.norm1.weight", "sam_mask_decoder.iou_token.weight"],
     "GLIGEN": ["position_net.linears.0.weight"],
     "PhotoMaker": ["id_encoder.visual_projection_2.weight"],
     "a hypernetwork": ["768.0.linear.0.weight"],
@@ -188,6 +198,13 @@ LEFT = (
     "embedding_manager.string_to_param_dict.*",
     "safety_checker.vision_model.visual_projection.weight",
     "n_averaged",
+    "optimizer_states.0.state.0.exp_avg",
+    "first_stage_model.model_ema.decay",
+    "cond_stage_model.transformer.vision_model.post_layernorm.weight",
+    "cond_stage_model.transformer.visual_projection.weight",
+    "cond_stage_model.transformer.embeddings.position_ids",
+    "cond_stage_model.model.logit_scale",
+    "depth_model.model.scratch.layer1_rn.weight",
 )
 
 
@@ -199,6 +216,7 @@ def test_leftovers_of_tools_are_kept_and_stand_in_nobodys_way():
     empty = found["leftovers"].parameters
     back = export_tensors(empty, TABLES["leftovers"][0], found["leftovers"].buffers)
     assert sorted(back) == sorted(LEFT)
+    assert unread_kind([*names, *LEFT, "model.diffusion_model.input_blocks.0.0.weight"]) is None
 
 
 def test_what_nothing_knows_is_charged_to_the_component_whose_names_it_has():
@@ -290,6 +308,10 @@ EMPTY = np.zeros(0, np.float32)
         ({"v_pred": EMPTY}, {}, "v_prediction", None),
         ({"v_pred": EMPTY, "ztsnr": EMPTY}, {}, "v_prediction", True),
         ({"v_pred": EMPTY}, {"modelspec.prediction_type": "epsilon"}, "v_prediction", None),
+        ({"ztsnr": EMPTY}, {}, None, True),
+        ({"ztsnr": EMPTY}, {"modelspec.prediction_type": "v"}, "v_prediction", True),
+        ({}, {"modelspec.prediction_type": "V_Prediction"}, "v_prediction", None),
+        ({}, {"ss_v_parameterization": "True"}, "v_prediction", None),
         ({}, {"modelspec.prediction_type": "v"}, "v_prediction", None),
         ({}, {"modelspec.predict_key": "epsilon"}, "epsilon", None),
         ({}, {"ss_base_model_version": "sd_v2_v", "ss_zero_terminal_snr": "True"}, "v_prediction", True),
@@ -327,16 +349,42 @@ def test_models_of_other_noise_are_refused(name, tmp_path):
         check_schedule(Weights(base=tmp_path / "model.safetensors"), NoiseSchedule())
 
 
+@pytest.mark.parametrize(
+    "told, words",
+    [("edm", "EDM"), ("rectified_flow", "flow matching"), ("noise2x", "predicts 'noise2x', which nothing")],
+)
+def test_what_no_schedule_here_predicts_is_refused_wherever_that_is_told(told, words, tmp_path):
+    path, scheduler = tmp_path / "model.safetensors", tmp_path / "scheduler" / "scheduler_config.json"
+    save_file(CONV, path, {"modelspec.prediction_type": told})
+    scheduler.parent.mkdir()
+    for source in (path, tmp_path):
+        scheduler.write_text(json.dumps({"prediction_type": told}))
+        with pytest.raises(InputError, match=f"{words}.*Give another model"):
+            check_schedule(Weights(base=source), NoiseSchedule())
+    scheduler.write_text('{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}')
+    with pytest.raises(InputError, match="flow matching"):
+        check_schedule(Weights(base=tmp_path), NoiseSchedule())
+
+
 def test_folders_and_yaml_tell_the_noise_schedule(tmp_path):
-    save_file(CONV, tmp_path / "768-v.safetensors")
-    (tmp_path / "768-v.yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
-    assert told_by_source(tmp_path / "768-v.safetensors").prediction_type == "v_prediction"
+    single = tmp_path / "768-v.safetensors"
+    save_file(CONV, single)
+    for text, encoding in (
+        ('model:\n  params:\n    parameterization: "v"\n', "utf-8"),
+        ("model: {params: {parameterization: v}}", "utf-16"),
+    ):
+        (tmp_path / "768-v.yaml").write_bytes(text.encode(encoding))
+        assert told_by_source(single).prediction_type == "v_prediction"
+    (tmp_path / "768-v.yaml").write_bytes("# café\n".encode("cp1252"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        told_by_source(single)
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "unet").mkdir()
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
     (tmp_path / "model_index.json").write_text("{}")
-    for source in (tmp_path, tmp_path / "unet"):
+    save_file(CONV, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    for source in (tmp_path, tmp_path / "unet", tmp_path / "unet" / "diffusion_pytorch_model.safetensors"):
         told = told_by_source(source)
         assert (told.prediction_type, told.zero_terminal_snr) == ("v_prediction", True)
     file.write_text('{"_class_name": "EDMEulerScheduler"}')
@@ -450,6 +498,18 @@ def test_inspect_calls_things_by_their_names(tmp_path, capsys):
     save_file(unet | {"odd": np.zeros(1, np.float32)}, tmp_path / "lightning_4step.safetensors")
     out = first_line(tmp_path / "lightning_4step.safetensors", "--skip-unknown")
     assert "an inpainting model: its UNet takes 9 channels" in out and "by its name a Lightning model" in out
+
+
+def test_inspect_says_what_is_convertible_without_unknown_tensors(tmp_path, capsys):
+    path, tensors = tmp_path / "vae.safetensors", open_tensors(f"{SMALL}/vae")
+    save_file({name: tensors[name] for name in tensors} | {"decoder.odd": np.zeros(3, np.float32)}, path)
+    outputs = []
+    for options in ([], ["--skip-unknown"]):
+        with warnings.catch_warnings(action="ignore"):
+            assert convert(["inspect", str(path), *options]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert all("1 unknown, beside vae: decoder.odd" in output for output in outputs)
+    assert ["not convertible as it is" in output for output in outputs] == [True, False]
 
 
 def test_parts_are_told_by_their_paths():

@@ -79,12 +79,14 @@ def test_what_a_person_did_not_set_is_not_spoken_of(tmp_path, capsys):
 
 
 def test_a_folder_is_animated_picture_by_picture_with_the_texts_beside_them(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png"):
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "C.JPG"):
         picture(tmp_path / name)
+    (tmp_path / "C.TXT").write_text("a boat", encoding="utf-16")  # as Windows names and writes it
     (tmp_path / "a.txt").write_text("\ufeffwaves ünd\n", encoding="utf-8")
     (tmp_path / "notes.md").touch()
     made = todo(f"--config.image={tmp_path}", "--config.prompt=a cat", "--config.seed=5")
     assert [(job.picture.name, job.prompt, job.seed) for job in made] == [
+        ("C.JPG", "a boat", 5),
         ("a.jpg", "waves ünd", 5),
         ("b.PNG", "a cat", 5),
     ]

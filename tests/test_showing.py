@@ -184,6 +184,13 @@ def test_sdr_within_hdr_comes_back(transfer, primaries, colour_range):
     assert np.abs(columns_of(video, len(GREYS)) - GREYS[:, None]).max() <= 2
 
 
+@pytest.mark.parametrize("colour_range", [LIMITED, FULL])
+def test_greys_of_a_wide_gamut_are_the_same_greys(colour_range):
+    greys = np.arange(0, 256, 3)[:, None].repeat(3, 1)
+    video = coloured(greys / 255, 14, BT2020, colour_range=colour_range)
+    assert (columns_of(video, len(greys)) == greys).all()
+
+
 PATCHES = [[0.3, 0.2, 0.1], [0.1, 0.3, 0.2], [0.2, 0.1, 0.4], [0.45, 0.4, 0.3], [0.3, 0.45, 0.5]]
 ZSCALE = {  # of these patches, by zscale of FFmpeg 9.0: t=linear:npl=203:agamma=0, then p=bt709:t=bt709
     "PQ": (PQ, BT2020, [[86, 33, 0], [0, 77, 35], [33, 0, 124], [166, 115, 63], [0, 154, 187]]),

@@ -316,7 +316,8 @@ def test_a_trainings_file_tells_its_schedule_and_is_refused_with_another(tmp_pat
     for name in ("trained", "average"):
         file = tmp_path / f"{name}.safetensors"
         assert told_by_source(file)[:2] == ("v_prediction", True)
-        for slot in (dict(trained=(file,)), dict(motion=file), dict(adapter=file), dict(image_adapter=file)):
+        slots = (dict(motion=file), dict(adapter=file), dict(image_adapter=file), dict(mivas=(f"{file}=1.0",)))
+        for slot in (dict(trained=(file,)), *slots):
             with pytest.raises(InputError, match=f"prediction_type='epsilon'.*'v_prediction', says {file}"):
                 check_schedule(Weights(SMALL / "unet", **slot), NoiseSchedule("linear", 0.00085, 0.012))
             with pytest.raises(InputError, match="zero_terminal_snr=False"):

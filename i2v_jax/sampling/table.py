@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from i2v_jax.data.clip import CAPTION_SUFFIX
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.hub import read_text, text_lines
 from i2v_jax.sampling.inputs import MAX_SEED
@@ -57,13 +58,13 @@ def read(path: str | Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def text_beside(picture: Path, otherwise: str) -> str:
-    """Returns the text of NAME.txt beside a picture, or another where there is none.
+    """Returns the text of NAME.txt, its ending in any case, beside a picture, or another where there is none.
 
     Raises:
       InputError: it is no text, see `hub.text_lines`.
     """
-    file = picture.with_suffix(".txt")
-    return read_text(file).strip() if file.is_file() else otherwise
+    files = (picture.with_suffix(write(CAPTION_SUFFIX)) for write in (str.lower, str.upper, str.title))
+    return next((read_text(file).strip() for file in files if file.is_file()), otherwise)
 
 
 def _check_header(header: list[str], path: Path, settings: Mapping[str, Any]) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from i2v_jax.errors import InputError
-from i2v_jax.hub import fetch, local
+from i2v_jax.hub import fetch, local, read_text
 from i2v_jax.weights.storage.files import ORBAX_METADATA, read_json
 from i2v_jax.weights.storage.open import WEIGHT_SUFFIXES, open_tensors
 from i2v_jax.weights.tensors import Tensors
 
 OWN_KEY = "i2v_jax.noise_schedule"
 """In the metadata of what we export: JSON of `prediction_type` and `zero_terminal_snr`."""
-SCHEDULER = "scheduler/scheduler_config.json"
+UNET, SCHEDULER = "unet", "scheduler/scheduler_config.json"
 SPELLINGS = {
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "v_prediction"),
@@ -29,6 +29,7 @@ LDM_VIDEO = ("model.diffusion_model.init_attn.", "unet/init_attn/")
 """What the names of a video model begin with, whose checkpoint holds the table that it was trained with."""
 MAX_TIMESTEPS = 10_000
 _EDM = "is trained for the noise levels of EDM (Karras et al. 2022), which no schedule here has"
+_FLOW = "is trained by flow matching, which no schedule here has"
 
 
 class TrainedFor(NamedTuple):
@@ -69,21 +70,23 @@ def told_by_source(source: str | Path, tensors: Tensors | None = None, fetched: 
       fetched: fetch what tells it, of a hub id; otherwise nothing is told of one.
 
     Raises:
-      InputError: a scheduler's config is no JSON object; weights cannot be opened.
+      InputError: a scheduler's config is no JSON object, or a YAML no text; weights cannot be opened.
     """
     path = local(source)
     if path is None and fetched:
         path = fetch(source, ["." if Path(source).suffix in WEIGHT_SUFFIXES else SCHEDULER])
     if path is None or not path.exists():
         return TrainedFor() if tensors is None else told_by_tensors(tensors)
+    scheduler = _scheduler_of(path)
     if path.is_dir():
-        for folder in (path, *([path.parent] if (path.parent / "model_index.json").is_file() else [])):
-            if (folder / SCHEDULER).is_file():
-                return _told_by_scheduler(folder / SCHEDULER)
+        if scheduler:
+            return _told_by_scheduler(scheduler)
         if tensors is None and not (path / ORBAX_METADATA).is_file():
             return TrainedFor()
     told = told_by_tensors(open_tensors(source) if tensors is None else tensors)
-    return told if told.where else _told_by_yaml(path)
+    if told.where:
+        return told
+    return _told_by_scheduler(scheduler) if scheduler else _told_by_yaml(path)
 
 
 def told_by_training(source: str | Path) -> TrainedFor:
@@ -152,24 +155,43 @@ def first_told(found: Iterable[TrainedFor]) -> TrainedFor:
     return next((told for told in found if told.sentence()), TrainedFor())
 
 
+def _scheduler_of(path: Path) -> Path | None:
+    """The scheduler's config of a pipeline: given as its folder, as that of its UNet, or as a file in the latter."""
+    part = path.absolute() if path.is_dir() else path.absolute().parent
+    folders = [path] if path.is_dir() else []
+    if (path.is_dir() or part.name == UNET) and (part.parent / "model_index.json").is_file():
+        folders.append(part.parent)
+    return next((folder / SCHEDULER for folder in folders if (folder / SCHEDULER).is_file()), None)
+
+
 def _told_by_scheduler(file: Path) -> TrainedFor:
     settings = read_json(file)
     name = str(settings.get("_class_name", ""))
     if name.startswith("EDM"):
         return TrainedFor(where=str(file), refused=_EDM)
-    if name.startswith("FlowMatch"):
-        return TrainedFor(where=str(file), refused="is trained by flow matching, which no schedule here has")
-    theirs = str(settings.get("prediction_type", "epsilon"))  # diffusers' default
-    return TrainedFor(SPELLINGS.get(theirs, theirs), bool(settings.get("rescale_betas_zero_snr", False)), str(file))
+    if name.startswith("FlowMatch") or settings.get("use_flow_sigmas"):
+        return TrainedFor(where=str(file), refused=_FLOW)
+    told = _spelled(settings.get("prediction_type", "epsilon"), str(file))  # diffusers' default
+    return told._replace(zero_terminal_snr=bool(settings.get("rescale_betas_zero_snr", False)))
+
+
+def _spelled(theirs: Any, where: str) -> TrainedFor:
+    """What a model predicts, in anybody's spelling; refused where that is nothing known here."""
+    known = SPELLINGS.get(str(theirs).lower())
+    if known:
+        return TrainedFor(known, where=where)
+    if str(theirs).lower().startswith(("flow", "rectified_flow", "rf")):
+        return TrainedFor(where=where, refused=_FLOW)
+    is_edm = str(theirs).lower().startswith("edm")
+    return TrainedFor(where=where, refused=_EDM if is_edm else f"predicts {theirs!r}, which nothing here knows")
 
 
 def _told_by_yaml(path: Path) -> TrainedFor:
     """The original code's config beside a file, under its name: `v2-1_768-ema-pruned.yaml`."""
     for file in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if path.is_file() and file.is_file():
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if match := re.search(r"^\s*parameterization\s*:\s*[\"']?(\w+)", text, re.MULTILINE):
-                return TrainedFor(SPELLINGS.get(match[1]), None, str(file))
+            if match := re.search(r"(?:^|[{,])\s*parameterization\s*:\s*[\"']?(\w+)", read_text(file), re.MULTILINE):
+                return _spelled(match[1], str(file))
     return TrainedFor()
 
 
@@ -179,8 +201,8 @@ def _told_by_metadata(metadata: Mapping[str, str], source: str) -> TrainedFor:
         return _told_by_us(metadata[OWN_KEY], source)
     kohya = _told_by_kohya(metadata, where)
     for key in MODELSPEC:
-        if theirs := SPELLINGS.get(metadata.get(key, "").lower()):
-            return TrainedFor(theirs, kohya.zero_terminal_snr, f"{where}{key}")
+        if theirs := metadata.get(key):
+            return _spelled(theirs, f"{where}{key}")._replace(zero_terminal_snr=kohya.zero_terminal_snr)
     return kohya
 
 
@@ -202,6 +224,8 @@ def _told_by_kohya(metadata: Mapping[str, str], where: str) -> TrainedFor:
 def _told_by_us(text: str, source: str) -> TrainedFor:
     try:
         told = json.loads(text)
-        return TrainedFor(told.get("prediction_type"), told.get("zero_terminal_snr"), f"{source}: its metadata")
+        where, theirs = f"{source}: its metadata", told.get("prediction_type")
+        spelled = TrainedFor(where=where) if theirs is None else _spelled(theirs, where)
+        return spelled._replace(zero_terminal_snr=told.get("zero_terminal_snr"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{source}: {OWN_KEY!r} in its metadata is no JSON object ({error}).") from error

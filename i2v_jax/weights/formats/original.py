@@ -386,7 +386,12 @@ LEFTOVERS = LeftoverTable(
         r"(model\.)?safety_checker\..*",
         r"bundle_emb\..*",  # embeddings beside a LoRA
         r"model_ema\.(encoder|decoder|quant_conv|post_quant_conv|loss).*",  # of an autoencoder's training
-        r"cond_stage_model\.(logit_scale|text_projection|model\.attn_mask|model\.visual\..*)",
+        r"first_stage_model\.model_ema\..*",
+        r"(optimizer_states|lr_schedulers|loops|callbacks|hyper_parameters)\..*",  # of Lightning's training states
+        r"depth_model\..*",  # by which Stable Diffusion 2's depth-to-image model sees its pictures
+        r"cond_stage_model\.((model|transformer)\.)?(logit_scale|text_projection)|cond_stage_model\.model\.attn_mask",
+        r"cond_stage_model\.(model\.visual|transformer\.vision_model|transformer\.visual_projection)\..*",  # whole CLIP
+        r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",  # of another version's names
         r"conditioner\.embedders\.\d\.((model|transformer)\.attn_mask|logit_scale|text_projection|model\.visual\..*)",
         r"conditioner\.embedders\.1\.model\.transformer\..*position_ids",
         r"denoiser\.(log_sigmas|alphas_cumprod)",

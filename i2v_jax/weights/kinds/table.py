@@ -80,15 +80,23 @@ LORA_METHODS = (
 """What is shared beside LoRA, by the names that tell it."""
 
 LORAS_OF_OTHERS = tuple(
-    Kind(f"a LoRA for {title}", (rf"{pattern}.*[._]{_LORA}",), f"Take one that was trained on your base. {_MODELS}")
+    Kind(f"a LoRA for {title}", (rf"(?:{pattern}).*[._]{_LORA}",), f"Take one that was trained on your base. {_MODELS}")
     for title, pattern in (
+        (
+            "HunyuanVideo",
+            r"(diffusion_model\.|transformer\.)?double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)|.*individual_token_refiner",
+        ),
         ("Flux", r"(lora_unet_|lycoris_|diffusion_model\.|transformer\.)?(double|single)_(blocks|transformer_blocks)"),
         ("Stable Diffusion 3", r"(lora_unet_|lycoris_|diffusion_model\.)?joint_blocks"),
+        ("a T5 text encoder", r"lora_te\d?_encoder_block_|(lora_te\d?|t5|t5xxl)\.encoder\.block\."),
         (
             "Wan video",
             r"(lora_unet_|diffusion_model\.|transformer\.|lora_wan_)?(__)?blocks[._]\d+[._](self|cross)_attn",
         ),
-        ("a diffusion transformer (Flux, Stable Diffusion 3, a video model)", r"(lora_)?transformer[._]"),
+        (
+            "a diffusion transformer (Flux, Stable Diffusion 3, a video model)",
+            r"(lora_)?transformer[._]|diffusion_model\.(transformer_blocks|noise_refiner|context_refiner|layers)\.",
+        ),
         ("Stable Cascade", r"lora_prior_"),
     )
 )
@@ -127,13 +135,19 @@ CONTROLS = (
     Kind("a Control-LoRA, a ControlNet as low-rank changes", (r"lora_controlnet",), _CONTROL),
     Kind("ControlNet-LLLite", (r"lllite_.*",), _CONTROL),
     Kind(
+        "a T2I-Adapter for style, or what joins several",  # before ControlNet Union, whose task_embedding it has
+        (r"(.*\.)?(transformer_layes\..*|style_embedding|spatial_feat_mapping\.\d+\..*|seq_proj)",),
+        _CONTROL,
+    ),
+    Kind(
         "a ControlNet Union, of several controls", (r"(.*\.)?(control_add_embedding|task_embedding)(\..*)?",), _CONTROL
     ),
     Kind("ControlNet-XS", (r"(.*\.)?(ctrl_to_base|base_to_ctrl|enc_zero_convs_(in|out))\..*",), _CONTROL),
+    Kind("BrushNet, inpainting by a second UNet", (r"(.*\.)?brushnet_(down|up)_blocks\..*",), _CONTROL),
     Kind(
-        "a T2I-Adapter for style, or what joins several",
-        (r"(.*\.)?(transformer_layes\..*|style_embedding|spatial_feat_mapping\..*|seq_proj)",),
-        _CONTROL,
+        "ELLA, prompts read by a language model",
+        (r"(connector\.)?time_aware\..*", r"(connector\.)?perceiver_blocks\..*"),
+        "Prompts are read by the model's own CLIP here: leave it out.",
     ),
     Kind("GLIGEN", (r"(.*\.)?(position_net|fuser)\..*",), _CONTROL),
     Kind("PhotoMaker", (r"(.*\.)?(id_encoder|lora_weights)\..*",), _IMAGES),
@@ -167,6 +181,11 @@ CODECS = (
             r"(.*\.)?(decoder|encoder)\..*(time_conv|temporal_res_block|causal_conv|\.conv\.conv|upsamples\.\d+\.residual)\b.*",
         ),
         _VAE,
+    ),
+    Kind(
+        "a restorer of faces (GFPGAN, CodeFormer)",  # the latter has a codebook too
+        (r"(params(_ema)?\.)?(stylegan_decoder|idx_pred_layer|fuse_convs_dict)\..*",),
+        _NOT_OF_A_MODEL,
     ),
     Kind("an autoencoder with a codebook (VQ)", (r"(.*\.)?quantize\.embedding\..*",), _VAE),
     Kind(
@@ -231,7 +250,12 @@ ENCODERS = (
         _CLIP,
     ),
     Kind("Segment Anything", (r"(.*\.)?(mask_decoder|prompt_encoder|sam_mask_decoder)\..*",), _NOT_OF_A_MODEL),
-    Kind("a depth estimator", (r"(.*\.)?(depth_head|scratch)\..*",), _NOT_OF_A_MODEL),
+    Kind(
+        "a depth estimator",
+        (r"(.*\.)?(depth_head|scratch)\..*",),
+        _NOT_OF_A_MODEL,
+        lacks=(r".*diffusion_model.*",),  # a whole depth-to-image model
+    ),
     Kind(
         "a safety checker",
         (r"(safety_checker\.)?(concept_embeds|special_care_embeds)(_weights)?",),
