@@ -46,12 +46,14 @@ def memory() -> float:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
     """After a file's last test, forgets what the file's own `functools.cache`s keep: models, programs."""
+    global _size_before
     if nextitem is None or nextitem.module is not item.module:
         for value in list(vars(item.module).values()):
             if hasattr(value, "cache_clear"):
                 home = sys.modules.get(value.__module__)
                 if home is item.module or getattr(home, value.__name__, None) is not value:  # not an imported one
                     value.cache_clear()
+        _size_before = 0.0  # what other files have no use for is given back
 
 
 @pytest.hookimpl(trylast=True)
