@@ -494,10 +494,11 @@ def test_inspect_calls_things_by_their_names(tmp_path, capsys):
     out = first_line(tmp_path / "original.safetensors")
     assert "LoRA of rank 4 on 3 layers; as kohya-ss writes it" in out
     assert "SDXL" not in out and "original block numbers" in out and "not convertible" not in out
-    unet = {"conv_in.weight": np.zeros((32, 9, 3, 3), np.float32)}
-    save_file(unet | {"odd": np.zeros(1, np.float32)}, tmp_path / "lightning_4step.safetensors")
-    out = first_line(tmp_path / "lightning_4step.safetensors", "--skip-unknown")
-    assert "an inpainting model: its UNet takes 9 channels" in out and "by its name a Lightning model" in out
+    for channels, model in ((9, "an inpainting model"), (8, "IC-Light)"), (12, "IC-Light, which")):
+        unet = {"conv_in.weight": np.zeros((32, channels, 3, 3), np.float32)}
+        save_file(unet | {"odd": np.zeros(1, np.float32)}, tmp_path / "lightning_4step.safetensors")
+        out = first_line(tmp_path / "lightning_4step.safetensors", "--skip-unknown")
+        assert model in out and f": its UNet takes {channels} channels" in out and "by its name a Lightning model" in out
 
 
 def test_inspect_says_what_is_convertible_without_unknown_tensors(tmp_path, capsys):
