@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from tests.test_weights import bytes_of
 
 pytestmark = pytest.mark.usefixtures("optimised")
 STAGES = {"technical": ("technical_backbone", "layers"), "aesthetic": ("aesthetic_backbone", "stages")}
+STAGE = re.compile(r"(technical|aesthetic)_backbone|patch_embed|blocks_0|(layers|stages|downsample)_\d")
 
 
 def file_of(name, folder):
@@ -42,9 +44,10 @@ def loaded(name, convolution="winograd"):
 
 
 def run(name, convolution="winograd", **views):
-    """The maps, and each module's output by its path."""
+    """The maps, and the outputs of stages and first blocks by their paths; of all modules they would be gigabytes."""
     config, parameters = loaded(name, convolution)
-    call = jax.jit(functools.partial(DOVER(config).apply, capture_intermediates=True, mutable=["intermediates"]))
+    kept = dict(capture_intermediates=lambda module, _: STAGE.fullmatch(module.name or ""), mutable=["intermediates"])
+    call = jax.jit(functools.partial(DOVER(config).apply, **kept))
     maps, captured = call({"params": parameters}, **views)
     return maps, captured["intermediates"]
 
