@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, Num, UInt8
 
 Video = UInt8[np.ndarray, "f h w 3"]
 Draw = Callable[[int, tuple[int, ...]], Int[np.ndarray, "..."]]
@@ -113,7 +113,7 @@ def small(frames: Video, height: int, width: int, antialias: bool = False) -> Vi
         return frames
     filters = triangle if antialias else bilinear
     rows, columns = (filters(old, new, old / new) for old, new in zip(frames.shape[1:3], (height, width)))
-    return np.round(resampled(frames.astype(np.float32), rows, columns)).astype(np.uint8)
+    return np.round(resampled(frames, rows, columns)).astype(np.uint8)
 
 
 def bilinear(count: int, wanted: int, step: float) -> Float32[np.ndarray, "wanted count"]:
@@ -137,10 +137,10 @@ def triangle(count: int, wanted: int, step: float) -> Float32[np.ndarray, "wante
 
 
 def resampled(
-    frames: Float32[np.ndarray, "f h w 3"], rows: Float32[np.ndarray, "H h"], columns: Float32[np.ndarray, "W w"]
+    frames: Num[np.ndarray, "f h w 3"], rows: Float32[np.ndarray, "H h"], columns: Float32[np.ndarray, "W w"]
 ) -> Float32[np.ndarray, "f H W 3"]:
     """Returns each frame with its rows and columns mixed by matrices, a frame at a time."""
-    return np.stack([columns @ np.tensordot(rows, frame, 1) for frame in frames])
+    return np.stack([columns @ np.tensordot(rows, np.float32(frame), 1) for frame in frames])
 
 
 class Views(NamedTuple):

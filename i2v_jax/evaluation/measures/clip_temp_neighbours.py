@@ -10,7 +10,7 @@ from i2v_jax.evaluation.metric import Case, Metric, Networks, Video
 def raw(video: Video, side: int) -> Float[np.ndarray, "f s s 3"]:
     """Returns frames of 0 to 255 resized to a square, bilinear without anti-aliasing, as torchvision 0.15 does."""
     rows, columns = (bilinear(length, side, length / side) for length in video.shape[1:3])
-    return resampled(video.astype(np.float32), rows, columns)
+    return resampled(video, rows, columns)
 
 
 def embeddings(case: Case, networks: Networks) -> Float[np.ndarray, "f d"]:

@@ -24,7 +24,7 @@ def shown_to_dino(video: Video) -> Float[np.ndarray, "f h w 3"]:
     height, width = video.shape[1:3]
     short = min(height, width)
     rows, columns = (bilinear(side, new, side / new) for side in (height, width) for new in [int(SIDE * side / short)])
-    return (resampled(video.astype(np.float32), rows, columns) / 255 - MEAN) / STD
+    return (resampled(video, rows, columns) / 255 - MEAN) / STD
 
 
 def subject(case: Case, networks: Networks) -> float:

@@ -15,7 +15,7 @@ FRAMES = 16
 def shown_to_i3d(video: Video) -> Float32[np.ndarray, "f 224 224 3"]:
     """Returns frames of -1 to 1 squeezed to 224x224, bilinear without anti-aliasing, as FVD's codes give them."""
     rows, columns = (bilinear(side, SIDE, side / SIDE) for side in video.shape[1:3])
-    return resampled(video.astype(np.float32), rows, columns) * np.float32(2 / 255) - 1
+    return resampled(video, rows, columns) * np.float32(2 / 255) - 1
 
 
 def features(case: Case, networks: Networks) -> Float32[np.ndarray, "2 d"]:
