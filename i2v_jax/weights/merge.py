@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from i2v_jax.errors import InputError, check_known, nearest
-from i2v_jax.weights import task_vectors
+from i2v_jax.weights import memory, task_vectors
 from i2v_jax.weights.task_vectors import Expression, Masks
 from i2v_jax.weights.tensors import Entry
 
@@ -204,7 +204,7 @@ class _Read:
         if fresh and flat[first].dtype == self.dtype:
             result = flat[first]  # read for this alone: written over, as each stretch is done with
         else:
-            result = np.empty(flat[first].size, self.dtype)
+            result = memory.empty((flat[first].size,), self.dtype)
         del arrays
 
         def write(span: slice, values: np.ndarray) -> None:

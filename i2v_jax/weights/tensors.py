@@ -16,6 +16,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from i2v_jax.weights import memory
+
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -133,7 +135,7 @@ def contents(items: Iterable[tuple[str, Entry]], ahead_bytes: float = math.inf) 
         return array.reshape(-1).view(np.uint8)
 
     ahead: deque[tuple[int, Future]] = deque()
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
+    with ThreadPoolExecutor(READ_AHEAD, initializer=memory.reuse) as pool:
         for name, entry in items:
             while ahead and sum(size for size, _ in ahead) + entry.nbytes > ahead_bytes:
                 yield ahead.popleft()[1].result()
@@ -152,7 +154,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     """
     if array.flags.c_contiguous or array.ndim < 2:
         return np.asarray(array, order="C")
-    copy = np.empty(array.shape, array.dtype)
+    copy = memory.empty(array.shape, array.dtype)
     rows, columns = sorted(np.argsort(array.shape)[-2:])  # the two longest axes
     width = TILE_COLUMNS
     height = max(1, TILE // (width * (array.size // (array.shape[rows] * array.shape[columns]))))

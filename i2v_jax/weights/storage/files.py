@@ -11,6 +11,7 @@ import numpy as np
 
 from i2v_jax.errors import InputError
 from i2v_jax.hub import read_text
+from i2v_jax.weights import memory
 
 ORBAX_METADATA = "_METADATA"
 """The file that makes a folder an orbax checkpoint."""
@@ -21,7 +22,7 @@ def reader(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np
 
     # Plain reads, not a memory map: pages that were read and converted must not stay in this process.
     def read() -> np.ndarray:
-        array = np.empty(shape, dtype)
+        array = memory.empty(shape, dtype)
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)
             view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
