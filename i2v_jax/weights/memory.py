@@ -15,7 +15,7 @@ def reuse() -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns an array of any contents: `numpy.empty`, and in threads that `reuse` was called in, of memory used before.
+    """Returns an array of any contents: `numpy.empty`; in threads that `reuse` was called in, of memory used before.
 
     The smallest free block that is large enough is taken. Where there is none, free ones are given back for a new one,
     so that a thread holds about as much as it ever used at once.
