@@ -32,6 +32,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, none of them garbage
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second
+LARGE = 1.8e9  # bytes of a process after a file, from where what several files share is forgotten, too
 _size_before = 0.0
 
 
@@ -45,13 +46,16 @@ def memory() -> float:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """After a file's last test, forgets what the file's own `functools.cache`s keep: models, programs."""
+    """After a file's last test, forgets what `functools.cache`s of its own keep: models, programs."""
     global _size_before
     if nextitem is None or nextitem.module is not item.module:
-        for value in list(vars(item.module).values()):
+        modules = [item.module]
+        if memory() > LARGE:
+            modules += [module for name, module in list(sys.modules.items()) if name.startswith("tests.")]
+        for value in [value for module in modules for value in list(vars(module).values())]:
             if hasattr(value, "cache_clear"):
                 home = sys.modules.get(value.__module__)
-                if home is item.module or getattr(home, value.__name__, None) is not value:  # not an imported one
+                if home in modules or getattr(home, value.__name__, None) is not value:  # not the program's own
                     value.cache_clear()
         _size_before = 0.0  # what other files have no use for is given back
 

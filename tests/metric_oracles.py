@@ -28,11 +28,13 @@ def recorded(name: str, file: str = "io") -> dict[str, np.ndarray]:
 def video(rule: Mapping) -> np.ndarray:
     """Returns the video of a rule, uint8 [T H W 3], checked by its hash."""
     frames, height, width, seed = rule["rule_T_H_W_seed"]
-    t, y, x, c = np.ogrid[:frames, :height, :width, :3]
-    a = (3 * x + 2 * y + 11 * t + 40 * c + 17 * seed) % 256
-    b = 96 * (((x + 2 * t) // 16 + y // 16) % 2)
-    n = (7919 * x + 104729 * y + 1299709 * t + 15485863 * c + 2750159 * seed) * 2654435761 % 2**32 // 2**27
-    made = (a // 2 + b + n).astype(np.uint8)
+    y, x, c = np.ogrid[:height, :width, :3]
+    made = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        a = (3 * x + 2 * y + 11 * t + 40 * c + 17 * seed) % 256
+        b = 96 * (((x + 2 * t) // 16 + y // 16) % 2)
+        n = (7919 * x + 104729 * y + 1299709 * t + 15485863 * c + 2750159 * seed) * 2654435761 % 2**32 // 2**27
+        made[t] = a // 2 + b + n
     assert hashlib.sha256(np.ascontiguousarray(made).tobytes()).hexdigest() == rule["sha256"]
     return made
 

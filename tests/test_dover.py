@@ -13,7 +13,7 @@ import torch
 from convert.__main__ import main
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import dover_views
-from i2v_jax.models.dover import DOVER, DOVER_SCALE, EVALCRAFTER_SCALE, PUBLISHED, normalised, scores
+from i2v_jax.models.dover import DOVER, DOVER_SCALE, EVALCRAFTER_SCALE, PUBLISHED, Maps, normalised, scores
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.video_convnext import depthwise
 from i2v_jax.models.video_swin import relative_index
@@ -146,11 +146,12 @@ def test_the_published_size(measured):
         video, recorded["frames.technical"], dover_views.Fragments(), lambda *_: next(offsets)
     )
     aesthetic = np.repeat(clips_of(views["aesthetic.frames"]), 32, 1)
-    maps, captured = run(
-        "dover_full",
-        technical=normalised(fragments.reshape(3, 32, 224, 224, 3)),
-        aesthetic=normalised(aesthetic),
-    )
+    clips = [*np.split(normalised(fragments.reshape(3, 32, 224, 224, 3)), 3)]
+    technical = [run("dover_full", technical=clip) for clip in clips]
+    of_picture = run("dover_full", aesthetic=normalised(aesthetic))
+    maps = Maps(np.concatenate([maps.technical for maps, _ in technical]), of_picture[0].aesthetic)
+    captured = jax.tree.map(lambda *each: np.concatenate(each), *(outputs for _, outputs in technical))
+    captured |= of_picture[1]
     strides = about["strides_channel_time_space"]
 
     def change(name, array):

@@ -47,8 +47,7 @@ def channels_last(tensor):
     return np.moveaxis(tensor, 1, -1)
 
 
-@pytest.mark.parametrize("convolution", ["xla", "winograd"])
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind, convolution", [("large", "xla"), ("small", "xla"), ("small", "winograd")])
 def test_flows_are_the_published_codes(kind, convolution, tmp_path, measured):
     config, parameters = load_raft(
         saved(metric_oracles.raft_state(kind), tmp_path / "raft.pth"), convolution=convolution

@@ -257,7 +257,7 @@ def test_the_parts_do_what_the_paper_says(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     runs = "('no adapter: adapter_scale=0', 'no tokens: image_token_scale=0', 'calm: t0=0.6', 'full:')"
     values = dict(
-        first_clip=0, clips=12, steps=8, batch_per_device=6, output=tmp_path, compilation_cache=CACHE, runs=runs
+        first_clip=0, clips=8, steps=8, batch_per_device=8, output=tmp_path, compilation_cache=CACHE, runs=runs
     )
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])

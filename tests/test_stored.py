@@ -133,13 +133,14 @@ def test_joint_dropout_gives_what_guidance_leads_away_from(reads, from_store):
     loss = Loss(configs, ANIMATEDIFF_SD15, Objective(joint_dropout=0.5), nothing)
     draws = loss.draw(jax.random.key(0), batch)._replace(drop=np.zeros(2, bool), drop_both=np.array([True, False]))
     unconditional = latent | dict(tokens=letters([" " * 9] * 2), image_tokens=np.asarray(tokens))
-    each = jax.jit(loss.__call__)(weights, given, draws)[1]["each"]
-    kept = jax.jit(loss.__call__)(weights, given, draws._replace(drop_both=np.zeros(2, bool)))[1]["each"]
+    run = jax.jit(loss.__call__)
+    each = run(weights, given, draws)[1]["each"]
+    kept = run(weights, given, draws._replace(drop_both=np.zeros(2, bool)))[1]["each"]
     plain = dataclasses.replace(loss, objective=Objective(), empty=dict(tokens=letters([" " * 9])[0]))
     wanted = jax.jit(plain.__call__)(weights, unconditional, draws)[1]["each"]
     np.testing.assert_allclose(each, [wanted[0], kept[1]], rtol=1e-5)
     without_prompt = draws._replace(drop=draws.drop_both, drop_both=np.zeros(2, bool))
-    for other in (kept, jax.jit(loss.__call__)(weights, given, without_prompt)[1]["each"]):
+    for other in (kept, run(weights, given, without_prompt)[1]["each"]):
         assert abs(other[0] / wanted[0] - 1) > 1e-4
 
 

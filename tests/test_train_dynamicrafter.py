@@ -58,8 +58,8 @@ def config_of(name="512", **changes):
 
 
 @functools.cache
-def assembled():
-    return assemble_config(config_of(), jax.devices()[0])
+def assembled(**changes):
+    return assemble_config(config_of(**changes), jax.devices()[0])
 
 
 @functools.cache
@@ -185,11 +185,12 @@ def test_the_rate_and_the_picture_are_the_clips_own(tmp_path):
 
 def steps_on(shape, steps=3):
     """Losses of steps on random videos, on a mesh of this shape, with all that is published trained."""
-    config = config_of(frozen="fsdp")
+    small = {"weights.base": str(models.checkpoint(levels=1))}
+    config, parts = config_of(frozen="fsdp", **small), assembled(**small)
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
-    configs = {name: part.config for name, part in assembled().items()}
-    chosen = placement.trained_paths(assembled(), config.train)
-    trained, frozen = placement.load_weights(assembled(), chosen, config, mesh)
+    configs = {name: part.config for name, part in parts.items()}
+    chosen = placement.trained_paths(parts, config.train)
+    trained, frozen = placement.load_weights(parts, chosen, config, mesh)
     made = setup.make(config, configs, placement.empty_conditions(configs, stored=False))
     abstract = placement.abstract_state(config, tree.unflatten(trained), made.optimizer, mesh)
     state = placement.new_state(trained, made.optimizer, config, abstract)

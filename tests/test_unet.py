@@ -132,9 +132,13 @@ def test_equals_diffusers_flax_unet(shape, measured, monkeypatch):
     call = jax.tree.map(jnp.asarray, (picture, given["timesteps"], given["text"], added))
     shapes = jax.eval_shape(yardstick.init, jax.random.key(0), *call)["params"]
     flax_parameters = to_flax(torch_model.state_dict(), flatten_dict(unfreeze(shapes), sep="."))
-    approximate = yardstick.apply({"params": flax_parameters}, *call).sample
+
+    def run():
+        return jax.jit(lambda *given: yardstick.apply(*given).sample)({"params": flax_parameters}, *call)
+
+    approximate = run()
     monkeypatch.setattr(nn, "gelu", functools.partial(nn.gelu, approximate=False))
-    wanted = yardstick.apply({"params": flax_parameters}, *call).sample
+    wanted = run()
     config = UNetConfig.from_diffusers(torch_model.config)
     parameters = our_parameters("unet", torch_model.state_dict())
     out = jax.jit(UNet(config).apply)({"params": parameters}, **with_conditions(given))

@@ -99,8 +99,8 @@ def enlarged(frames: Video, side: int) -> Video:
         return frames
     # the size is rounded down, and the step between pixels is the ratio all the same
     rows, columns = (bilinear(length, int(np.floor(length / ratio)), ratio) for length in (height, width))
-    shares = resampled(frames / np.float32(255), rows, columns)
-    return (shares * np.float32(255)).astype(np.uint8)
+    shares = (mixed(frame / np.float32(255), rows, columns) for frame in frames)
+    return np.stack([(share * np.float32(255)).astype(np.uint8) for share in shares])
 
 
 def small(frames: Video, height: int, width: int, antialias: bool = False) -> Video:
@@ -113,7 +113,7 @@ def small(frames: Video, height: int, width: int, antialias: bool = False) -> Vi
         return frames
     filters = triangle if antialias else bilinear
     rows, columns = (filters(old, new, old / new) for old, new in zip(frames.shape[1:3], (height, width)))
-    return np.round(resampled(frames, rows, columns)).astype(np.uint8)
+    return np.stack([np.round(mixed(frame, rows, columns)).astype(np.uint8) for frame in frames])
 
 
 def bilinear(count: int, wanted: int, step: float) -> Float32[np.ndarray, "wanted count"]:
@@ -139,8 +139,15 @@ def triangle(count: int, wanted: int, step: float) -> Float32[np.ndarray, "wante
 def resampled(
     frames: Num[np.ndarray, "f h w 3"], rows: Float32[np.ndarray, "H h"], columns: Float32[np.ndarray, "W w"]
 ) -> Float32[np.ndarray, "f H W 3"]:
-    """Returns each frame with its rows and columns mixed by matrices, a frame at a time."""
-    return np.stack([columns @ np.tensordot(rows, np.float32(frame), 1) for frame in frames])
+    """Returns each frame with its rows and columns mixed by matrices."""
+    return np.stack([mixed(frame, rows, columns) for frame in frames])
+
+
+def mixed(
+    frame: Num[np.ndarray, "h w 3"], rows: Float32[np.ndarray, "H h"], columns: Float32[np.ndarray, "W w"]
+) -> Float32[np.ndarray, "H W 3"]:
+    """Returns a frame with its rows and columns mixed by matrices."""
+    return columns @ np.tensordot(rows, np.float32(frame), 1)
 
 
 class Views(NamedTuple):
