@@ -1,7 +1,7 @@
-# `make sample` animates the bundled pictures; `make page` serves a page to animate pictures on; `make test` runs every
-# test; `make small-world` trains the bundled model anew (hours). Each makes .venv when it is missing or stale; the page
-# has an environment of its own, .venv-page. `make test-newest` runs the suite's core on the newest
-# release of every library (requirements-newest.txt), in an environment of its own, of Python 3.12 or later.
+# `make sample` animates the bundled pictures, by prompts and by MIVAs; `make page` serves a page to animate pictures on;
+# `make test` runs every test; `make small-world` trains the bundled model anew (hours). Each makes .venv when it is
+# missing or stale; the page has an environment of its own, .venv-page. `make test-newest` runs the suite's core on the
+# newest release of every library (requirements-newest.txt), in an environment of its own, of Python 3.12 or later.
 PYTHON ?= python3
 NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) \
 	$(PYTHON),$(shell $(it) -c 'import sys; sys.version_info < (3, 12) or print("$(it)")' 2>/dev/null)))
@@ -15,6 +15,7 @@ NEWEST_TESTS := $(addprefix tests/test_,convert.py data.py diffusion.py finishin
 
 sample: .venv/.installed
 	$(BIN)/python sample.py --config configs/sample/default.py
+	for motion in swing bounce sway; do $(BIN)/python sample.py --config configs/sample/miva.py:$$motion || exit; done
 
 page: .venv-page/.installed
 	.venv-page/bin/python -m i2v_jax.page $(OPTIONS)

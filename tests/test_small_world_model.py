@@ -24,9 +24,10 @@ from i2v_jax.families.model import Model, assemble_config
 from i2v_jax.models.clip import CLIPTextEncoder
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.tokenizer import ClipTokenizer
-from i2v_jax.sampling import jobs
+from i2v_jax.sampling import jobs, table
 from i2v_jax.training import placement, setup
 from i2v_jax.tree import flatten, unflatten
+from i2v_jax.weights import mivas
 from i2v_jax.weights.assemble import load_text_encoder
 from i2v_jax.weights.save import save_own
 
@@ -275,3 +276,13 @@ def test_the_parts_do_what_the_paper_says(tmp_path, monkeypatch):
     assert np.mean(full["psnr"]) > 22
     assert np.mean(full["rendered_direction"]) >= 0.8
     assert np.mean(true["direction"]) == 1
+
+
+@pytest.mark.parametrize("motions", ["swing", "bounce", "sway", "swing+sway"])
+def test_the_bundled_mivas_are_put_together(motions):
+    """Those of `make sample`: each of its own motion, together at most 3 MB, with pictures."""
+    config = commands.load_config(f"{ROOT}/configs/sample/miva.py:{motions}")
+    read = [mivas.read(file)[0] for file in config.mivas]
+    assert [miva.name for miva in read] == motions.split("+")
+    assert sum(path.stat().st_size for path in (MODEL / "mivas").glob("*.safetensors")) <= 3e6
+    assert len(table.read(config.csv, {})) == 2
