@@ -114,9 +114,9 @@ def main() -> None:
     trained = {
         "miva": ("MIVA", dataclasses.replace(base, mivas=tuple(files)), files),
         "lora": ("LoRA alone", dataclasses.replace(base, loras=(lora,)), [lora]),
-        "lamp": ("LAMP-like", dataclasses.replace(base, adapter="", trained=(lamp,)), [lamp]),
+        "lamp": ("LAMP-like", dataclasses.replace(base, adapter=None, trained=(lamp,)), [lamp]),
     }
-    as_it_is = {"adapter": ("I2V-Adapter", base), "base": ("base", dataclasses.replace(base, adapter=""))}
+    as_it_is = {"adapter": ("I2V-Adapter", base), "base": ("base", dataclasses.replace(base, adapter=None))}
     wanted = args.only or [*trained, *as_it_is]
     given = {name: row for name, row in trained.items() if name in wanted and all(Path(it).is_file() for it in row[2])}
     if "miva" in wanted and "miva" not in given:
