@@ -1,6 +1,6 @@
 """Whether a style learned from a few pictures leaves the motion as it was: a LoRA and a fine-tuned UNet, small world.
 
-    python -m i2v_jax.data.small_world data/blueprint --look=blueprint --clips=10 --size=48
+    python -m i2v_jax.data.small_world data/blueprint --look=blueprint --clips=10 --size=96
     python train.py --config configs/train/style.py:small_world_lora --config.folder=runs/style_lora
     python train.py --config configs/train/style.py:small_world_whole --config.folder=runs/style_whole
     python -m benchmarks.style_motion [--lora runs/style_lora/trained.safetensors] [--whole FILE] [--clips 100]
@@ -65,25 +65,39 @@ def off_look(video: np.ndarray) -> float:
     return float(np.linalg.norm(away, axis=-1).mean())
 
 
+def draw_sheet(output: Path, clips: list[RenderedClip], made: dict[str, list], shown: list[int]) -> None:
+    """Writes some clips' videos side by side: the plain base's, then those in the look; `made` is in that order."""
+    half, last = FRAMES // 2, FRAMES - 1
+    (_, plain), (_, unstyled), *styled = made.items()
+    columns = [("plain base", plain, half), ("plain base", plain, last), ("plain base", unstyled, last)]
+    columns += [(name, videos, time) for name, videos in styled for time in (half, last)]
+    rows = []
+    for number in shown:
+        picture, *videos = clips[number].video[:1], *(videos[number][time][None] for _, videos, time in columns)
+        rows.append([picture, *videos[:2], LOOKS[LOOK](picture), *videos[2:]])
+    titles = [f"{name}, frame {time + 1}" for name, _, time in columns]
+    titles = ["picture", *titles[:2], f"picture as {LOOK}", *titles[2:]]
+    sheet.write(output, rows, titles, [clips[number].caption for number in shown])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lora", default="runs/style_lora/trained.safetensors")
+    parser.add_argument("--lora", default="runs/style_lora/trained.safetensors", help="'' leaves it out, as of --whole")
     parser.add_argument("--whole", default="runs/style_whole/trained.safetensors")
     parser.add_argument("--scale", type=float, default=1.0, help="of the LoRA")
     parser.add_argument("--adapter-scale", type=float, default=1.0, help="of the first-frame adapter")
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--output", default="output/style_motion", type=Path)
-    parser.add_argument("--show", type=int, nargs="+", default=[0, 2, 8, 13], help="numbers of clips in the picture")
+    parser.add_argument("--show", type=int, nargs="+", default=[18, 20, 14, 6], help="numbers of clips in the picture")
     args = parser.parse_args()
     clips = list(itertools.islice(single_shapes(), args.clips))
     base = preset("default").weights
-    models = {
-        "plain base, plain pictures": (base, False),
-        "plain base": (base, True),
-        "LoRA": (dataclasses.replace(base, loras=(f"{args.lora}={args.scale}",)), True),
-        "whole UNet": (dataclasses.replace(base, trained=(args.whole,)), True),
-    }
-    for file in (args.lora, args.whole):
+    models = {"plain base, plain pictures": (base, False), "plain base": (base, True)}
+    if args.lora:
+        models["LoRA"] = dataclasses.replace(base, loras=(f"{args.lora}={args.scale}",)), True
+    if args.whole:
+        models["whole UNet"] = dataclasses.replace(base, trained=(args.whole,)), True
+    for file in filter(None, (args.lora, args.whole)):
         open_tensors(file)  # before anything costly begins
     print("| model | direction by flow | PSNR, dB | off the look |\n|---|---|---|---|")
     made = {}
@@ -98,13 +112,7 @@ def main() -> None:
         psnr = np.mean([metrics.psnr(video[1:], truth[1:]) for video, truth in zip(videos, truths)])
         colour = f"{np.mean([off_look(video[1:]) for video in videos]):.1f}" if look else "-"
         print(f"| {name} | {mean:.3f} [{low:.3f}, {high:.3f}] | {psnr:.2f} | {colour} |", flush=True)
-    shown = [number for number in args.show if number < args.clips]
-    rows = [
-        [LOOKS[LOOK](clips[i].video[:1]), *(made[name][i][t][None] for name in list(models)[1:] for t in (3, 7))]
-        for i in shown
-    ]
-    titles = ["picture", *(f"{name}, frame {t + 1}" for name in list(models)[1:] for t in (3, 7))]
-    sheet.write(args.output, rows, titles, [clips[number].caption for number in shown])
+    draw_sheet(args.output, clips, made, [number for number in args.show if number < args.clips])
 
 
 if __name__ == "__main__":

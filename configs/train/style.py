@@ -6,7 +6,8 @@
 
 PICTURES is a folder of NAME.png (or .jpg, .webp) with NAME.txt, what each shows and a word for the style. What has
 trained the whole UNet is sampled with by `--config.weights.trained="('runs/style/trained.safetensors',)"`. Motion
-modules are left out in training and put back in sampling, for which nothing is trained (I2V-Adapter, section 4.5).
+modules are left out in training and put back in sampling, for which nothing is trained (I2V-Adapter, section 4.5); in
+the small world they are there, and frozen.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 from configs import variants
 from configs.train import sd15_stage2, sdxl
 from configs.train import small_world as stages
+
+SPATIAL = "unet/((?!motion/|first_frame/|image_tokens/).)*"  # all but motion modules and adapters
 
 
 def get_config(model: str = "small_world_lora") -> ConfigDict:
@@ -24,26 +27,29 @@ def get_config(model: str = "small_world_lora") -> ConfigDict:
     if way == "lora":
         config.train = (".*/lora/.*",)
     else:
-        config.train = ("unet/.*",)
+        config.train = (SPATIAL,)
         config.lora.rank = 0
     config.branches = ()
-    config.objective.first_frame = "noisy"
-    config.data.frames = 1
     config.samples.every_steps = 0  # of a model without motion modules there are no videos
     config.folder = "runs/style"
     return config
 
 
 def _small_world(way: str) -> ConfigDict:
-    """The bundled model, 48x48 pixels; ten pictures of another look come from its own world:
-    `python -m i2v_jax.data.small_world data/blueprint --look=blueprint --clips=10 --size=48`."""
-    config = stages.beside_bundled(learning_rate=dict(lora=2e-3, whole=2e-4)[way], steps=300)
-    _alone(config)
-    config.data.source = "data/blueprint"
+    """The bundled model, 48x48 pixels; ten pictures of another look come from its own world, twice as large as a frame:
+    `python -m i2v_jax.data.small_world data/blueprint --look=blueprint --clips=10 --size=96`.
+
+    It has forgotten single pictures, so a camera makes clips of them (`i2v_jax/data/camera.py`), and all is there that
+    is there in sampling; motion modules and adapters are frozen.
+    """
+    config = stages.beside_bundled(learning_rate=dict(lora=2e-3, whole=3e-4)[way], steps=dict(lora=90, whole=60)[way])
+    config.data.source = "camera:data/blueprint"
+    config.objective.first_frame = "clean"
+    config.objective.update(stages.DROPOUT)
+    config.batch = 6
     config.lora.rank = 8
-    config.optimizer.warmup_steps = 20
-    config.batch = 10
-    config.checkpoints.every_steps = 100
+    config.optimizer.warmup_steps = 10
+    config.checkpoints.every_steps = 30
     return config
 
 
@@ -69,6 +75,8 @@ def _alone(config: ConfigDict) -> None:
     """Neither motion modules nor what an image-to-video model has beside its base."""
     config.weights.motion = config.weights.adapter = config.weights.image_adapter = ""
     config.weights.trained = ()
+    config.objective.first_frame = "noisy"
+    config.data.frames = 1
 
 
 def _few_pictures(config: ConfigDict, way: str) -> None:

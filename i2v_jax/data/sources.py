@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from i2v_jax.data.camera import CameraClips
 from i2v_jax.data.clip import CAPTION_SUFFIX, PICTURE_SUFFIXES, VIDEO_SUFFIXES, Clip, Source, check_caption
 from i2v_jax.data.decoding import CAUSES, BadClip
 from i2v_jax.data.small_world.source import SmallWorld
@@ -22,7 +23,7 @@ from i2v_jax.hub import on_disk, read_text, text_lines
 
 PREPARED = "dataset_info.json"  # what every folder prepared by tensorflow-datasets holds
 SPLIT = "train"
-SMALL_WORLD = "small_world:"
+SMALL_WORLD, CAMERA = "small_world:", "camera:"
 LOOKED_AT = 1000  # clips whose files are looked for before anything costly begins
 
 
@@ -31,7 +32,8 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
 
     Args:
       path: a folder of `NAME.mp4`, or another video, or of pictures, with `NAME.txt`; a CSV file, see `Table`; a folder
-        prepared by `data.builder` or stored by `training.store`; or "small_world:SPLIT", see `data.small_world`.
+        prepared by `data.builder` or stored by `training.store`; or "small_world:SPLIT", see `data.small_world`; or
+        "camera:FOLDER", of pictures, see `data.camera`.
       videos: folder that a CSV's paths start from; by default the CSV's own.
 
     Raises:
@@ -39,6 +41,9 @@ def open_source(path: str | Path, videos: str | Path | None = None) -> Source:
     """
     if str(path).startswith(SMALL_WORLD):
         return SmallWorld(str(path).removeprefix(SMALL_WORLD))
+    if str(path).startswith(CAMERA):
+        name = str(path).removeprefix(CAMERA)
+        return CameraClips(open_source(name), name)
     path = on_disk(path)
     if path.is_file():
         return Table(path, on_disk(videos) if videos else path.parent)
@@ -59,6 +64,8 @@ def check_files(source: Source, max_bad: float = 1.0, no_captions: bool = False)
     Raises:
       InputError: those of all clips are, or, where all were looked at, of more than the share `max_bad`.
     """
+    if isinstance(source, CameraClips):
+        source = source.pictures
     if not isinstance(source, Folder | Table):
         return
     bad, step = [], max(1, -(-len(source) // LOOKED_AT))
@@ -109,7 +116,9 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         files = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("._"))
-        self.videos = _by_stem(files, VIDEO_SUFFIXES) or _by_stem(files, PICTURE_SUFFIXES)
+        self.videos, pictures = (_by_stem(files, suffixes) for suffixes in (VIDEO_SUFFIXES, PICTURE_SUFFIXES))
+        self.are_pictures = bool(pictures) and not self.videos
+        self.videos = self.videos or pictures
         self.captions = _by_stem(files, (CAPTION_SUFFIX,))
         self.names = sorted(self.videos.keys() | self.captions.keys())
         if self.videos:

@@ -124,7 +124,7 @@ class StoredReader:
 
 def is_stored(path: str | Path) -> bool:
     """Whether a folder holds stored clips."""
-    return (on_disk(path) / ABOUT).is_file()
+    return (Path(path).expanduser() / ABOUT).is_file()
 
 
 def read_empty(path: str | Path) -> dict[str, np.ndarray]:
