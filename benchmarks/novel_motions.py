@@ -38,13 +38,13 @@ def load(weights: Weights) -> Pipeline:
     return Pipeline(Model.load(weights, schedule=preset("default").schedule, mesh=mesh), mesh)
 
 
-def animate(pipeline: Pipeline, clips: list[RenderedClip], prompts: list[str]) -> list[flow.Video]:
-    """Videos of the clips' first frames; clip n has the seed n."""
-    videos = []
+def animate(pipeline: Pipeline, clips: list[RenderedClip], prompts: list[str], **changes: float) -> list[flow.Video]:
+    """Videos of the clips' first frames; clip n has the seed n. `changes` are of the preset's settings."""
+    videos, settings = [], dataclasses.replace(preset("default").settings, **changes)
     for first in range(0, len(clips), BATCH):
         some = slice(first, first + BATCH)
         pictures, seeds = [clip.video[0] for clip in clips[some]], list(range(first, first + len(clips[some])))
-        videos += list(pipeline(pictures, prompts[some], seeds, settings=preset("default").settings))
+        videos += list(pipeline(pictures, prompts[some], seeds, settings=settings))
     return videos
 
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from i2v_jax import commands, tree
 from i2v_jax.errors import InputError
+from i2v_jax.families.model import Model
+from i2v_jax.families.weights import Weights
 from i2v_jax.models.adapters import ADAPTER_PATH, Shared
 from i2v_jax.models.adapters.text_in_time import TextInTime, positions
 from i2v_jax.models.conditions import Conditions
@@ -26,6 +30,7 @@ from tests import train_runs
 from tests.conversions import convert
 from tests.helpers import exact_jit, relative_error
 from tests.processes import ROOT, run
+from tests.tiny import SMALL
 
 BASE = dataclasses.replace(TINY, motion=MotionConfig(mid_block=True, num_heads=4, norm_groups=8))
 WITH = dataclasses.replace(BASE, motion_branches=("text_in_time",))
@@ -187,3 +192,38 @@ def test_it_is_planned():
     assert training.kinds["trained"][0] and all(f"/{NAME}/" in path for path in training.kinds["trained"][0])
     sampling = plan.sampling_program(config, devices)
     assert any(f"/{NAME}/" in path for path in tree.flatten(sampling.kinds["frozen"]))
+
+
+def test_all_of_edg_by_commands(trained, tmp_path):
+    """Stage 1 beside motion modules that change over the run, away from a fine-tuning and beyond it."""
+    clips, pre = trained[0].parent / "stored", SMALL / "motion.safetensors"
+    tuning = train_runs.train(clips, tmp_path / "tuned", batch=4, steps=2, train="('unet/.*/motion/.*',)")
+    run([*tuning, "--config.optimizer.learning_rate=1e-2"])
+    models = dict(pre=pre, tuned=tmp_path / "tuned" / "trained.safetensors")
+    results = {name: tmp_path / f"{name}.safetensors" for name in ("dyn", "con")}
+    named = (f"{name}={file}" for name, file in (models | results).items())
+    convert("merge", "edg", *named, "--dtype", "f32")
+    convert("import", pre, tmp_path / "pre.safetensors")
+    for file in results.values():
+        convert("import", file, file.with_suffix(".own.safetensors"))
+    before, tuned = load_file(tmp_path / "pre.safetensors"), train_runs.trained(tmp_path / "tuned")
+    dyn, con = (load_file(tmp_path / f"{name}.own.safetensors") for name in results)
+    for path in tuned:
+        change, away, beyond = tuned[path] - before[path], dyn[path] - before[path], con[path] - tuned[path]
+        assert np.abs(away).max() > 1e-4 < np.abs(beyond).max()
+        assert (away * change <= 0).all() and (beyond * change >= 0).all(), path
+
+    flags = dict(height=32, width=32, frames=2, steps=2, t0=1, compilation_cache=ROOT / ".cache" / "jax")
+    flags |= dict(weights__trained=f"('{trained[0] / 'trained.safetensors'}',)", output=tmp_path / "videos")
+    flags |= dict(weights_over_time=f"((500, '{results['dyn']}'), (0, '{results['con']}'))")
+    given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
+    told = run(["sample.py", "--config=tests/configs/sample.py", *given])
+    assert "weights over time: 2 sets" in told
+    record = json.loads((tmp_path / "videos" / "cat.json").read_text())
+    used = [Path(path).name for path in record["weights"]]
+    assert {"dyn.safetensors", "con.safetensors", "trained.safetensors"} <= set(used)
+    model = Model.load(Weights.of_run(ConfigDict(record["config"])))
+    for stage, motion in zip(model.over_time, (dyn, con), strict=True):
+        held = tree.flatten(dict(stage.parameters))
+        for path, leaf in (motion | train_runs.trained(trained[0])).items():
+            np.testing.assert_array_equal(held[path], leaf)
