@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.published = ""  # rows of the paper beside: table1, table2, table3
 
     # How it is measured and shown.
-    config.flow = "dis"  # dis, tv_l1, ilk
+    config.flow = "dis"  # dis, tv_l1, ilk; raft: by metric_weights.raft
     config.name = "design"  # of the files
     config.shown = 6  # clips in the video side by side
     config.match_colours = False

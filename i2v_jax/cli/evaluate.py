@@ -21,6 +21,7 @@ from i2v_jax.devices.mesh import make_mesh
 from i2v_jax.diffusion.noise_schedule import NoiseSchedule
 from i2v_jax.errors import InputError
 from i2v_jax.evaluation import direction, flow, metrics, report, sets
+from i2v_jax.evaluation.networks import Networks
 from i2v_jax.evaluation.runs import read_run
 from i2v_jax.families.arithmetic import choose_dtype
 from i2v_jax.families.checks import check_schedule
@@ -52,7 +53,6 @@ def main() -> None:
     for _, settings in runs:
         settings.check_values(NoiseSchedule(**config.noise_schedule))
     check(config, runs)
-    estimate = flow.estimator(config.flow)
     weights = Weights.of_run(config)
     if weights.controls:
         raise InputError(
@@ -61,6 +61,7 @@ def main() -> None:
     weights.check()
     check_schedule(weights, config.noise_schedule)
     mesh = make_mesh(config.mesh)
+    estimate = flow.estimator(config.flow, Networks(config.metric_weights, list(mesh.devices.flat)))
     config.dtype = choose_dtype(config.dtype, mesh.devices.flat[0].platform)
 
     numbers = range(config.first_clip, config.first_clip + config.clips)

@@ -1,7 +1,8 @@
 """Optical flow behind one interface, and where it can be trusted.
 
 What is at (x, y) in a frame is at (x, y) + flow[y, x] in the next one. The paper takes RAFT's flow; here it is that of
-dense inverse search by default. An estimator is a function from a video to the flow from each frame to the next.
+dense inverse search by default, and RAFT's where its weights are given. An estimator is a function from a video to the
+flow from each frame to the next.
 """
 
 import functools
@@ -14,6 +15,8 @@ from skimage.registration import optical_flow_ilk, optical_flow_tvl1
 
 from i2v_jax.data.optical_flow import Flow, Picture, dense_inverse_search, warp
 from i2v_jax.errors import InputError, nearest
+from i2v_jax.evaluation.metric import Networks
+from i2v_jax.evaluation.raft_pairs import raft
 
 Video = UInt8[np.ndarray, "f h w 3"]
 Flows = Float32[np.ndarray, "f-1 h w 2"]
@@ -54,14 +57,21 @@ def _right_down(rows_columns: Float[np.ndarray, "2 h w"]) -> Flow:
 ESTIMATORS: dict[str, Estimator] = {"dis": dis, "tv_l1": tv_l1, "ilk": ilk}
 
 
-def estimator(name: str) -> Estimator:
-    """Returns an estimator by its name in `ESTIMATORS`.
+def estimator(name: str, networks: Networks | None = None) -> Estimator:
+    """Returns an estimator by its name in `ESTIMATORS`, or "raft".
+
+    Args:
+      networks: of which "raft" takes RAFT.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: there is none of that name, or there are no weights of RAFT, or they cannot be read.
     """
+    if name == "raft" and networks:
+        networks.load("raft")
+        return raft(networks)
     if name not in ESTIMATORS:
-        raise InputError(f"No optical flow {name!r}; known: {', '.join(ESTIMATORS)}.{nearest(name, ESTIMATORS)}")
+        known = (*ESTIMATORS, "raft")
+        raise InputError(f"No optical flow {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
     return ESTIMATORS[name]
 
 

@@ -26,15 +26,13 @@ from i2v_jax.models.dover import DOVER, normalised
 from i2v_jax.models.i3d import I3D
 from i2v_jax.models.kernels.choice import fastest, platform_of
 from i2v_jax.models.lpips import LPIPS
-from i2v_jax.models.raft import RAFT
+from i2v_jax.models.raft import LEAST_SIDE, RAFT
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import load_image_encoder, load_text_encoder
 from i2v_jax.weights.measuring import load_dino, load_dover, load_i3d, load_lpips, load_raft
 
 ITERATIONS = 20
 """Of RAFT, as EvalCrafter and VBench run it."""
-LEAST_SIDE = 128
-"""Of pictures that the published RAFT gives numbers for; smaller ones are enlarged for it."""
 CORRELATIONS = 2**27  # of all pairs of a batch: about 1 GB with the pyramid's borders
 PAIRS = 8  # the most in a batch, of each device
 PICTURES = 16  # in a batch of CLIP or DINO, of each device

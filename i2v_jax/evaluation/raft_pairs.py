@@ -1,11 +1,11 @@
 """RAFT's flow between neighbouring frames, a few pairs at a time, and what EvalCrafter's warping error does with it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from i2v_jax.evaluation.metric import Networks
+from i2v_jax.evaluation.metric import Networks, Video
 from i2v_jax.models.raft import padding_of
 
 Frames = Float[np.ndarray, "f h w 3"]
@@ -28,6 +28,17 @@ def flows_of(frames: Frames, networks: Networks, backward: bool = False) -> Iter
         some = frames[first : first + size + 1]
         pair = (some[1:], some[:-1]) if backward else (some[:-1], some[1:])
         yield networks.flow(*pair)
+
+
+def raft(networks: Networks) -> Callable[[Video], Float32[np.ndarray, "f-1 h w 2"]]:
+    """Returns RAFT as an estimator of `evaluation.flow`: from a video of any size to the flow between its frames."""
+
+    def estimate(video):
+        (top, _), (left, _) = padding_of(*video.shape[1:3])
+        flows = np.concatenate([*flows_of(padded(video), networks)])
+        return flows[:, top : top + video.shape[1], left : left + video.shape[2]]
+
+    return estimate
 
 
 def halved(frames: Frames) -> Frames:

@@ -22,6 +22,8 @@ from i2v_jax.models.layers import BatchNorm, parameter
 STRIDE = 8
 """Side of the pictures over side of the features."""
 EPSILON = 1e-5  # of every norm
+LEAST_SIDE = 128
+"""Of pictures that the published networks give numbers for; smaller ones are enlarged for them."""
 ITERATIONS = 12
 """Updates of the flow as both publishers run it; EvalCrafter takes 20."""
 
@@ -103,8 +105,8 @@ TINY = dataclasses.replace(
 class RAFTFlow(NamedTuple):
     """The flow from the first pictures to the second ones, (right, down)."""
 
-    low: Float[Array, "n h w 2"]  # pixels of the features' grid, an eighth of the pictures'
-    full: Float[Array, "n H W 2"]  # pixels of the pictures
+    low: Float[Array, "*i n h w 2"]  # pixels of the features' grid, an eighth of the pictures'
+    full: Float[Array, "*i n H W 2"]  # pixels of the pictures
 
 
 class Weights(NamedTuple):
@@ -115,15 +117,17 @@ class Weights(NamedTuple):
 
 
 class Kernel(nn.Module):
-    """The parameters of a convolution."""
+    """The parameters of a convolution; new ones are small, PyTorch's, with which the published updates began."""
 
     shape: tuple[int, int, int, int]
     config: RAFTConfig
+    share: float = 1.0  # of PyTorch's size
 
     @nn.compact
     def __call__(self) -> Weights:
         c = self.config
-        kernel = parameter(self, "kernel", nn.initializers.he_normal(), self.shape, c.param_dtype)
+        small = nn.initializers.variance_scaling(self.share**2 / 3, "fan_in", "uniform")
+        kernel = parameter(self, "kernel", small, self.shape, c.param_dtype)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), self.shape[-1:], c.param_dtype)
         return Weights(jnp.asarray(kernel, c.dtype), jnp.asarray(bias, c.dtype))
 
@@ -235,7 +239,11 @@ class RAFT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, first: Float[Array, "n H W 3"], second: Float[Array, "n H W 3"], iterations: int = ITERATIONS
+        self,
+        first: Float[Array, "n H W 3"],
+        second: Float[Array, "n H W 3"],
+        iterations: int = ITERATIONS,
+        every: bool = False,
     ) -> RAFTFlow:
         """Estimates the flow from `first` to `second`.
 
@@ -243,6 +251,7 @@ class RAFT(nn.Module):
           first, second: pictures in [-1, 1], sides multiples of 8 (see `padding_of`). The published networks want 128
             pixels or more, and give no numbers below; here the levels that a small picture has no pixel for are zero.
           iterations: updates.
+          every: give the flow after each update, along a first axis, as the loss of a training wants it.
 
         Raises:
           InputError: pictures of different or other sizes.
@@ -255,11 +264,14 @@ class RAFT(nn.Module):
         hidden, context = jnp.tanh(given[..., : c.hidden]), nn.relu(given[..., c.hidden :])
         update = Update(c, name="update_block")
         pyramid = correlation_pyramid(features, others, c.levels, c.radius)
-        hidden, low = update(hidden, context, pyramid, iterations)
-        if not c.convex:
-            return RAFTFlow(low, enlarge(low))
-        mask = Mask(c, name="mask")(hidden)
-        return RAFTFlow(low, enlarge_convexly(low, jnp.asarray(mask, jnp.float32)))
+        hidden, low = update(hidden, context, pyramid, iterations, every)
+        hidden, low = (x.reshape(-1, *x.shape[-3:]) for x in (hidden, low))
+        if c.convex:
+            mask = Mask(c, name="mask")(hidden)
+            full = enlarge_convexly(low, jnp.asarray(mask, jnp.float32))
+        else:
+            full = enlarge(low)
+        return RAFTFlow(*(x.reshape(iterations, -1, *x.shape[1:]) if every else x for x in (low, full)))
 
 
 def check_sizes(first: Array, second: Array) -> None:
@@ -293,14 +305,15 @@ class Update(nn.Module):
         context: Float[Array, "n h w e"],
         pyramid: Sequence[Float[Array, "p _H _W"]],
         iterations: int,
-    ) -> tuple[Float[Array, "n h w d"], Float[Array, "n h w 2"]]:
-        """Returns the last state and flow."""
+        every: bool,
+    ) -> tuple[Float[Array, "*i n h w d"], Float[Array, "*i n h w 2"]]:
+        """Returns the last state and flow, or those after every update."""
         c = self.config
         motion = MotionWeights.of(c, self)
         gates = [self.gates(number, size) for number, size in enumerate(c.gru_sizes, 1)]
         heads = [
             Kernel((3, 3, c.hidden, c.flow_head), c, name="flow_head_conv1")(),
-            Kernel((3, 3, c.flow_head, 2), c, name="flow_head_conv2")(),
+            Kernel((3, 3, c.flow_head, 2), c, 0.1, name="flow_head_conv2")(),  # begins with hardly any motion
         ]
         units = [Unit.of(c, of_unit, context) for of_unit in gates]
         n, height, width = hidden.shape[:3]
@@ -308,15 +321,18 @@ class Update(nn.Module):
 
         def step(carry, _):
             hidden, flow = carry
+            flow = jax.lax.stop_gradient(flow)  # an update is trained for where it starts, not for what led there
             correlations = look_up(pyramid, (grid + flow).reshape(-1, 2), c.radius).reshape(n, height, width, -1)
             features = motion(c, jnp.asarray(correlations, c.dtype), jnp.asarray(flow, c.dtype))
             for unit in units:
                 hidden = unit(c, hidden, features)
             change = apply(c, nn.relu(apply(c, hidden, heads[0])), heads[1])
-            return (hidden, flow + jnp.asarray(change, jnp.float32)), None
+            carry = hidden, flow + jnp.asarray(change, jnp.float32)
+            return carry, carry if every else None
 
         start = hidden, jnp.zeros((n, height, width, 2), jnp.float32)
-        return jax.lax.scan(step, start, length=iterations)[0]
+        last, all_of_them = jax.lax.scan(step, start, length=iterations)
+        return all_of_them if every else last
 
     def gates(self, number: int, size: tuple[int, int]) -> list[Weights]:
         """Returns the weights of a recurrent unit's gates: update, reset, candidate."""

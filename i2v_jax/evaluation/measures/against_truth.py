@@ -10,6 +10,8 @@ from i2v_jax.evaluation.metric import Case, Metric, Networks, Video
 from i2v_jax.evaluation.metrics import psnr, ssim
 from i2v_jax.models.lpips import LEAST_SIDE
 
+FRAMES = 16  # that are floats at a time
+
 
 def pair_of(case: Case) -> tuple[Video, Video]:
     """Returns frames 2 to the last of a video, and of the true one as many."""
@@ -27,7 +29,11 @@ def measured(compare: Callable) -> Callable[[Case, Networks], float]:
 def lpips(case: Case, networks: Networks) -> float:
     if min(case.video.shape[1:3]) < LEAST_SIDE:
         return math.nan
-    return float(networks.looks_apart(*(np.float32(video) / np.float32(127.5) - 1 for video in pair_of(case))).mean())
+    pair, apart = pair_of(case), []
+    for first in range(0, len(pair[0]), FRAMES):
+        some = (np.float32(video[first : first + FRAMES]) / np.float32(127.5) - 1 for video in pair)
+        apart.append(networks.looks_apart(*some))
+    return float(np.concatenate(apart).mean())
 
 
 OF_PIXELS = dict(wants=("truth",), frames=2)
