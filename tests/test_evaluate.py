@@ -88,7 +88,7 @@ def test_reads_runs_as_the_papers_tables_label_them():
         ("first_clip=-1", "first_clip=-1: wanted 0 or more"),
         ("split=test", "no split 'test'"),
         ("clips=0", "clips=0: wanted 1 or more"),
-        ("flow=raft", "No optical flow 'raft'"),
+        ("flow=farneback", "No optical flow 'farneback'"),
         ("width=128", "square"),
     ],
 )

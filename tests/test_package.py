@@ -55,7 +55,7 @@ def test_the_wheel_holds_all_and_puts_one_name_on_the_path(wheel):
         names = archive.namelist()
     assert wheel.stat().st_size <= LARGEST
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"i2v_jax"}
-    for folder in ("configs", "convert", "assets/small_world"):
+    for folder in ("configs", "convert", "assets/small_world", "assets/mivas"):
         here = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
         here = {name for name in here if "__pycache__" not in name}
         assert {f"i2v_jax/bundled/{name}" for name in here} <= set(names), folder

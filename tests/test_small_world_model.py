@@ -284,5 +284,5 @@ def test_the_bundled_mivas_are_put_together(motions):
     config = commands.load_config(f"{ROOT}/configs/sample/miva.py:{motions}")
     read = [mivas.read(file)[0] for file in config.mivas]
     assert [miva.name for miva in read] == motions.split("+")
-    assert sum(path.stat().st_size for path in (MODEL / "mivas").glob("*.safetensors")) <= 3e6
+    assert sum(path.stat().st_size for path in (ROOT / "assets" / "mivas").glob("*.safetensors")) <= 3e6
     assert len(table.read(config.csv, {})) == 2
