@@ -25,9 +25,9 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.dover import DOVER
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.measuring import assemble_dover
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
+from i2v_jax.weights.whole import assemble_network
 
 
 def views(args) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +87,8 @@ def published_call(args):
 
 def our_call(args, weights):
     """Returns a call that gives both maps of ours, with the same weights; clips one after the other, as evaluate.py."""
-    found = assemble_dover(
-        recognise(Tensors.of(weights))["dover"], convolution=fastest("cpu", jnp.float32)["convolution"]
+    found = assemble_network(
+        "dover", recognise(Tensors.of(weights))["dover"], convolution=fastest("cpu", jnp.float32)["convolution"]
     )
     parameters = {"params": unflatten({path: jnp.asarray(found.parameters[path]) for path in found.parameters})}
     module = DOVER(found.config)

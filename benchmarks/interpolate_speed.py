@@ -19,7 +19,7 @@ from i2v_jax.models import ifnet
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
-from i2v_jax.weights.upscalers import load_ifnet
+from i2v_jax.weights.whole import load_network
 
 MOMENT = 0.3
 
@@ -50,7 +50,7 @@ def ccvfi_call(args):
 def our_call(args, weights):
     """Returns a call that gives our frames [n h w 3], with ccvfi's weights, and None."""
     imported = recognise(Tensors.of(weights))["ifnet"]
-    config, parameters = load_ifnet(imported, convolution=fastest("cpu", jnp.float32)["convolution"])
+    config, parameters = load_network("ifnet", imported, convolution=fastest("cpu", jnp.float32)["convolution"])
     given, moment = pairs(args), np.float32([MOMENT])
 
     def call():

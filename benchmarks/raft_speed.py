@@ -19,9 +19,9 @@ from benchmarks import paired, torch_side
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.models.raft import RAFT
 from i2v_jax.tree import unflatten
-from i2v_jax.weights.measuring import assemble_raft
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
+from i2v_jax.weights.whole import assemble_network
 
 
 def pictures(args) -> np.ndarray:
@@ -62,7 +62,7 @@ def torchvision_call(args):
 def our_call(args, weights):
     """Returns a call that gives our flow [n h w 2], with torchvision's weights, and None."""
     imported = recognise(Tensors.of(weights))["raft"]
-    found = assemble_raft(imported, convolution=fastest("cpu", jnp.float32)["convolution"])
+    found = assemble_network("raft", imported, convolution=fastest("cpu", jnp.float32)["convolution"])
     parameters = unflatten({path: jnp.asarray(found.parameters[path]) for path in found.parameters})
     run = jax.jit(functools.partial(RAFT(found.config).apply, iterations=args.iterations))
     first, second = pictures(args)

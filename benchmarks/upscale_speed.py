@@ -19,7 +19,7 @@ from i2v_jax.models import upscaler
 from i2v_jax.models.kernels.choice import fastest
 from i2v_jax.weights.tensors import Tensors
 from i2v_jax.weights.translate import recognise
-from i2v_jax.weights.upscalers import load_upscaler
+from i2v_jax.weights.whole import load_network
 
 
 def frames(args) -> np.ndarray:
@@ -47,7 +47,7 @@ def spandrel_call(args):
 def our_call(args, weights):
     """Returns a call that gives our frames [n H W 3], with spandrel's weights, and None."""
     imported = recognise(Tensors.of(weights))["upscaler"]
-    config, parameters = load_upscaler(imported, convolution=fastest("cpu", jnp.float32)["convolution"])
+    config, parameters = load_network("upscaler", imported, convolution=fastest("cpu", jnp.float32)["convolution"])
     given = frames(args)
     call = lambda: np.concatenate([upscaler.upscale(config, parameters, frame[None]) for frame in given])  # noqa: E731
     return call, None

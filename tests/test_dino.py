@@ -16,7 +16,7 @@ from i2v_jax.evaluation.networks import Networks
 from i2v_jax.models.dino import DINO, DINOConfig
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.measuring import load_dino
+from i2v_jax.weights.whole import load_network
 from tests.helpers import relative_error
 from tests.test_weights import bytes_of
 from tests.torch_models import randomise
@@ -80,7 +80,7 @@ def video():
 @pytest.mark.parametrize("size", RECORDED)
 def test_embeddings_are_the_published_codes(size, tmp_path, measured):
     """At the size trained at, and at others, for which the position table is resized."""
-    config, parameters = load_dino(file_of(state(), tmp_path / "dino.pth"))
+    config, parameters = load_network("dino", file_of(state(), tmp_path / "dino.pth"))
     assert config == DINOConfig(
         width=WIDTH, mlp_width=4 * WIDTH, num_layers=LAYERS, num_heads=2, patch_size=16, grid=GRID
     )
@@ -104,7 +104,7 @@ def test_transformers_files_are_read(tmp_path, measured):
     pixels = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())).last_hidden_state[:, 0].numpy()
-    config, parameters = load_dino(tmp_path / "vit")
+    config, parameters = load_network("dino", tmp_path / "vit")
     assert (config.num_heads, config.norm_epsilon, config.grid) == (4, 1e-5, 4)
     found = DINO(config).apply({"params": parameters}, pixels)
     measured("ViT of transformers", relative_error(found, wanted), 1e-5)
@@ -119,7 +119,7 @@ def test_files_come_back_byte_for_byte(tmp_path, capsys):
     assert main(["export", str(tmp_path / "ours.safetensors"), str(tmp_path / "back.pth"), "--to", "dino"]) == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert bytes_of({name: value.numpy() for name, value in back.items()}) == bytes_of(state())
-    config, _ = load_dino(source)
+    config, _ = load_network("dino", source)
     assert infer_config("dino", {path: leaf.shape for path, leaf in parameter_shapes(config).items()}) == config
 
 
@@ -127,10 +127,10 @@ def test_damaged_files_are_named(tmp_path):
     tensors = state()
     del tensors["blocks.1.mlp.fc2.bias"]
     with pytest.raises(InputError, match=r"missing 'blocks\.1\.mlp\.fc2\.bias'"):
-        load_dino(file_of(tensors, tmp_path / "dino.pth"))
+        load_network("dino", file_of(tensors, tmp_path / "dino.pth"))
     tensors = state() | {"pos_embed": np.zeros((1, 12, WIDTH), np.float32)}
     with pytest.raises(InputError, match="'pos_embed' has 12 rows"):
-        load_dino(file_of(tensors, tmp_path / "dino.pth"))
+        load_network("dino", file_of(tensors, tmp_path / "dino.pth"))
 
 
 def test_subject_consistency_is_vbenchs(tmp_path, measured):

@@ -18,7 +18,7 @@ from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.video_convnext import depthwise
 from i2v_jax.models.video_swin import relative_index
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.measuring import load_dover
+from i2v_jax.weights.whole import load_network
 from tests import metric_oracles
 from tests.helpers import relative_error
 from tests.test_weights import bytes_of
@@ -40,7 +40,7 @@ def loaded(name, convolution="winograd"):
     from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_dover(file_of(name, Path(folder)), convolution=convolution)
+        return load_network("dover", file_of(name, Path(folder)), convolution=convolution)
 
 
 def run(name, convolution="winograd", **views):
@@ -174,8 +174,8 @@ def test_dover_pth_comes_back_byte_for_byte(name, tmp_path):
         assert main(["export", str(source), str(back), "--to", "dover"]) == 0
         read = {key: value.numpy() for key, value in torch.load(back, weights_only=True).items()}
         assert bytes_of(read) == bytes_of(state)
-    config, parameters = load_dover(tmp_path / "ours.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, parameters, load_dover(file)[1])
+    config, parameters = load_network("dover", tmp_path / "ours.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, parameters, load_network("dover", file)[1])
     assert infer_config("dover", {path: leaf.shape for path, leaf in parameter_shapes(config).items()}) == config
 
 
@@ -185,7 +185,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     path = tmp_path / "DOVER.pth"
     torch.save({key: torch.from_numpy(array) for key, array in state.items()}, path)
     with pytest.raises(InputError, match="missing 'technical_head.fc_last.weight'"):
-        load_dover(path)
+        load_network("dover", path)
 
 
 # Views.

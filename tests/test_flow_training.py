@@ -14,7 +14,7 @@ from i2v_jax.evaluation.networks import Networks
 from i2v_jax.models.raft import RAFT, TINY
 from i2v_jax.training import flow as training
 from i2v_jax.tree import flatten
-from i2v_jax.weights.measuring import load_raft
+from i2v_jax.weights.whole import load_network
 
 SMALLEST = ("--steps=2", "--batch=2", "--iterations=2", "--size=32", "--crop=16")
 
@@ -43,7 +43,7 @@ def test_pairs_have_their_true_flow():
 
 def test_two_steps_write_a_raft_that_measures(trained):
     file, arguments = trained
-    config, parameters = load_raft(file)
+    config, parameters = load_network("raft", file)
     assert config == TINY
     picture = jnp.zeros((1, 64, 64, 3))
     new = jax.jit(functools.partial(RAFT(TINY).init, iterations=1))(jax.random.key(0), picture, picture)["params"]
@@ -69,7 +69,7 @@ def test_without_weights_raft_says_where_from():
 def test_the_loss_weighs_every_update(trained):
     """Without changes to the pictures it is the sum of each update's distance by its weight; the flow given after every
     update is that of as many updates."""
-    _, parameters = load_raft(trained[0])
+    _, parameters = load_network("raft", trained[0])
     batch = training.pairs(2, 32, 16, 4, np.random.default_rng(1))
     loss = training.FlowLoss(TINY, 3, 4)
     unchanged = training.Changes(jnp.ones((2, 2, 3)), jnp.zeros((2, 2, 16, 16, 3)), jnp.zeros((2, 16, 16)))

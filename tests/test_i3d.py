@@ -13,8 +13,8 @@ from i2v_jax.errors import InputError
 from i2v_jax.models.i3d import BLOCKS, I3D, Mixed, max_pool
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.measuring import load_i3d
 from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.whole import load_network
 from tests import i3d_oracle
 from tests.helpers import relative_error
 from tests.metric_oracles import recorded, settings, video
@@ -40,7 +40,7 @@ def run(config, parameters, pixels):
 @pytest.mark.parametrize("name", ["full", "small"])
 def test_logits_and_maps_are_the_published_codes(name, tmp_path, measured):
     """Of the published size, and of a small one with odd sides and frames, which the padding is told by."""
-    config, parameters = load_i3d(file_of(i3d_oracle.state(name), tmp_path / "rgb_imagenet.pt"))
+    config, parameters = load_network("i3d", file_of(i3d_oracle.state(name), tmp_path / "rgb_imagenet.pt"))
     assert config == i3d_oracle.config(name)
     pixels = np.float32(video(settings("i3d")[name]["video"])[None]) / np.float32(127.5) - 1
     logits, maps = run(config, parameters, pixels)
@@ -114,7 +114,7 @@ def test_torchscript_is_read_and_its_program_is_not_run(tmp_path, monkeypatch):
     hassony = i3d_oracle.as_hassony(i3d_oracle.state("small"))
     torch.jit.script(Attributes(hassony)).save(path := tmp_path / "i3d_torchscript.pt")
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("run"))
-    found, wanted = load_i3d(path), load_i3d(file_of(hassony, tmp_path / "model_rgb.pth"))
+    found, wanted = load_network("i3d", path), load_network("i3d", file_of(hassony, tmp_path / "model_rgb.pth"))
     assert found[0] == wanted[0] and jax.tree.all(jax.tree.map(np.array_equal, found[1], wanted[1]))
     assert main(["export", str(path), str(tmp_path / "back.pth"), "--to", "i3d-hassony2"]) == 0
     assert bytes_of(read(tmp_path / "back.pth")) == bytes_of(hassony)
@@ -192,10 +192,12 @@ def test_damaged_files_are_named(tmp_path):
     tensors = dict(i3d_oracle.state("small"))
     del tensors["Mixed_4d.b2b.bn.running_var"]
     with pytest.raises(InputError, match=r"missing 'Mixed_4d\.b2b\.bn\.running_var'"):
-        load_i3d(file_of(tensors, tmp_path / "rgb_imagenet.pt"))
+        load_network("i3d", file_of(tensors, tmp_path / "rgb_imagenet.pt"))
     flow = i3d_oracle.state("small")["Conv3d_1a_7x7.conv3d.weight"][:, :2]
     with pytest.raises(InputError, match=r"Conv3d_1a_7x7\.conv3d\.weight"):
-        load_i3d(file_of(i3d_oracle.state("small") | {"Conv3d_1a_7x7.conv3d.weight": flow}, tmp_path / "flow.pt"))
+        load_network(
+            "i3d", file_of(i3d_oracle.state("small") | {"Conv3d_1a_7x7.conv3d.weight": flow}, tmp_path / "flow.pt")
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 224, 224, 3), (1, 16, 192, 224, 3)])

@@ -13,7 +13,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.models import ifnet
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.upscalers import load_ifnet
+from i2v_jax.weights.whole import load_network
 from tests import ifnets
 from tests.helpers import relative_error
 
@@ -31,7 +31,7 @@ def write(folder, kind, prefix="", training=False):
 @pytest.mark.parametrize("kind", ifnets.KINDS)
 def test_equals_pytorch(kind, tmp_path, measured):
     """ccvfi's network of 4.26.heavy, vsrife's of the others."""
-    config, parameters = load_ifnet(write(tmp_path, kind), convolution="winograd")
+    config, parameters = load_network("ifnet", write(tmp_path, kind), convolution="winograd")
     assert config.scales == ifnets.KINDS[kind].scales and config.head == ifnets.KINDS[kind].head
     first, second = ifnets.frames(kind)[:, None]
     moment, scale = ifnets.CASES[kind]
@@ -57,7 +57,7 @@ def test_files_go_in_and_out(kind, prefix, to, tmp_path):
     before, after = (torch.load(path, weights_only=True) for path in (source, tmp_path / "again.pkl"))
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert load_ifnet(ours)[0] == load_ifnet(source)[0]
+    assert load_network("ifnet", ours)[0] == load_network("ifnet", source)[0]
 
 
 def test_inspect_names_it(tmp_path, capsys):
@@ -76,12 +76,12 @@ OTHERS = {
 def test_other_networks_are_refused_by_name(title, tmp_path):
     torch.save({name: torch.zeros(4, 3, 3, 3) for name in OTHERS[title]}, tmp_path / "rife40.pth")
     with pytest.raises(InputError, match=f"{title}.*Read are RIFE 4.5 to 4.26"):
-        load_ifnet(tmp_path / "rife40.pth")
+        load_network("ifnet", tmp_path / "rife40.pth")
 
 
 def test_frames_of_any_size(tmp_path):
     """Edges go on: of frames that are the same all over, so is what lies between."""
-    config, parameters = load_ifnet(write(tmp_path, "4.6"))
+    config, parameters = load_network("ifnet", write(tmp_path, "4.6"))
     first, second = np.full((2, 1, 37, 50, 3), 0.25, np.float32)
     made = ifnet.between(config, parameters, first, second, np.float32([0.5]))
     np.testing.assert_allclose(made, first, atol=1e-6)

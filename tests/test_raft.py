@@ -17,7 +17,7 @@ from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.raft import LARGE, RAFT, SMALL, TINY, corners_aligned, padding_of
 from i2v_jax.tree import unflatten
 from i2v_jax.weights.infer import infer_config
-from i2v_jax.weights.measuring import load_raft
+from i2v_jax.weights.whole import load_network
 from tests import metric_oracles
 from tests.helpers import relative_error
 from tests.test_weights import bytes_of
@@ -49,8 +49,8 @@ def channels_last(tensor):
 
 @pytest.mark.parametrize("kind, convolution", [("large", "xla"), ("small", "xla"), ("small", "winograd")])
 def test_flows_are_the_published_codes(kind, convolution, tmp_path, measured):
-    config, parameters = load_raft(
-        saved(metric_oracles.raft_state(kind), tmp_path / "raft.pth"), convolution=convolution
+    config, parameters = load_network(
+        "raft", saved(metric_oracles.raft_state(kind), tmp_path / "raft.pth"), convolution=convolution
     )
     assert dataclasses.replace(config, convolution="xla") == PRESETS[kind]
     about = metric_oracles.settings("raft")
@@ -86,7 +86,7 @@ def test_both_layouts_come_back_byte_for_byte(kind, tmp_path):
     as_came = tmp_path / "as_came.pth"
     assert main(["export", str(files["raft"][0]), str(as_came)]) == 0
     assert set(torch.load(as_came, weights_only=True)) == set(princeton)
-    trees = [load_raft(source)[1] for source in sources]
+    trees = [load_network("raft", source)[1] for source in sources]
     for tree in trees[1:]:
         jax.tree.map(np.testing.assert_array_equal, tree, trees[0])
 
@@ -110,7 +110,7 @@ def test_missing_tensors_are_named(tmp_path):
     state = metric_oracles.raft_state("small")
     del state["module.update_block.gru.convz.weight"]
     with pytest.raises(InputError, match=re.escape("update_block.gru.convz")):
-        load_raft(saved(state, tmp_path / "raft.pth"))
+        load_network("raft", saved(state, tmp_path / "raft.pth"))
 
 
 def test_looks_correlations_up_as_the_definition_says():

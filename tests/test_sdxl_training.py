@@ -23,6 +23,7 @@ from tests.processes import ROOT, run
 
 CONFIG = "configs/train/sdxl.py"
 BATCH, FRAMES, SIDE = 8, 3, 32
+QUICK = {"convolution": "xla", "remat": "none"}  # half as much to compile
 
 
 def model_settings() -> dict[str, str]:
@@ -44,17 +45,18 @@ def config_of(**changes):
 
 
 @functools.cache
-def assembled():
-    return assemble_config(config_of(), jax.devices()[0])
+def assembled(**changes):
+    return assemble_config(config_of(**changes), jax.devices()[0])
 
 
 def losses_on(shape, steps=20):
     """Losses of steps on random stored clips, on a mesh of this shape, the frozen weights as the config has them."""
-    config = config_of()
+    config = config_of(**QUICK)
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
-    configs = {name: part.config for name, part in assembled().items()}
-    chosen = placement.trained_paths(assembled(), config.train)
-    trained, frozen = placement.load_weights({"unet": assembled()["unet"]}, chosen, config, mesh)
+    parts = assembled(**QUICK)
+    configs = {name: part.config for name, part in parts.items()}
+    chosen = placement.trained_paths(parts, config.train)
+    trained, frozen = placement.load_weights({"unet": parts["unet"]}, chosen, config, mesh)
     made = setup.make(config, configs, placement.empty_conditions(configs, stored=True))
     abstract = placement.abstract_state(config, tree.unflatten(trained), made.optimizer, mesh)
     state = placement.new_state(trained, made.optimizer, config, abstract)

@@ -11,7 +11,7 @@ from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
 from i2v_jax.finishing import finish, smooth
 from i2v_jax.models import ifnet
-from i2v_jax.weights.upscalers import load_ifnet
+from i2v_jax.weights.whole import load_network
 from tests import finish_runs, ifnets
 
 
@@ -44,7 +44,7 @@ def test_flow_finds_what_lies_between():
 @pytest.mark.parametrize("tile, overlap", [(2048, 128), (64, 24)])
 def test_a_network_gives_its_own_frames(tile, overlap, weights):
     """Whole, they are the network's; in tiles they are nearly so, and of the same size."""
-    config, parameters = load_ifnet(weights)
+    config, parameters = load_network("ifnet", weights)
     pair = [np.float32(frame)[None] / 255 for frame in (waves(), waves(3))]
     between = smooth.of_name(str(weights), 1.0, tile, overlap)
     made = [*between(waves(), waves(3), (0.25, 0.5))]

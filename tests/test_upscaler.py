@@ -15,7 +15,7 @@ from i2v_jax.data import decoding
 from i2v_jax.errors import InputError
 from i2v_jax.finishing import finish, tiles, upscale
 from i2v_jax.models import upscaler
-from i2v_jax.weights.upscalers import load_upscaler
+from i2v_jax.weights.whole import load_network
 from tests import finish_runs, upscalers
 from tests.helpers import relative_error
 
@@ -33,7 +33,7 @@ def write(folder, kind, nest="params_ema", more=None):
 
 @pytest.mark.parametrize("kind", upscalers.SHAPES)
 def test_equals_spandrel(kind, tmp_path, measured):
-    config, parameters = load_upscaler(write(tmp_path, kind), convolution="winograd")
+    config, parameters = load_network("upscaler", write(tmp_path, kind), convolution="winograd")
     assert config.scale == SCALES[kind] and config.compact == kind.startswith("SRVGG")
     made = upscaler.Upscaler(config).apply({"params": parameters}, upscalers.pictures())
     wanted = load_file(RECORDED)[kind.replace(" ", "_").replace("'", "")]
@@ -59,9 +59,9 @@ def test_files_go_in_and_out(kind, tmp_path):
 
 def test_averaged_weights_are_taken_of_both(tmp_path):
     plain = {name: torch.zeros_like(torch.from_numpy(x)) for name, x in upscalers.state("SRVGGNet x2").items()}
-    _, parameters = load_upscaler(write(tmp_path, "SRVGGNet x2", more={"params": plain}))
+    _, parameters = load_network("upscaler", write(tmp_path, "SRVGGNet x2", more={"params": plain}))
     assert np.asarray(parameters["body_0"]["kernel"]).any()
-    _, parameters = load_upscaler(write(tmp_path, "SRVGGNet x2", nest="params"))
+    _, parameters = load_network("upscaler", write(tmp_path, "SRVGGNet x2", nest="params"))
     assert np.asarray(parameters["body_0"]["kernel"]).any()
 
 
@@ -86,7 +86,7 @@ def small(tmp_path_factory):
 
 
 def test_a_frame_no_larger_than_a_tile_is_enlarged_whole(small):
-    config, parameters = load_upscaler(small)
+    config, parameters = load_network("upscaler", small)
     whole = np.asarray(upscaler.upscale(config, parameters, np.float32(picture())[None] / 255))[0]
     np.testing.assert_array_equal(
         upscale.in_tiles(config, parameters, picture(), 64, 8), np.round(255 * whole).astype(np.uint8)
@@ -95,7 +95,7 @@ def test_a_frame_no_larger_than_a_tile_is_enlarged_whole(small):
 
 def test_tiles_do_not_show(small):
     """The network sees six pixels about it: with as much overlap, tiles are what the whole is, but at their edges."""
-    config, parameters = load_upscaler(small)
+    config, parameters = load_network("upscaler", small)
     whole = upscale.in_tiles(config, parameters, picture(), 64, 8).astype(int)
     tiled = upscale.in_tiles(config, parameters, picture(), 24, 11).astype(int)
     assert tiled.shape == (80, 114, 3)
@@ -113,7 +113,7 @@ def test_tiles_cover_an_axis(length, side, overlap):
 
 
 def test_several_devices_make_the_same(small):
-    config, parameters = load_upscaler(small)
+    config, parameters = load_network("upscaler", small)
     assert len(jax.devices()) == 8
     pieces = [np.float32(picture(16, 16) + n) / 300 for n in range(11)]
     each = [np.asarray(upscaler.upscale(config, parameters, piece[None]))[0] for piece in pieces]

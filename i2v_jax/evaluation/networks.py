@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,8 @@ from i2v_jax.models.lpips import LPIPS
 from i2v_jax.models.raft import LEAST_SIDE, RAFT
 from i2v_jax.models.tokenizer import ClipTokenizer
 from i2v_jax.weights.assemble import load_image_encoder, load_text_encoder
-from i2v_jax.weights.measuring import load_dino, load_dover, load_i3d, load_lpips, load_raft
+from i2v_jax.weights.measuring import load_lpips
+from i2v_jax.weights.whole import load_network
 
 ITERATIONS = 20
 """Of RAFT, as EvalCrafter and VBench run it."""
@@ -107,9 +109,12 @@ class Networks:
             raise InputError(missing(name, [f"what {NEEDS[name].title} tells"]))
         return load(self.sources[name], place=lambda path, array: jax.device_put(array, self.everywhere), **options)
 
+    def _network(self, name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+        return self._loaded(functools.partial(load_network, name), name, **options)
+
     @functools.cached_property
     def _raft(self) -> Callable[..., Array]:
-        config, parameters = self._loaded(load_raft, "raft", convolution=self.computed["convolution"])
+        config, parameters = self._network("raft", convolution=self.computed["convolution"])
 
         @jax.jit
         def run(parameters, first, second):
@@ -120,7 +125,7 @@ class Networks:
 
     @functools.cached_property
     def _dover(self) -> Callable[..., Any]:
-        config, parameters = self._loaded(load_dover, "dover", convolution=self.computed["convolution"])
+        config, parameters = self._network("dover", convolution=self.computed["convolution"])
 
         @functools.partial(jax.jit, static_argnames="branch")
         def run(parameters, clips, branch):
@@ -169,23 +174,20 @@ class Networks:
 
     @functools.cached_property
     def _dino(self) -> Callable[..., Array]:
-        config, parameters = self._loaded(load_dino, "dino")
-
-        @jax.jit
-        def run(parameters, pixels):
-            with jax.default_matmul_precision("highest"):
-                return DINO(config).apply({"params": parameters}, pixels)
-
-        return functools.partial(run, parameters)
+        return self._of_pixels("dino", DINO)
 
     @functools.cached_property
     def _i3d(self) -> Callable[..., Array]:
-        config, parameters = self._loaded(load_i3d, "i3d")
+        return self._of_pixels("i3d", I3D)
+
+    def _of_pixels(self, name: str, module: Callable[[Any], nn.Module]) -> Callable[..., Array]:
+        """A network whose one input is pixels, its weights given."""
+        config, parameters = self._network(name)
 
         @jax.jit
         def run(parameters, pixels):
             with jax.default_matmul_precision("highest"):
-                return I3D(config).apply({"params": parameters}, pixels)
+                return module(config).apply({"params": parameters}, pixels)
 
         return functools.partial(run, parameters)
 

@@ -16,7 +16,7 @@ from i2v_jax.finishing import tiles
 from i2v_jax.media import Picture
 from i2v_jax.models import ifnet
 from i2v_jax.models.kernels.choice import choose
-from i2v_jax.weights.upscalers import load_ifnet
+from i2v_jax.weights.whole import load_network
 
 FLOW = "flow"
 FACTORS = range(2, 9)
@@ -45,7 +45,7 @@ def of_name(by: str, scale: float, tile: int, overlap: int, dtype: Any = jnp.flo
         raise InputError(f"interpolate.scale={scale}: wanted one of {', '.join(f'{one:g}' for one in ifnet.SPEEDS)}.")
     tiles.check("interpolate", tile, overlap)
     chosen = choose(jax.devices()[0], dtype)
-    config, parameters = load_ifnet(by, dtype=dtype, convolution=chosen["convolution"])
+    config, parameters = load_network("ifnet", by, dtype=dtype, convolution=chosen["convolution"])
     return functools.partial(by_network, config, parameters, float(scale), tile, overlap)
 
 

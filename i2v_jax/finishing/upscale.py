@@ -14,7 +14,7 @@ from i2v_jax.media import Picture, fit_picture
 from i2v_jax.models import upscaler
 from i2v_jax.models.kernels.choice import choose
 from i2v_jax.models.upscaler import UpscalerConfig
-from i2v_jax.weights.upscalers import load_upscaler
+from i2v_jax.weights.whole import load_network
 
 LANCZOS = "lanczos"
 FACTORS = (2, 3, 4, 8)  # of Lanczos
@@ -41,7 +41,7 @@ def of_name(by: str, tile: int, overlap: int, factor: int, dtype: Any = jnp.floa
         return factor, lambda frame: fit_picture(frame, *(factor * side for side in frame.shape[:2]), "stretch")
     tiles.check("upscale", tile, overlap)
     chosen = choose(jax.devices()[0], dtype)
-    config, parameters = load_upscaler(by, dtype=dtype, convolution=chosen["convolution"])
+    config, parameters = load_network("upscaler", by, dtype=dtype, convolution=chosen["convolution"])
     if config.channels != 3:
         raise InputError(f"{by} enlarges pictures of {config.channels} channels, 3 (RGB) are wanted.")
     if config.scale < 2:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from i2v_jax.weights import controls, measuring
+from i2v_jax.weights import controls, whole
 from i2v_jax.weights.assemble import (
     Assembled,
     assemble_image_encoder,
@@ -11,7 +11,6 @@ from i2v_jax.weights.assemble import (
     assemble_vae,
 )
 from i2v_jax.weights.unets import assemble_any_unet
-from i2v_jax.weights.upscalers import assemble_ifnet, assemble_upscaler
 
 ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "unet": assemble_any_unet,
@@ -22,8 +21,6 @@ ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
     "text_encoder_2": assemble_text_encoder,
     "image_encoder": assemble_image_encoder,
     "image_proj": assemble_image_projection,
-    **measuring.ASSEMBLE,
-    "upscaler": assemble_upscaler,
-    "ifnet": assemble_ifnet,
+    **whole.ASSEMBLE,
 }
 """Component -> what assembles it from one source."""

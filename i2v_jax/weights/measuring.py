@@ -1,4 +1,4 @@
-"""Networks that measure videos, from wherever their weights are; what their files hold beside weights."""
+"""What files of networks that measure videos hold beside weights."""
 
 import dataclasses
 import functools
@@ -7,61 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import load_file
 
 from i2v_jax.errors import InputError
-from i2v_jax.models.dino import DINOConfig
 from i2v_jax.models.dover import DOVERConfig
-from i2v_jax.models.i3d import I3DConfig
 from i2v_jax.models.lpips import MEAN, STD, LPIPSConfig
 from i2v_jax.models.raft import RAFTConfig
 from i2v_jax.models.video_swin import relative_index
-from i2v_jax.weights.assemble import Assembled, Place, Source, assembled_whole, import_component, to_device
-from i2v_jax.weights.configs import config_of, replaced
+from i2v_jax.weights.assemble import Place, Source, to_device
 from i2v_jax.weights.formats.dover import INDEX
 from i2v_jax.weights.formats.lpips import HEAD, SCALING, SECOND_HEAD
 from i2v_jax.weights.formats.raft import BATCH_NORM, COUNT, DOUBLED
 from i2v_jax.weights.tensors import Entry, Tensors
-
-
-def assemble_raft(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks a RAFT's tensors; arguments and errors as for `assemble.assemble_unet`.
-
-    The layouts of princeton-vl and of torchvision are read, large and small.
-    """
-    return assembled("RAFT", "raft", RAFTConfig, source, config, dtype, overrides)
-
-
-def load_raft(source: Source, *, place: Place = to_device, **options: Any) -> tuple[RAFTConfig, dict[str, Any]]:
-    """Loads a RAFT; arguments, returns and errors are those of `assemble.load_unet`."""
-    return assemble_raft(source, **options).load(place)
-
-
-def assemble_dover(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks a DOVER's tensors; arguments and errors as for `assemble.assemble_unet`."""
-    return assembled("DOVER", "dover", DOVERConfig, source, config, dtype, overrides)
-
-
-def load_dover(source: Source, *, place: Place = to_device, **options: Any) -> tuple[DOVERConfig, dict[str, Any]]:
-    """Loads DOVER; arguments, returns and errors are those of `assemble.load_unet`."""
-    return assemble_dover(source, **options).load(place)
-
-
-def assemble_lpips(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks the tensors of LPIPS's classifier; arguments and errors as for `assemble.assemble_unet`.
-
-    A file of the package `lpips`, or torchvision's AlexNet or VGG16.
-    """
-    return assembled("LPIPS", "lpips", LPIPSConfig, source, config, dtype, overrides)
+from i2v_jax.weights.whole import assemble_network
 
 
 def load_lpips(
@@ -71,7 +31,7 @@ def load_lpips(
 
     Arguments and errors are those of `assemble.load_unet`.
     """
-    assembled = assemble_lpips(source, **options)
+    assembled = assemble_network("lpips", source, **options)
     heads = bundled_heads(assembled.config.backbone)
     own = [HEAD.format(k=k) for k in range(len(heads))]
     if set(own) <= set(assembled.buffers):
@@ -92,69 +52,11 @@ def _bundled() -> dict[str, np.ndarray]:
     return load_file(Path(__file__).with_name("lpips_heads.safetensors"))
 
 
-def assemble_dino(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks the tensors of a DINO; arguments and errors as for `assemble.assemble_unet`."""
-    overrides = {name: value for name, value in overrides.items() if name != "convolution"}
-    return assembled("DINO", "dino", DINOConfig, source, config, dtype, overrides)
-
-
-def load_dino(source: Source, *, place: Place = to_device, **options: Any) -> tuple[DINOConfig, dict[str, Any]]:
-    """Loads DINO; arguments, returns and errors are those of `assemble.load_unet`."""
-    return assemble_dino(source, **options).load(place)
-
-
-def assemble_i3d(
-    source: Source, *, config: Mapping[str, Any] | None = None, dtype: Any = jnp.float32, **overrides: Any
-) -> Assembled:
-    """Finds and checks the tensors of an I3D; arguments and errors as for `assemble.assemble_unet`.
-
-    The layouts of piergiaj and of hassony2 are read, the latter as TorchScript too.
-    """
-    overrides = {name: value for name, value in overrides.items() if name != "convolution"}
-    return assembled("I3D", "i3d", I3DConfig, source, config, dtype, overrides)
-
-
-def load_i3d(source: Source, *, place: Place = to_device, **options: Any) -> tuple[I3DConfig, dict[str, Any]]:
-    """Loads I3D; arguments, returns and errors are those of `assemble.load_unet`."""
-    return assemble_i3d(source, **options).load(place)
-
-
-def assembled(
-    title: str,
-    component: str,
-    cls: type,
-    source: Source,
-    config: Mapping[str, Any] | None,
-    dtype: Any,
-    overrides: Mapping[str, Any],
-) -> Assembled:
-    """Returns a network that is whole in its file; arguments as of those that call it, with its name and config."""
-    imported = import_component(source, component)
-    overrides = {name: value for name, value in overrides.items() if name not in NOT_OF_THESE}
-    fields = dict(dtype=dtype, param_dtype=dtype) | overrides
-    return assembled_whole(title, replaced(config_of(cls, config, imported), fields), imported)
-
-
-NOT_OF_THESE = ("attention", "remat", "scan_blocks")
-"""How UNets are computed, which is set for all networks alike."""
-
-ASSEMBLE: Mapping[str, Callable[..., Assembled]] = {
-    "raft": assemble_raft,
-    "dover": assemble_dover,
-    "lpips": assemble_lpips,
-    "dino": assemble_dino,
-    "i3d": assemble_i3d,
-}
-"""Component -> what assembles it from one source."""
-
-
 def with_made_buffers(component: str, parameters: Tensors, buffers: Tensors, config: Any) -> Tensors:
     """Returns what a network's file holds beside its weights: what came with them, and else what can be made of them.
 
     Args:
-        component: a name of `ASSEMBLE`; others get back what came.
+        component: a name of `MAKE`; others get back what came.
         parameters: path -> array in our layout.
         buffers: what an import kept.
         config: of the network.
