@@ -48,6 +48,7 @@ FAMILIES = {  # networks' configs with the tables of their names
 }
 EXPORTED_AS = {"sd15": "sd", "dynamicrafter": "dynamicrafter"}
 INTERVAL = 0.002  # seconds between two looks at a process
+SETTLING = 4.0  # seconds before a process starts
 
 
 class Run(NamedTuple):
@@ -78,10 +79,15 @@ def write_checkpoint(path: Path, family: str) -> int:
 
 
 def measure(command: list[str | Path], source: Path) -> Run:
-    """Runs a command with `source` out of the page cache and nothing left to be written."""
+    """Runs a command with `source` out of the page cache and nothing left to be written, once memory has settled.
+
+    Free pages go back to a virtual machine's host within seconds and are slow to take again. What starts at once, as
+    `cp` does, would have those just freed; what imports for a second first would not.
+    """
     os.sync()
     with open(source, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    time.sleep(SETTLING)
     with tempfile.TemporaryFile() as output:
         start, memory = time.perf_counter(), 0
         process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from convert import early
 from convert.arguments import (
     DTYPES,
     PRECISIONS,
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, arguments.rest = parser.parse_known_args(argv)
     if strange := [word for word in arguments.rest if not takes(arguments, word)]:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if arguments.module in early.COMMANDS:
+        early.read_early(sys.argv[1:] if argv is None else map(str, argv))
     if arguments.adapter_module:
         from i2v_jax.models.adapters import import_modules  # takes seconds, and `--help` needs none of them
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import diffusers
 import flax.serialization
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
+from convert import early
 from convert import networks as running
 from i2v_jax.errors import InputError
 from i2v_jax.models import networks
@@ -546,11 +548,29 @@ def test_failure_leaves_what_was_there(to, files, tmp_path, monkeypatch):
     fails(bad, "--dtype", "f16", words=["conv_out", "float16"])
 
     def full(*arguments):
-        yield np.zeros(1, np.uint8)
+        yield 1
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("i2v_jax.weights.storage.safetensors.contents", full)
+    monkeypatch.setattr("i2v_jax.weights.storage.safetensors.ahead", full)
     fails(files / "base", words=["Cannot write", "No space left"])
+
+
+def test_files_are_asked_of_the_disk_before_they_are_read(tmp_path, monkeypatch):
+    """Of a command line's words those that are large files, with a name before or without; so many bytes in all."""
+    asked, begun = {}, []
+    monkeypatch.setattr(early, "MOST", 5 * early.PIECE)
+    monkeypatch.setattr(early.threading, "Thread", lambda target, args, daemon: begun.append((target, args)) or Mock())
+    monkeypatch.setattr(early.os, "posix_fadvise", lambda file, at, count, what: asked.setdefault(file, []).append(at))
+    for name, pieces in (("a", 3), ("b=c", 4), ("small", 1), ("late", 9)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(pieces * early.PIECE)
+    names = ("one=a", "b=c", "small", "no=file", "late", "\0", "a + 0.5 * b", "--to")
+    early.read_early([name.replace("=a", f"={tmp_path}/a") if "=a" in name else f"{tmp_path}/{name}" for name in names])
+    assert [(path.name, size // early.PIECE) for _, (path, size) in begun] == [("a", 3), ("b=c", 2)]
+    for target, args in begun:
+        target(*args)
+    assert sorted(at // early.PIECE for each in asked.values() for at in each) == [0, 0, 1, 1, 2]
+    early._read(tmp_path / "gone", 1)
 
 
 def test_folders_are_replaced_only_if_they_are_models(files, tmp_path):

@@ -1,6 +1,7 @@
 """DOVER against recorded runs of the published code: its views, both networks, the scores; its weights in and out."""
 
 import functools
+import gc
 import hashlib
 import re
 
@@ -17,6 +18,7 @@ from i2v_jax.models.dover import DOVER, DOVER_SCALE, EVALCRAFTER_SCALE, PUBLISHE
 from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.video_convnext import depthwise
 from i2v_jax.models.video_swin import relative_index
+from i2v_jax.weights.assemble import return_freed_memory
 from i2v_jax.weights.infer import infer_config
 from i2v_jax.weights.whole import load_network
 from tests import metric_oracles
@@ -40,7 +42,18 @@ def loaded(name, convolution="winograd"):
     from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_network("dover", file_of(name, Path(folder)), convolution=convolution)
+        file = file_of(name, Path(folder))
+        metric_oracles.dover_state.cache_clear()
+        return load_network("dover", file, convolution=convolution)
+
+
+@pytest.fixture
+def lean():
+    """What earlier tests have left is given back before a test that takes gigabytes."""
+    loaded.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    return_freed_memory()
 
 
 def run(name, convolution="winograd", **views):
@@ -48,7 +61,8 @@ def run(name, convolution="winograd", **views):
     config, parameters = loaded(name, convolution)
     kept = dict(capture_intermediates=lambda module, _: STAGE.fullmatch(module.name or ""), mutable=["intermediates"])
     call = jax.jit(functools.partial(DOVER(config).apply, **kept))
-    maps, captured = call({"params": parameters}, **views)
+    maps, captured = jax.device_get(call({"params": parameters}, **views))
+    return_freed_memory()
     return maps, captured["intermediates"]
 
 
@@ -134,7 +148,7 @@ def test_odd_sizes_are_padded_and_cut_as_published(measured):
     check(measured, "odd sizes", maps, captured, recorded)
 
 
-def test_the_published_size(measured):
+def test_the_published_size(measured, lean):
     """Weights by the rule, views of the recorded frames and offsets."""
     recorded, about = metric_oracles.recorded("dover/dover_full"), metric_oracles.settings("dover/dover_full")
     config, _ = loaded("dover_full")
@@ -146,8 +160,8 @@ def test_the_published_size(measured):
         video, recorded["frames.technical"], dover_views.Fragments(), lambda *_: next(offsets)
     )
     aesthetic = np.repeat(clips_of(views["aesthetic.frames"]), 32, 1)
-    clips = [*np.split(normalised(fragments.reshape(3, 32, 224, 224, 3)), 3)]
-    technical = [run("dover_full", technical=clip) for clip in clips]
+    clips = np.split(fragments.reshape(3, 32, 224, 224, 3), 3)
+    technical = [run("dover_full", technical=normalised(clip)) for clip in clips]
     of_picture = run("dover_full", aesthetic=normalised(aesthetic))
     maps = Maps(np.concatenate([maps.technical for maps, _ in technical]), of_picture[0].aesthetic)
     captured = jax.tree.map(lambda *each: np.concatenate(each), *(outputs for _, outputs in technical))
@@ -164,7 +178,7 @@ def test_the_published_size(measured):
 
 
 @pytest.mark.parametrize("name", ["dover_small", "dover_full"])
-def test_dover_pth_comes_back_byte_for_byte(name, tmp_path):
+def test_dover_pth_comes_back_byte_for_byte(name, tmp_path, lean):
     """From itself and from our own file, in which its index tables are made again."""
     state, file = metric_oracles.dover_state(name), file_of(name, tmp_path)
     assert main(["import", str(file), str(tmp_path / "ours.safetensors")]) == 0

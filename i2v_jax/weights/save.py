@@ -37,7 +37,7 @@ def save_own(
         configs: component -> its config; may be left out for a part that is loaded beside its base.
         metadata: further text to keep in the header.
         progress: called with the bytes of each tensor once they are written.
-        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.contents`.
+        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.ahead`.
 
     Raises:
         InputError: the file cannot be written.

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -38,10 +39,11 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_RANK = 32
 MAX_NAME = 1000  # characters
-READ_AHEAD = 2  # tensors read and transposed, each in a thread, while one is written
+READ_AHEAD = 2  # tensors worked on, each in a thread, while one is waited for
 TILE, TILE_COLUMNS = 32768, 64  # elements
 OWN_FORMAT, OWN_VERSION = "i2v_jax", "1"
 """What our own files say of themselves in their metadata."""
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,28 +124,36 @@ class Tensors(Mapping[str, np.ndarray]):
         return self.holding({name: entry for name, entry in self.entries.items() if re.fullmatch(pattern, name)})
 
 
-def contents(items: Iterable[tuple[str, Entry]], ahead_bytes: float = math.inf) -> Iterator[np.ndarray]:
-    """Yields what to write of each tensor, its bytes in C order as uint8 [bytes]; a few are read ahead.
+def contents(items: Iterable[tuple[str, Entry]]) -> Iterator[np.ndarray]:
+    """Yields what to write of each tensor, its bytes in C order as uint8 [bytes]; a few are read ahead."""
+    return ahead(items, data_of)
 
-    `ahead_bytes` is how many bytes of tensors may wait to be written; one that is larger is read alone.
+
+def data_of(name: str, entry: Entry) -> np.ndarray:
+    """Reads a tensor; returns its bytes in C order, uint8 [bytes]."""
+    array = contiguous(entry.read())
+    if (array.shape, array.dtype) != (entry.shape, entry.dtype):
+        raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
+    return array.reshape(-1).view(np.uint8)
+
+
+def ahead(
+    items: Iterable[tuple[str, Entry]], function: Callable[[str, Entry], Result], most_bytes: float = math.inf
+) -> Iterator[Result]:
+    """Yields `function(name, entry)` of each tensor in turn; those of a few are called ahead, each in a thread.
+
+    `most_bytes` is how many bytes of tensors may be ahead at once; one that is larger is read alone.
     """
-
-    def read(name: str, entry: Entry) -> np.ndarray:
-        array = contiguous(entry.read())
-        if (array.shape, array.dtype) != (entry.shape, entry.dtype):
-            raise ValueError(f"{name}: {array.shape} {array.dtype} was declared {entry.shape} {entry.dtype}")
-        return array.reshape(-1).view(np.uint8)
-
-    ahead: deque[tuple[int, Future]] = deque()
+    pending: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(READ_AHEAD, initializer=memory.reuse) as pool:
         for name, entry in items:
-            while ahead and sum(size for size, _ in ahead) + entry.nbytes > ahead_bytes:
-                yield ahead.popleft()[1].result()
-            ahead.append((entry.nbytes, pool.submit(read, name, entry)))
-            if len(ahead) > READ_AHEAD:
-                yield ahead.popleft()[1].result()
-        while ahead:
-            yield ahead.popleft()[1].result()
+            while pending and sum(size for size, _ in pending) + entry.nbytes > most_bytes:
+                yield pending.popleft()[1].result()
+            pending.append((entry.nbytes, pool.submit(function, name, entry)))
+            if len(pending) > READ_AHEAD:
+                yield pending.popleft()[1].result()
+        while pending:
+            yield pending.popleft()[1].result()
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

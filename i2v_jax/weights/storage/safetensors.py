@@ -3,13 +3,14 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from i2v_jax.errors import InputError
 from i2v_jax.weights.storage.files import reader, replacing
-from i2v_jax.weights.tensors import DTYPE_NAMES, DTYPES, MAX_NAME, MAX_RANK, Entry, Tensors, contents
+from i2v_jax.weights.tensors import DTYPE_NAMES, DTYPES, MAX_NAME, MAX_RANK, Entry, Tensors, ahead, data_of
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
@@ -73,29 +74,39 @@ def save_tensors(
 ) -> None:
     """Writes a safetensors file, a few tensors at a time, beside its place and then renamed into it.
 
+    The thread that reads a tensor writes it too: what another core has in its cache is slow to come by.
+
     Args:
         path: the file; one that is there is replaced, only once the new one is complete.
         tensors: what to write; each is read just before it is written.
         metadata: text kept in the file's header.
         progress: called with the bytes of each tensor once they are written.
-        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.contents`.
+        ahead_bytes: how many bytes of tensors may wait to be written, see `tensors.ahead`.
 
     Raises:
         InputError: the file cannot be written (no such folder, no space, no permission).
     """
-    header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    header, begins, end = {"__metadata__": dict(metadata)} if metadata else {}, {}, 0
     order = sorted(tensors.entries.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps data aligned
     for name, entry in order:
-        begin, end = end, end + entry.nbytes
+        begins[name], end = end, end + entry.nbytes
         header[name] = {
             "dtype": DTYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),
-            "data_offsets": [begin, end],
+            "data_offsets": [begins[name], end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for data in contents(order, ahead_bytes):
-            file.write(data)
-            progress(data.nbytes)
+        file.flush()
+
+        def write(name: str, entry: Entry) -> int:
+            data, at = memoryview(data_of(name, entry)), 8 + len(text) + begins[name]
+            while data:
+                count = os.pwrite(file.fileno(), data, at)
+                data, at = data[count:], at + count
+            return entry.nbytes
+
+        for count in ahead(order, write, ahead_bytes):
+            progress(count)
