@@ -438,6 +438,7 @@ def test_the_clip_whose_loss_is_not_finite_is_named(tmp_path):
 def test_a_size_without_latents_is_refused_before_weights_are_loaded(clips, tmp_path):
     output = processes.finish(processes.start(command(clips, tmp_path / "run", data__height=36)), 2)
     assert "error: data.height=36: wanted a multiple of 8, such as 32." in output and "loading" not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_in_a_folder_is_refused_by_all_its_processes(clips, tmp_path):

@@ -1,5 +1,6 @@
 """One run at a time in a folder: the first process of a run holds a lock, which the system takes back when it ends."""
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -17,6 +18,8 @@ NAME = "lock"
 
 def lock(folder: Path, name: str = NAME) -> TextIO | None:
     """Makes a run's folder its own. Every process of a run must call it; all of them learn of a refusal.
+
+    A folder that is made here, and that still holds nothing but the lock when the process ends, is removed again.
 
     Args:
       folder: of the run; made where it is not there.
@@ -36,6 +39,7 @@ def lock(folder: Path, name: str = NAME) -> TextIO | None:
 
 def _take(folder: Path, name: str) -> tuple[TextIO | None, str]:
     """Returns the locked file, or what is wrong."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / name, "a+", encoding="utf-8")
@@ -55,4 +59,13 @@ def _take(folder: Path, name: str) -> tuple[TextIO | None, str]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+    if is_new:
+        atexit.register(_remove_if_idle, folder, name)
     return file, ""
+
+
+def _remove_if_idle(folder: Path, name: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [name]:
+            (folder / name).unlink()
+            folder.rmdir()
