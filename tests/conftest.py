@@ -1,5 +1,7 @@
 """Tests run on the CPU, in float32, with compiled programs kept between runs, in processes that stay small."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -24,12 +26,15 @@ import torch
 
 from i2v_jax.weights.assemble import return_freed_memory
 
+ARENA_MAX = -8  # in malloc.h
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_default_matmul_precision", "highest")
+with contextlib.suppress(OSError, AttributeError):  # glibc's: of a pool for each thread little can be given back
+    ctypes.CDLL(None).mallopt(ARENA_MAX, 2)
 gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, none of them garbage
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second

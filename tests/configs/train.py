@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config.noise_schedule = model.noise_schedule
     config.data.height = config.data.width = 64
     config.held_out.share = 0.0
-    config.convolution = "xla"  # compiles quickest
     config.samples.pictures = (str(ROOT / "assets" / "cat.jpg"),)
     config.samples.prompts = ("a cat",)
     return config
