@@ -23,7 +23,7 @@ from tests.processes import ROOT, run
 
 CONFIG = "configs/train/sdxl.py"
 BATCH, FRAMES, SIDE = 8, 3, 32
-QUICK = {"convolution": "xla", "remat": "none"}  # half as much to compile
+QUICK = {"remat": "none"}  # half as much to compile
 
 
 def model_settings() -> dict[str, str]:

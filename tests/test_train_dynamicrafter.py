@@ -185,7 +185,7 @@ def test_the_rate_and_the_picture_are_the_clips_own(tmp_path):
 
 def steps_on(shape, steps=3):
     """Losses of steps on random videos, on a mesh of this shape; half as much is compiled as where all is trained."""
-    small = {"weights.base": str(models.checkpoint(levels=1)), "convolution": "xla", "remat": "none"}
+    small = {"weights.base": str(models.checkpoint(levels=1)), "remat": "none"}
     parts, train = assembled(**small), (r"unet/(conv_in|.*/attn2)/.*", "image_proj/.*")
     config = config_of(frozen="fsdp", train=train, **small)
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
