@@ -1,6 +1,7 @@
 """`python -m convert`: every command, on models that the real libraries made, and on input that is wrong."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -33,6 +34,8 @@ from i2v_jax.weights.assemble import load_image_projection, load_text_encoder, l
 from i2v_jax.weights.checkpoint import open_checkpoint
 from i2v_jax.weights.low_rank import load_lora
 from i2v_jax.weights.storage.open import open_tensors
+from i2v_jax.weights.storage.safetensors import save_tensors
+from i2v_jax.weights.tensors import Tensors
 from tests import test_formats_original as original
 from tests import test_ip_adapter as ip_adapter
 from tests import test_pia as pia
@@ -547,12 +550,23 @@ def test_failure_leaves_what_was_there(to, files, tmp_path, monkeypatch):
     save_file(state, bad / "diffusion_pytorch_model.safetensors")
     fails(bad, "--dtype", "f16", words=["conv_out", "float16"])
 
-    def full(*arguments):
-        yield 1
+    def full(file, data, at):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("i2v_jax.weights.storage.safetensors.ahead", full)
+    monkeypatch.setattr(os, "pwrite", full)
     fails(files / "base", words=["Cannot write", "No space left"])
+
+
+def test_a_file_that_takes_a_few_bytes_at_a_time_is_written_whole(tmp_path, monkeypatch):
+    write, rng = os.pwrite, np.random.default_rng(0)
+    tensors = Tensors.of({f"{n}": rng.normal(size=(n, 7)).astype(np.float32) for n in (0, 1, 3000, 9000)})
+    save_tensors(tmp_path / "at-once.safetensors", tensors)
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:50_001], at))
+    save_tensors(tmp_path / "slowly.safetensors", tensors)
+    written = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("at-once", "slowly")]
+    assert written[0] == written[1]
+    read = load_file(tmp_path / "slowly.safetensors")
+    assert read.keys() == tensors.keys() and all(np.array_equal(read[name], tensors[name]) for name in read)
 
 
 def test_files_are_asked_of_the_disk_before_they_are_read(tmp_path, monkeypatch):
