@@ -22,10 +22,10 @@ page: .venv-page/.installed
 
 test: .venv/.installed-test .venv/.installed-plan .venv-page/.installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-newest: .venv-newest/.installed
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(NEWEST_TESTS) -k "not flax_models and not flax_folder"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NEWEST_TESTS) -k "not flax_models and not flax_folder"
 
 small-world: .venv/.installed
 	$(BIN)/python -m assets.make_small_world

@@ -2,11 +2,11 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 from tests.processes import xla_flags
@@ -17,6 +17,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # tests run in several processes
 os.environ.setdefault("XLA_FLAGS", xla_flags(8))
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compiling's, here and in commands
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # and a tenth of it the noting of where operations stand
 
 import jax
@@ -32,13 +33,18 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests s
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_default_matmul_precision", "highest")
 with contextlib.suppress(OSError, AttributeError):  # glibc's: of a pool for each thread little can be given back
     ctypes.CDLL(None).mallopt(ARENA_MAX, 2)
 gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, none of them garbage
 
 SMALL, GROWTH = 1.2e9, 0.3e9  # bytes: below the first nothing is given back, nor before it has grown by the second
-LARGE = 1.8e9  # bytes of a process after a file, from where what several files share is forgotten, too
+LARGE = 1.8e9  # bytes of a process after a file, from where what the program keeps is forgotten, too
+CACHED = type(functools.cache(print))
+LONGEST = (
+    *("train", "unet", "train_dynamicrafter", "convert", "pipeline", "page", "small_world_model", "sdxl_training"),
+    *("dover", "checkpoints", "sdxl", "device", "stored", "control_command", "control_sampling", "text_in_time"),
+    *("train_control", "longer", "measures", "train_miva"),
+)  # files, of 40 seconds to six minutes
 _size_before = 0.0
 
 
@@ -50,19 +56,29 @@ def memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that processes end at about the same time."""
+    places = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish():
+    """What imports have made stays: no collection need look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
     """After a file's last test, forgets what `functools.cache`s of its own keep: models, programs."""
     global _size_before
     if nextitem is None or nextitem.module is not item.module:
-        modules = [item.module]
+        modules = (item.module.__name__,)
         if memory() > LARGE:
-            modules += [module for name, module in list(sys.modules.items()) if name.startswith("tests.")]
-        for value in [value for module in modules for value in list(vars(module).values())]:
-            if hasattr(value, "cache_clear"):
-                home = sys.modules.get(value.__module__)
-                if home in modules or getattr(home, value.__name__, None) is not value:  # not the program's own
-                    value.cache_clear()
+            modules += ("tests.", "i2v_jax.", "convert.")
+        for value in gc.get_objects():
+            if isinstance(value, CACHED) and value.__module__.startswith(modules):
+                value.cache_clear()
         _size_before = 0.0  # what other files have no use for is given back
 
 

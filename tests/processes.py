@@ -1,5 +1,8 @@
 """Programs that tests start, read from, and stop in the middle."""
 
+import contextlib
+import importlib
+import io
 import os
 import signal
 import socket
@@ -10,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +64,31 @@ def finish(process, code=0, seconds=600) -> str:
 def run(arguments, code=0, devices=1) -> str:
     """Runs `python ARGUMENTS` to its end; returns what it has printed."""
     return finish(start(arguments, devices), code, 1800)
+
+
+def run_here(arguments) -> str:
+    """As `run`, in this process, which has imported all that a command needs."""
+    import jax  # not before it is set up for tests
+
+    name, *rest = arguments[1:] if arguments[0] == "-m" else [f"i2v_jax.cli.{Path(arguments[0]).stem}", *arguments[1:]]
+    module, devices, output = importlib.import_module(name), jax.devices()[:1], io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [name, *map(str, rest)])
+        patch.setattr(jax, "devices", lambda: devices)
+        patch.setattr(jax, "local_devices", lambda: devices)
+        try:
+            module.main()
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return output.getvalue()
 
 
 def wait_for(process, text, count=1) -> bool:

@@ -1,6 +1,7 @@
 """CLIP's encoders equal transformers' PyTorch and Flax ones on the same weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def flax_twin(model):
     """Returns transformers' Flax model of the same weights, as a function that gives all hidden states."""
     twin = getattr(transformers, "Flax" + type(model).__name__)(model.config)
     parameters = convert_pytorch_state_dict_to_flax(model.state_dict(), twin)
-    return jax.jit(lambda inputs: twin(inputs, params=parameters, output_hidden_states=True))
+    call = jax.jit(lambda params, inputs: twin(inputs, params=params, output_hidden_states=True))
+    return functools.partial(call, parameters)
 
 
 def prompts(pad):

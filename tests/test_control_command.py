@@ -34,7 +34,9 @@ def shared_model(weights, mesh):
     return load_model(config, mesh)
 
 
-shared_pipeline = functools.cache(Pipeline)
+@functools.cache
+def shared_pipeline(model, mesh):
+    return Pipeline(model, mesh)
 
 
 @pytest.fixture(scope="module")

@@ -102,14 +102,14 @@ def test_unet_with_residuals_equals_diffusers(shape, measured):
     network = UNet(UNetConfig.from_diffusers(unet.config))
 
     @jax.jit
-    def run(scale):
+    def run(parameters, scale):
         residuals = control.apply({"params": parameters[0]}, **ours, picture=picture, conditioning_scale=scale)
         return network.apply({"params": parameters[1]}, **ours, residuals=residuals)
 
     plain = theirs(unet, given).sample
     assert relative_error(plain, corrected) > 1e-2
     for scale, wanted in ((1.0, corrected), (0.0, plain)):
-        error = relative_error(as_pictures(run(scale)), wanted)
+        error = relative_error(as_pictures(run(parameters, scale)), wanted)
         measured(f"diffusers UNet2DConditionModel with ControlNet x {scale:g}, {shape} shape", error, 1e-5)
 
 

@@ -27,7 +27,7 @@ from tests.helpers import relative_error
 def program(alpha: bool = False):
     """The UNet, compiled: (latents, timesteps, conditions) -> prediction."""
     config, parameters = oracle.unet(alpha)
-    return jax.jit(functools.partial(DynamiCrafterUNet(config).apply, {"params": parameters}))
+    return functools.partial(jax.jit(DynamiCrafterUNet(config).apply), {"params": parameters})
 
 
 VARIANTS = {
@@ -139,13 +139,13 @@ def test_guided_run_equals_the_published_one(measured):
     denoise = guided(unet_denoiser(config, {}), settings["guidance"], settings["guidance_rescale"])
 
     @jax.jit
-    def step(state, i, noise):
+    def step(parameters, state, i, noise):
         prediction = denoise({"unet": parameters}, state.latents, jax.numpy.asarray(sampler.timesteps)[i], join(*sides))
         return sampler.step(state, i, prediction, noise)
 
     state = sampler.init(io["ddim.initial"])
     for i in range(sampler.num_steps):
-        state = step(state, i, io["ddim.noise"][i])
+        state = step(parameters, state, i, io["ddim.noise"][i])
         error = relative_error(state.x0 * sampler.coefficients["rescale"][i], io[f"ddim.step{i}.pred_x0"])
         measured("DynamiCrafter run: clean latents of each step", error, 2e-4)
         measured(f"DynamiCrafter run: step {i}", relative_error(state.latents, io[f"ddim.step{i}.x"]), 2e-4)

@@ -70,7 +70,7 @@ def test_a_blend_of_two_models_equals_the_published_one(measured):
     sides = {}
     for model in MODELS:
         config, parameters = oracle.unet(over=MODELS[model][0])
-        network = jax.jit(functools.partial(DynamiCrafterUNet(config).apply, {"params": parameters}))
+        network = functools.partial(jax.jit(DynamiCrafterUNet(config).apply), {"params": parameters})
         given = (("text_empty", "image_tokens_uncond"), ("text", "image_tokens"))
         sides[model] = [network(io["edg.initial"], jnp.full(1, float(t)), conditions(model, *side)) for side in given]
     without, conditional = (sum(weights[model] * np.asarray(sides[model][k]) for model in MODELS) / 7.5 for k in (0, 1))
@@ -88,7 +88,7 @@ def test_text_in_time_equals_the_published_one(measured):
     assert config.text_in_time and config.time_context_dim == 1024
     given = oracle.conditions(io["stage1.context"], io["stage1.image_latents"], io["stage1.fs"])
     given = given._replace(frame_context=io["stage1.temporal_context"])
-    network = jax.jit(functools.partial(DynamiCrafterUNet(config).apply, {"params": parameters}))
+    network = functools.partial(jax.jit(DynamiCrafterUNet(config).apply), {"params": parameters})
     out = network(io["stage1.latents"], io["stage1.timesteps"].astype(np.float32), given)
     measured("EDG, stage 1: the UNet", relative_error(out, io["stage1.output"]), 1e-5)
 

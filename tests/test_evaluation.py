@@ -20,8 +20,6 @@ from i2v_jax.models.clip import CLIPVisionConfig
 from tests.helpers import relative_error
 from tests.torch_models import our_parameters, randomise
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 SIZE = 48
 
 

@@ -2,6 +2,8 @@
 promises, and without it is what it was."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ import pytest
 from i2v_jax.errors import InputError
 from i2v_jax.models import motion
 from i2v_jax.models.conditions import Conditions
+from i2v_jax.models.networks import parameter_shapes
 from i2v_jax.models.residuals import Residuals
 from i2v_jax.models.unet import DEEP, TINY, UNet
 from i2v_jax.sampling import feature_reuse
 from i2v_jax.sampling.watch import Watch
+from i2v_jax.tree import unflatten
 from tests.helpers import relative_error
 from tests.test_pipeline import SETTINGS, pictures, pipeline
 
@@ -28,16 +32,24 @@ def test_the_finest_level_alone_equals_the_whole_where_features_are_its_own(cont
     x, other = rng.standard_normal((2, 1, 2, 6, 8, 4), np.float32)
     given = (500.0, Conditions.of_videos(rng.standard_normal((1, 7, 32), np.float32)), {})
     unet = UNet(CONFIG)
-    variables = jax.jit(unet.init)(jax.random.key(0), x, *given)
-    assert set(variables) == {"params"}
+    sizes = {path: leaf.shape for path, leaf in parameter_shapes(CONFIG).items()}
+    spread = {path: max(1, math.prod(size[:-1])) ** -0.5 for path, size in sizes.items()}
+    drawn = {path: spread[path] * rng.standard_normal(size, np.float32) for path, size in sizes.items()}
+    variables = {"params": unflatten(drawn)}
     residuals = None
     if controlled:
         sizes = [(6, 8, 32), (6, 8, 32), (3, 4, 32), (3, 4, 64)]
         skips = tuple(rng.standard_normal((1, 2, *size), np.float32) for size in sizes)
         residuals = Residuals(skips, rng.standard_normal((1, 2, 3, 4, 64), np.float32))
-    whole = jax.jit(lambda x: unet.apply(variables, x, *given, residuals, mutable=[DEEP]))
-    finest = jax.jit(lambda x, deep: unet.apply(variables, x, *given, residuals, deep))
-    plain = jax.jit(lambda x: unet.apply(variables, x, *given, residuals))(x)
+    call = functools.partial(jax.jit(unet.apply, static_argnames="mutable"), variables)
+
+    def whole(x):
+        return call(x, *given, residuals, mutable=(DEEP,))
+
+    def finest(x, deep):
+        return call(x, *given, residuals, deep)
+
+    plain = call(x, *given, residuals)
     prediction, kept = whole(x)
     np.testing.assert_array_equal(prediction, plain)
     (deep,) = kept[DEEP]["features"]

@@ -21,8 +21,6 @@ from tests.metric_oracles import recorded, settings, video
 from tests.test_evaluate_set import command
 from tests.test_i3d import file_of
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def published(first, second):
     """The distance as the published codes take it, by the root of a product of covariances."""

@@ -20,8 +20,6 @@ from tests.helpers import relative_error
 from tests.metric_oracles import recorded, settings, video
 from tests.test_weights import bytes_of
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def file_of(tensors, path):
     torch.save({name: torch.as_tensor(np.array(array)) for name, array in tensors.items()}, path)

@@ -18,8 +18,6 @@ from tests import metric_oracles
 from tests.helpers import relative_error
 from tests.torch_models import randomise
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def measure(name, case, networks=None):
     return measures.METRICS[name].measure(case, networks)

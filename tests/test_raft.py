@@ -22,7 +22,6 @@ from tests import metric_oracles
 from tests.helpers import relative_error
 from tests.test_weights import bytes_of
 
-pytestmark = pytest.mark.usefixtures("optimised")
 PRESETS = {"large": LARGE, "small": SMALL}
 
 

@@ -64,7 +64,15 @@ def shared_model(config, mesh):
     return MODELS[key]
 
 
-shared_pipeline = functools.cache(Pipeline)
+@functools.cache
+def shared_pipeline(model, mesh):
+    return Pipeline(model, mesh)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_are_forgotten():
+    yield
+    MODELS.clear()
 
 
 @pytest.fixture

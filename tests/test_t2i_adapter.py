@@ -191,7 +191,7 @@ def test_unet_with_features_equals_diffusers(shape, measured):
         wanted = unet(*call, down_intrablock_additional_residuals=[pictures(x) for x in features], **added).sample
     assert relative_error(plain, wanted) > 1e-2
     config, parameters = UNetConfig.from_diffusers(unet.config), our_parameters("unet", unet.state_dict())
-    apply = jax.jit(functools.partial(UNet(config).apply, {"params": parameters}))
+    apply = functools.partial(jax.jit(UNet(config).apply), {"params": parameters})
     ours = apply(**with_conditions(given), residuals=Residuals(levels=features))
     measured(
         f"diffusers UNet2DConditionModel with T2I features, {shape} shape",

@@ -29,7 +29,7 @@ from i2v_jax.weights.unet_parts import part_of_path
 from tests import train_runs
 from tests.conversions import convert
 from tests.helpers import exact_jit, relative_error
-from tests.processes import ROOT, run
+from tests.processes import ROOT, run_here
 from tests.tiny import SMALL
 
 BASE = dataclasses.replace(TINY, motion=MotionConfig(mid_block=True, num_heads=4, norm_groups=8))
@@ -162,9 +162,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     clips = train_runs.write_stored(folder / "stored", 8)
     command = [*train_runs.train(clips, folder / "run", batch=4), *FLAGS]
-    run([*command, "--config.steps=2"])
+    run_here([*command, "--config.steps=2"])
     before = train_runs.trained(folder / "run")
-    second = run([*command, "--config.steps=4"])
+    second = run_here([*command, "--config.steps=4"])
     return folder / "run", second, before
 
 
@@ -178,7 +178,7 @@ def test_it_is_trained_gone_on_with_and_sampled(trained, tmp_path):
     flags = dict(height=32, width=32, frames=2, steps=1, output=tmp_path, text_in_time_scale=0.5)
     flags |= dict(compilation_cache=ROOT / ".cache" / "jax", weights__trained=f"('{folder / 'trained.safetensors'}',)")
     given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
-    run(["sample.py", "--config=tests/configs/sample.py", *given])
+    run_here(["sample.py", "--config=tests/configs/sample.py", *given])
     record = json.loads((tmp_path / "cat.json").read_text())
     assert record["config"]["text_in_time_scale"] == 0.5
 
@@ -198,7 +198,7 @@ def test_all_of_edg_by_commands(trained, tmp_path):
     """Stage 1 beside motion modules that change over the run, away from a fine-tuning and beyond it."""
     clips, pre = trained[0].parent / "stored", SMALL / "motion.safetensors"
     tuning = train_runs.train(clips, tmp_path / "tuned", batch=4, steps=2, train="('unet/.*/motion/.*',)")
-    run([*tuning, "--config.optimizer.learning_rate=1e-2"])
+    run_here([*tuning, "--config.optimizer.learning_rate=1e-2"])
     models = dict(pre=pre, tuned=tmp_path / "tuned" / "trained.safetensors")
     results = {name: tmp_path / f"{name}.safetensors" for name in ("dyn", "con")}
     named = (f"{name}={file}" for name, file in (models | results).items())
@@ -217,7 +217,7 @@ def test_all_of_edg_by_commands(trained, tmp_path):
     flags |= dict(weights__trained=f"('{trained[0] / 'trained.safetensors'}',)", output=tmp_path / "videos")
     flags |= dict(weights_over_time=f"((500, '{results['dyn']}'), (0, '{results['con']}'))")
     given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
-    told = run(["sample.py", "--config=tests/configs/sample.py", *given])
+    told = run_here(["sample.py", "--config=tests/configs/sample.py", *given])
     assert "weights over time: 2 sets" in told
     record = json.loads((tmp_path / "videos" / "cat.json").read_text())
     used = [Path(path).name for path in record["weights"]]

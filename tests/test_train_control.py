@@ -19,7 +19,7 @@ from i2v_jax.families.model import assemble_config
 from i2v_jax.sampling.controls.preprocess import canny
 from i2v_jax.training.objective import Loss, Objective
 from tests import train_runs
-from tests.processes import ROOT, run
+from tests.processes import ROOT, run_here
 
 SMALL = ROOT / "tests" / "configs" / "train.py"
 CONTROL = dict(control__process="canny", train="('controlnet/.*',)", batch=8, branches="()")
@@ -86,9 +86,9 @@ def test_it_begins_as_the_unet():
 def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
     source = train_runs.write_clips(tmp_path / "clips", 4)
     command = train_runs.train(source, tmp_path / "run", **CONTROL, data__workers=0)
-    run([*command, "--config.steps=1"])
+    run_here([*command, "--config.steps=1"])
     first = train_runs.trained(tmp_path / "run")
-    out = run([*command, "--config.steps=2"])
+    out = run_here([*command, "--config.steps=2"])
     assert "going on" in out and "from step 1" in out
     trained = tmp_path / "run" / "trained.safetensors"
     second = load_file(trained)
@@ -107,7 +107,7 @@ def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
         controls__pictures=f"('{source / '0.mp4'}',)",
     )
     given = [f"--config.{key.replace('__', '.')}={value}" for key, value in flags.items()]
-    run(["sample.py", "--config=tests/configs/sample.py", *given])
+    run_here(["sample.py", "--config=tests/configs/sample.py", *given])
     record = json.loads((tmp_path / "out" / "cat.json").read_text())
     assert record["config"]["weights"]["controls"] == [str(trained)]
 

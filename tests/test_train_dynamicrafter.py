@@ -28,7 +28,7 @@ from tests import clips, train_runs
 from tests import dynamicrafter_models as models
 from tests import dynamicrafter_oracle as oracle
 from tests.helpers import relative_error
-from tests.processes import ROOT, run
+from tests.processes import ROOT, run_here
 from tests.test_dynamicrafter import SCHEDULE, program
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no config.json")
@@ -236,10 +236,11 @@ def flags_of(folder, **changes):
 
 
 def test_the_command_trains_goes_on_and_is_sampled_from(tmp_path):
-    """All that is published, from clips, with previews, then sampled from; a part of the UNet from stored clips."""
+    """From clips, with previews, then sampled from; and from stored clips. Of each network a part: smaller programs."""
     source = train_runs.write_clips(tmp_path / "clips", 8)
     given = {"data.source": source, "batch": 2, "checkpoints.every_steps": 1, "samples.steps": 2, "steps": 1}
-    first = run(["train.py", *flags_of(tmp_path / "run", **given | {"samples.every_steps": 1})])
+    part = "('unet/(conv_in|.*/attn2)/.*', 'image_proj/.*')"
+    first = run_here(["train.py", *flags_of(tmp_path / "run", **given | {"train": part, "samples.every_steps": 1})])
     assert "a new run" in first and (tmp_path / "run" / "samples" / "00000001_0.mp4").exists()
     trained = tmp_path / "run" / "trained.safetensors"
     weights, base = load_file(trained), assembled(**{"weights.base": str(models.checkpoint(levels=1))})
@@ -249,12 +250,12 @@ def test_the_command_trains_goes_on_and_is_sampled_from(tmp_path):
         assert not np.array_equal(leaf, base[component].parameters[own]), path
 
     encoded = tmp_path / "stored"
-    of_unet = given | {"train": "('unet/.*/attn2/.*',)"}  # a smaller program
-    run(["-m", "i2v_jax.training.store", f"--output={encoded}", *flags_of(tmp_path / "other", **of_unet)])
+    of_unet = given | {"train": "('unet/.*/attn2/.*',)"}
+    run_here(["-m", "i2v_jax.training.store", f"--output={encoded}", *flags_of(tmp_path / "other", **of_unet)])
     command = ["train.py", *flags_of(tmp_path / "other", **of_unet | {"data.source": encoded})]
-    run(command)
+    run_here(command)
     before = train_runs.trained(tmp_path / "other")
-    assert "from step 1" in run([*command, "--config.steps=2"])
+    assert "from step 1" in run_here([*command, "--config.steps=2"])
     after = train_runs.trained(tmp_path / "other")
     assert after and all(path.startswith("unet/") for path in after)
     assert not any(np.array_equal(after[path], before[path]) for path in after)
@@ -264,7 +265,7 @@ def test_the_command_trains_goes_on_and_is_sampled_from(tmp_path):
     sampled |= {"weights.base": models.checkpoint(levels=1), "compilation_cache": ROOT / ".cache" / "jax"}
     sampled |= {"weights.trained": f"('{trained}',)"}
     flags = [f"--config.{key}={value}" for key, value in sampled.items()]
-    run(["sample.py", "--config=configs/sample/dynamicrafter.py:512", *flags])
+    run_here(["sample.py", "--config=configs/sample/dynamicrafter.py:512", *flags])
     assert (tmp_path / "out" / "cat.mp4").exists()
 
 
@@ -294,6 +295,12 @@ def test_other_families_have_none_of_it():
     for changes in (dict(picture="last"), dict(image_noise=-1.0)):
         with pytest.raises(InputError, match="wanted"):
             Objective(**changes)
+
+
+def test_the_shipped_config_trains_all_that_is_published():
+    chosen = placement.trained_paths(assembled(), config_of().train)
+    of_networks = [f"{name}/{path}" for name in ("unet", "image_proj") for path in assembled()[name].parameters.entries]
+    assert sorted(chosen) == sorted(of_networks)
 
 
 def test_configs_are_those_of_the_models():

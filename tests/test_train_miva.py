@@ -13,7 +13,7 @@ from i2v_jax.errors import InputError
 from i2v_jax.training.early_stop import BEST, HISTORY, EarlyStop
 from i2v_jax.weights.mivas import KEY, read
 from tests import train_runs
-from tests.processes import ROOT, run
+from tests.processes import ROOT, run_here
 
 MIVA = dict(
     miva__rank=2,
@@ -32,10 +32,10 @@ def test_the_command_trains_one_that_is_sampled_with_beside_another(tmp_path):
     source = train_runs.write_stored(tmp_path / "stored", 10)
     changes = MIVA | dict(held_out__share=0.2, held_out__every_steps=1, held_out__patience=5)
     command = train_runs.train(source, tmp_path / "swing", **changes)
-    printed = run([*command, "--config.steps=1"])
+    printed = run_here([*command, "--config.steps=1"])
     assert "% of its UNet, a file of" in printed
     first = train_runs.trained(tmp_path / "swing")
-    assert "from step 1" in run([*command, "--config.steps=2"])
+    assert "from step 1" in run_here([*command, "--config.steps=2"])
     second = train_runs.trained(tmp_path / "swing")
     assert second.keys() == first.keys() and all("/miva/" in path for path in second)
     history = dict(json.loads((tmp_path / "swing" / HISTORY).read_text()))
@@ -52,7 +52,7 @@ def test_the_command_trains_one_that_is_sampled_with_beside_another(tmp_path):
     flags = dict(height=64, width=64, frames=2, steps=1, mivas=f"('{file}=0.8', '{other}')", prompt="")
     flags |= dict(output=tmp_path / "out", compilation_cache=ROOT / ".cache" / "jax", weights__image_adapter="")
     flags |= dict(weights__adapter="")
-    printed = run(
+    printed = run_here(
         ["sample.py", "--config=tests/configs/sample.py"]
         + [f"--config.{key.replace('__', '.')}={it}" for key, it in flags.items()]
     )

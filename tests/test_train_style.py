@@ -24,7 +24,7 @@ from i2v_jax.weights.low_rank import load_lora, merge_lora
 from i2v_jax.weights.new_lora import factor_shapes, merged, with_new_lora
 from i2v_jax.weights.tensors import Tensors
 from tests import train_runs
-from tests.processes import ROOT, environment, run
+from tests.processes import ROOT, environment, run_here
 
 STYLE = dict(
     lora__rank=2,
@@ -137,9 +137,9 @@ def test_new_factors_change_nothing_and_are_the_same_for_a_seed():
 def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
     source = write_pictures(tmp_path / "pictures")
     command = train_runs.train(source, tmp_path / "run", **STYLE)
-    run([*command, "--config.steps=1"])
+    run_here([*command, "--config.steps=1"])
     first = train_runs.trained(tmp_path / "run")
-    assert "from step 1" in run([*command, "--config.steps=2"])
+    assert "from step 1" in run_here([*command, "--config.steps=2"])
     trained = tmp_path / "run" / "trained.safetensors"
     second = load_file(trained)
     assert second and all("/lora/" in path and "/motion/" not in path for path in second)
@@ -153,7 +153,7 @@ def test_the_command_trains_one_that_is_sampled_with_and_converted(tmp_path):
 
     flags = dict(height=64, width=64, frames=2, steps=1, weights__loras=f"('{trained}=0.8',)")
     flags |= dict(output=tmp_path / "out", compilation_cache=ROOT / ".cache" / "jax")
-    run(
+    run_here(
         ["sample.py", "--config=tests/configs/sample.py"]
         + [f"--config.{key.replace('__', '.')}={it}" for key, it in flags.items()]
     )

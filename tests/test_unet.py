@@ -57,7 +57,7 @@ def test_equals_the_published_guided_run(name, measured):
     start = initial_latents(first_frame, io["prior.mask"] > 0.5, io["prior.noise"], sampler)
 
     @jax.jit
-    def step(state, i):
+    def step(parameters, state, i):
         held = hold(sampler, first_frame)
         sample = jnp.concatenate([held.scale_input(state.latents, i)] * 2)
         timestep = jnp.asarray(sampler.timesteps)[i]
@@ -66,7 +66,7 @@ def test_equals_the_published_guided_run(name, measured):
 
     state = hold(sampler, first_frame).init(start)
     for i in range(given["steps"]):
-        state = step(state, i)
+        state = step(parameters, state, i)
         np.testing.assert_array_equal(state.latents[:, :1], first_frame)
         measured(f"{name}: guided DDIM, step {i}", relative_error(state.latents, io[f"ddim.step{i}"]), 1e-4)
 
@@ -224,12 +224,14 @@ def test_branch_scales():
     config, parameters = oracles.unet("official_v1")
     io = oracles.recorded("official_v1")
     tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
-    run = jax.jit(
-        lambda config, scales: UNet(config).apply(
-            {"params": parameters}, io["unet.sample"], io["unet.timestep"], **tokens, strengths=scales
-        ),
-        static_argnums=0,
+    call = jax.jit(
+        lambda config, params, scales: UNet(config).apply(params, *given, **tokens, strengths=scales), static_argnums=0
     )
+    given = io["unet.sample"], io["unet.timestep"]
+
+    def run(config, scales):
+        return call(config, {"params": parameters}, scales)
+
     one = dict(first_frame=1.0, image_tokens=1.0)
     assert relative_error(run(config, one), io["unet.output"]) < 1e-5
     for name, field in [("first_frame", "self_attention_branches"), ("image_tokens", "cross_attention_branches")]:
@@ -245,7 +247,11 @@ def test_adapter_sees_only_the_first_frame():
     config = dataclasses.replace(config, motion=None)
     io = oracles.recorded("official_v2norm")
     tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
-    run = jax.jit(lambda x: UNet(config).apply({"params": unflatten(flat)}, x, io["unet.timestep"], **tokens))
+    call = jax.jit(UNet(config).apply)
+
+    def run(x):
+        return call({"params": unflatten(flat)}, x, io["unet.timestep"], **tokens)
+
     sample = io["unet.sample"]
     changed = sample.copy()
     changed[:, 2] += 1

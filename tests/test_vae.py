@@ -77,11 +77,11 @@ def test_equals_diffusers_flax(torch_vae, parameters, size, measured):
     weights = {"params": convert_pytorch_state_dict_to_flax(torch_vae.state_dict(), flax_vae)}
 
     @jax.jit
-    def yardstick(images, latents):
+    def yardstick(weights, images, latents):
         posterior = flax_vae.apply(weights, images, method=flax_vae.encode).latent_dist
         return posterior.mean, posterior.logvar, flax_vae.apply(weights, latents, method=flax_vae.decode).sample
 
-    expected = yardstick(images(*size).transpose(0, 3, 1, 2), latents(*size))
+    expected = yardstick(weights, images(*size).transpose(0, 3, 1, 2), latents(*size))
     mean, logvar = run(CONFIG, parameters, "encode", images(*size))
     decoded = run(CONFIG, parameters, "decode", latents(*size)).transpose(0, 3, 1, 2)
     for name, ours, theirs in zip(("mean", "log variance", "picture"), (mean, logvar, decoded), expected):

@@ -39,14 +39,14 @@ def write_stored(folder, count) -> Path:
 
 
 def train(source, folder, config="tests/configs/train.py", **changes) -> list[str]:
-    """The command of a run: arguments of Python. Keys of `changes` have __ for dots."""
+    """The command of a run, saved at its end: arguments of Python. Keys of `changes` have __ for dots."""
     settings = dict(
         data__source=source,
         data__frames=4,
         data__height=clips.SIZE,
         data__width=clips.SIZE,
         samples__every_steps=0,
-        checkpoints__every_steps=1,
+        checkpoints__every_steps=100,
         compilation_cache=ROOT / ".cache" / "jax",
         folder=folder,
     )

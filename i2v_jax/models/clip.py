@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from i2v_jax.errors import InputError, nearest
 from i2v_jax.models.attention import merge_heads, split_heads
 from i2v_jax.models.config import NetworkConfig
-from i2v_jax.models.layers import Dense, LayerNorm
+from i2v_jax.models.layers import Dense, LayerNorm, parameter
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -276,7 +276,7 @@ class CLIPTextEncoder(nn.Module):
         table = embed(c, c.vocab_size, "token_embedding")
         if not c.added_tokens:
             return table(token_ids)
-        added = self.param("added_embedding", nn.initializers.zeros, (c.added_tokens, c.width), c.param_dtype)
+        added = parameter(self, "added_embedding", nn.initializers.zeros, (c.added_tokens, c.width), c.param_dtype)
         vectors = jnp.asarray(added, c.dtype)[jnp.maximum(-1 - token_ids, 0)]
         return jnp.where(token_ids[..., None] < 0, vectors, table(jnp.maximum(token_ids, 0)))
 
@@ -303,7 +303,7 @@ class CLIPVisionEncoder(nn.Module):
                 f"wanted {c.image_size}x{c.image_size}x3."
             )
         grid = c.image_size // c.patch_size
-        class_token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,), c.param_dtype)
+        class_token = parameter(self, "class_embedding", nn.initializers.normal(0.02), (c.width,), c.param_dtype)
         patches = PatchEmbedding(c, name="patch_embedding")(pixels).reshape(-1, grid**2, c.width)
         x = jnp.concatenate([jnp.broadcast_to(jnp.asarray(class_token, c.dtype), patches[:, :1].shape), patches], 1)
         x = x + embed(c, grid**2 + 1, "position_embedding")(jnp.arange(grid**2 + 1))
@@ -321,7 +321,7 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b gh gw c"]:
         c, side = self.config, (self.config.patch_size,) * 2
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*side, 3, c.width), c.param_dtype)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (*side, 3, c.width), c.param_dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         pixels, kernel = jnp.asarray(pixels, c.dtype), jnp.asarray(kernel, c.dtype)
         return jax.lax.conv_general_dilated(pixels, kernel, side, "VALID", dimension_numbers=layout)

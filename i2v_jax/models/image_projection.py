@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from i2v_jax.errors import InputError
 from i2v_jax.models.attention import attention, merge_heads, split_heads
 from i2v_jax.models.config import NetworkConfig
-from i2v_jax.models.layers import Dense, LayerNorm
+from i2v_jax.models.layers import Dense, LayerNorm, parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -293,7 +293,7 @@ class Resampler(nn.Module):
         """Returns the image tokens of `CLIPVisionOutput.penultimate`; any number of states."""
         c = self.config
         init = nn.initializers.normal(c.width**-0.5)
-        latents = jnp.asarray(self.param("latents", init, (c.num_tokens, c.width), c.param_dtype), c.dtype)
+        latents = jnp.asarray(parameter(self, "latents", init, (c.num_tokens, c.width), c.param_dtype), c.dtype)
         return read_states(c, jnp.broadcast_to(latents, (states.shape[0], *latents.shape)), states)
 
 

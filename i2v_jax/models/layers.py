@@ -4,7 +4,9 @@ All are channels last and accept any number of leading (batch-like) axes. Statis
 activations' dtype.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -22,13 +24,28 @@ def shard(x: Array, *axes: str | None) -> Array:
     return nn.with_logical_constraint(x, axes)
 
 
+_of_shapes_alone = contextvars.ContextVar("of_shapes_alone", default=False)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Here new parameters are zeros, whatever their initialiser says: for who asks for their shapes."""
+    token = _of_shapes_alone.set(True)
+    try:
+        yield
+    finally:
+        _of_shapes_alone.reset(token)
+
+
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """As `module.param`, but an existing parameter is taken as it is.
+    """As `module.param`, but an existing parameter is taken as it is, and where shapes alone are wanted it is zeros.
 
     Flax checks its shape by tracing the initialiser, for each parameter at each trace: a third of the tracing time.
     """
     if module.has_variable("params", name):
         return module.get_variable("params", name)
+    if _of_shapes_alone.get():
+        return module.variable("params", name, jnp.zeros, shape, dtype).value
     return module.param(name, init, shape, dtype)
 
 
@@ -154,9 +171,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         channels = x.shape[-1]
-        if self.blocked and self.has_variable("params", "proj_in"):
+        blocks = row_blocks(x.size // channels, 8 * channels) if self.blocked else 1
+        if blocks > 1 and self.has_variable("params", "proj_in"):
             plain, variables = self.clone(blocked=False, parent=None), {"params": self.variables["params"]}
-            blocks = row_blocks(x.size // channels, 8 * channels)
             out = jax.lax.map(lambda rows: plain.apply(variables, rows), x.reshape(blocks, -1, channels))
             return out.reshape(x.shape)
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)

@@ -34,6 +34,7 @@ from i2v_jax.models.image_projection import (
     StateProjectionConfig,
     VideoResamplerConfig,
 )
+from i2v_jax.models.layers import shapes_alone
 from i2v_jax.models.lpips import LEAST_SIDE, LPIPS, LPIPSConfig
 from i2v_jax.models.raft import RAFT, RAFTConfig
 from i2v_jax.models.sparse_control import SparseControlNet, SparseControlNetConfig
@@ -70,7 +71,8 @@ def module_of(config: Any) -> nn.Module:
 def parameter_shapes(config: Any) -> Shapes:
     """Returns {path: shape and dtype} of the parameters of a config's network."""
     inputs = NETWORKS[type(config)].inputs(config)
-    return flatten(jax.eval_shape(module_of(config).init, jax.random.key(0), *inputs)["params"])
+    with shapes_alone():
+        return flatten(jax.eval_shape(module_of(config).init, jax.random.key(0), *inputs)["params"])
 
 
 def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

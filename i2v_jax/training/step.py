@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int, Key
 
@@ -75,30 +76,31 @@ def make_step(
       InputError: (by the step, when traced) a batch that does not divide into its parts.
     """
 
-    def gradients(trained: Flat, frozen: Flat, batch: Batch, draws):
-        def of_trained(trained):
-            value, details = loss(unflatten(merged(frozen | trained)), batch, draws)
-            return value, details["each"]
+    def of_trained(trained: Flat, frozen: Flat, batch: Batch, draws):
+        value, details = loss(unflatten(merged(frozen | trained)), batch, draws)
+        return value, details["each"]
 
-        return jax.value_and_grad(of_trained, has_aux=True)(trained)
+    def gradients(trained: Flat, frozen: Flat, batch: Batch, draws):
+        function, reached = _traced(of_trained, trained, frozen, batch, draws)
+        return *jax.value_and_grad(function, has_aux=True)(trained, frozen, batch, draws), reached
 
     def step(state: State, frozen: Flat, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         draws = loss.draw(jax.random.fold_in(key, state.step), batch)
         if accumulate == 1:
-            (value, each), gradient = gradients(state.trained, frozen, batch, draws)
+            (value, each), gradient, reached = gradients(state.trained, frozen, batch, draws)
         else:
             parts = jax.tree.map(lambda x: _parts(x, accumulate), (dict(batch), draws))
-            zeros = jax.tree.map(jnp.zeros_like, state.trained)
+            zeros, reached = jax.tree.map(jnp.zeros_like, state.trained), {}
 
             def add(total, part):
-                (value, each), gradient = gradients(state.trained, frozen, *part)
+                (value, each), gradient, found = gradients(state.trained, frozen, *part)
+                reached.update(found)
                 return jax.tree.map(lambda t, g: t + g / accumulate, total, gradient), (value, each)
 
             gradient, (values, each) = jax.lax.scan(add, zeros, parts)
             value, each = jnp.mean(values), each.swapaxes(0, 1).reshape(-1)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
-        counts = _reached(lambda trained: loss(unflatten(merged(frozen | trained)), batch, draws)[0], state.trained)
-        updates = {path: leaf if counts[path] else jnp.zeros_like(leaf) for path, leaf in updates.items()}
+        updates = {path: leaf if reached[path] else jnp.zeros_like(leaf) for path, leaf in updates.items()}
         trained = optax.apply_updates(state.trained, updates)
         average = state.average
         if average is not None:
@@ -109,11 +111,16 @@ def make_step(
     return step
 
 
-def _reached(function: Callable[[Flat], Array], flat: Flat) -> dict[str, bool]:
-    """Which leaves a function's value depends on."""
-    jaxpr = jax.make_jaxpr(function)(flat).jaxpr
-    _, used = dce_jaxpr(jaxpr, [True])
-    return jax.tree.unflatten(jax.tree.structure(flat), used)
+def _traced(function: Callable[..., Any], flat: Flat, *others: Any) -> tuple[Callable[..., Any], dict[str, bool]]:
+    """Traces a function once: what computes the same, and which leaves of the first argument its first value needs."""
+    program, outputs = jax.make_jaxpr(function, return_shape=True)(flat, *others)
+    _, used = dce_jaxpr(program.jaxpr, [True] + [False] * (len(program.out_avals) - 1))
+    structure = jax.tree.structure(outputs)
+
+    def same(*arguments: Any) -> Any:
+        return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(arguments)))
+
+    return same, jax.tree.unflatten(jax.tree.structure(flat), used[: len(flat)])
 
 
 def _parts(x: Array, count: int) -> Array:
