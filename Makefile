@@ -6,6 +6,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) \
 	$(PYTHON),$(shell $(it) -c 'import sys; sys.version_info < (3, 12) or print("$(it)")' 2>/dev/null)))
 BIN := .venv/bin
+MAKEFLAGS += --jobs=3
 
 # What reads and writes the libraries' files and computes as they do, but for their Flax models, which newer ones lack.
 NEWEST_TESTS := $(addprefix tests/test_,convert.py data.py diffusion.py finishing.py formats_diffusers.py formats_original.py \
@@ -41,23 +42,23 @@ clean:
 	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/.installed: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile -r requirements.txt
 	@touch $@
 
 .venv/.installed-test: requirements-test.txt requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q -r requirements-test.txt
+	$(BIN)/python -m pip install -q --no-compile -r requirements-test.txt
 	@touch .venv/.installed $@
 
 .venv/.installed-plan: requirements-plan.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q --upgrade --target .venv/libtpu -r requirements-plan.txt
+	$(BIN)/python -m pip install -q --no-compile --upgrade --target .venv/libtpu -r requirements-plan.txt
 	@touch $@
 
 .venv-page/.installed: requirements-page.txt | .venv-page/bin/python
-	.venv-page/bin/python -m pip install -q -r requirements-page.txt
+	.venv-page/bin/python -m pip install -q --no-compile -r requirements-page.txt
 	@touch $@
 
 .venv-newest/.installed: requirements-newest.txt
 	@test -n "$(NEWEST_PYTHON)" || { echo "Python >= 3.12 is wanted. Mend: make NEWEST_PYTHON=/path/to/python3.12 ..."; exit 1; }
 	test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q -r requirements-newest.txt
+	.venv-newest/bin/python -m pip install -q --no-compile -r requirements-newest.txt
 	@touch $@

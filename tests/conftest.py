@@ -45,6 +45,7 @@ LONGEST = (
     *("dover", "checkpoints", "sdxl", "device", "stored", "control_command", "control_sampling", "text_in_time"),
     *("train_control", "longer", "measures", "train_miva"),
 )  # files, of 40 seconds to six minutes
+_of_imports = []
 _size_before = 0.0
 
 
@@ -62,8 +63,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def caches() -> list:
+    """All `functools.cache`s that collections look at."""
+    return [value for value in gc.get_objects() if isinstance(value, CACHED)]
+
+
 def pytest_collection_finish():
     """What imports have made stays: no collection need look at it."""
+    _of_imports.extend(caches())
     gc.collect()
     gc.freeze()
 
@@ -76,8 +83,8 @@ def pytest_runtest_teardown(item, nextitem):
         modules = (item.module.__name__,)
         if memory() > LARGE:
             modules += ("tests.", "i2v_jax.", "convert.")
-        for value in gc.get_objects():
-            if isinstance(value, CACHED) and value.__module__.startswith(modules):
+        for value in [*_of_imports, *caches()]:
+            if value.__module__.startswith(modules):
                 value.cache_clear()
         _size_before = 0.0  # what other files have no use for is given back
 

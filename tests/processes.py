@@ -66,12 +66,12 @@ def run(arguments, code=0, devices=1) -> str:
     return finish(start(arguments, devices), code, 1800)
 
 
-def run_here(arguments) -> str:
+def run_here(arguments, devices=1) -> str:
     """As `run`, in this process, which has imported all that a command needs."""
     import jax  # not before it is set up for tests
 
     name, *rest = arguments[1:] if arguments[0] == "-m" else [f"i2v_jax.cli.{Path(arguments[0]).stem}", *arguments[1:]]
-    module, devices, output = importlib.import_module(name), jax.devices()[:1], io.StringIO()
+    module, devices, output = importlib.import_module(name), jax.devices()[:devices], io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -57,8 +57,8 @@ def one_device_latents():
     return np.asarray(pipeline().latents(pictures(), PROMPTS, [1, 2, 3, 2**32 - 1], settings=SETTINGS))
 
 
-@pytest.mark.parametrize("shape", [dict(frames=8), dict(data=2, fsdp=2, frames=2)], ids=["frames", "all"])
-def test_many_devices_make_the_same_videos(shape, measured):
+def test_many_devices_make_the_same_videos(measured):
+    shape = dict(data=2, fsdp=2, frames=2)
     spread = pipeline(8, **shape)
     latents = spread.latents(pictures(), PROMPTS, [1, 2, 3, 2**32 - 1], settings=SETTINGS)
     error = relative_error(latents, one_device_latents())
@@ -179,8 +179,7 @@ def test_first_frame_is_the_encoded_picture():
     """For a stochastic sampler and for DDIM alike, to the bit; only the posterior's seed moves it."""
     run = functools.partial(pipeline().latents, pictures()[:1], PROMPTS[:1])
     base = run([1], settings=SETTINGS)
-    changes = dict(sampler="euler_ancestral"), dict(sampler="euler", t0=0.5), dict(p=1.0), dict(guidance_scale=1.0)
-    for change in changes:
+    for change in (dict(sampler="euler_ancestral"), dict(p=1.0, guidance_scale=1.0)):
         latents = run([1], settings=dataclasses.replace(SETTINGS, **change))
         np.testing.assert_array_equal(latents[:, :1], base[:, :1])
         assert relative_error(latents[:, 1:], base[:, 1:]) > 1e-3
@@ -188,20 +187,26 @@ def test_first_frame_is_the_encoded_picture():
 
 
 def test_less_prior_noise_stays_nearer_to_the_picture():
-    """The prior at a small t0 leaves frames near the first one; a run from pure noise does not."""
+    """The prior at a small t0 leaves frames near the first one; a run from pure noise does not. Steps that t0 leaves
+    out are not told of."""
+    seen = []
 
     def distance(t0):
-        latents = pipeline().latents(
-            pictures()[:1], PROMPTS[:1], [1], settings=dataclasses.replace(SETTINGS, steps=20, t0=t0, p=1.0)
-        )
+        seen.clear()
+        settings = dataclasses.replace(SETTINGS, steps=20, t0=t0, p=1.0)
+        given = pictures()[:1], PROMPTS[:1], [1]
+        latents = pipeline().latents(*given, settings=settings, on_step=lambda *step: seen.append(step))
         return relative_error(latents[:, 1:], np.broadcast_to(latents[:, :1], latents[:, 1:].shape))
 
-    assert distance(0.06) < 0.5 * distance(1.0)
+    far = distance(1.0)
+    assert seen == [(number, 20) for number in range(1, 21)]
+    assert distance(0.06) < 0.5 * far
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_any_size():
-    """Non-square, odd latents; one frame; as many frames as there are positions."""
-    for height, width, frames in [(40, 72, 3), (64, 64, 1), (16, 16, 24)]:
+    """Non-square, odd latents, of one frame; as many frames as there are positions."""
+    for height, width, frames in [(40, 72, 1), (16, 16, 24)]:
         settings = Settings(height=height, width=width, frames=frames, steps=1, guidance_scale=1.0)
         video = pipeline()(pictures()[:1], PROMPTS[:1], [0], settings=settings)
         assert video.shape == (1, frames, height, width, 3) and video.dtype == np.uint8
@@ -220,13 +225,6 @@ def test_unconditional_image_tokens_are_of_an_all_zero_picture():
     np.testing.assert_allclose(unconditional[1:], tokens(jnp.zeros((1, 224, 224, 3))), atol=1e-5)
     pixels = jnp.asarray(clip_pixels(pictures()[0]))[None]
     np.testing.assert_allclose(conditional[:1], tokens(pixels), atol=1e-5)
-
-
-def test_progress_is_told_for_each_step():
-    seen = []
-    settings = dataclasses.replace(SETTINGS, steps=4, t0=0.6)
-    pipeline().latents(pictures()[:1], PROMPTS[:1], [1], settings=settings, on_step=lambda *step: seen.append(step))
-    assert seen == [(1, 3), (2, 3), (3, 3)]  # t0 leaves three of the four steps
 
 
 def test_latents_that_are_not_finite_stop_the_run():

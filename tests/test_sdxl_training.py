@@ -19,7 +19,7 @@ from i2v_jax.families.model import assemble_config
 from i2v_jax.training import placement, setup, store
 from i2v_jax.training.objective import Draws, Loss, Objective
 from tests import sdxl_models, train_runs
-from tests.processes import ROOT, run
+from tests.processes import ROOT, run_here
 
 CONFIG = "configs/train/sdxl.py"
 BATCH, FRAMES, SIDE = 8, 3, 32
@@ -164,12 +164,12 @@ def test_the_commands_with_the_shipped_config(tmp_path):
         "compilation_cache": ROOT / ".cache" / "jax",
     }
     flags = [f"--config={CONFIG}", *(f"--config.{key}={value}" for key, value in settings.items())]
-    run(["-m", "i2v_jax.training.store", f"--output={tmp_path / 'stored'}", *flags], devices=2)
+    run_here(["-m", "i2v_jax.training.store", f"--output={tmp_path / 'stored'}", *flags], devices=2)
     about = json.loads((tmp_path / "stored" / "stored.json").read_text())
     assert about["arrays"] == ["text", "pooled", "sizes", "image_tokens"]
     record = stored.Stored(tmp_path / "stored")[0]
     assert record["sizes"].dtype == np.float32 and record["sizes"][4:].tolist() == [SIDE, SIDE]
-    out = run(["train.py", *flags, f"--config.data.source={tmp_path / 'stored'}"], devices=2)
+    out = run_here(["train.py", *flags, f"--config.data.source={tmp_path / 'stored'}"], devices=2)
     assert "going on" not in out
     trained = load_file(tmp_path / "run" / "trained.safetensors")
     assert trained and all("/attn1/first_frame/" in path for path in trained)

@@ -211,12 +211,13 @@ def test_new_adapter_changes_nothing():
     given = (io["unet.sample"], io["unet.timestep"])
     tokens = oracles.split_tokens(io["unet.encoder_hidden_states"])
 
-    def run(config, flat):
-        return np.asarray(exact_jit(UNet(config).apply)({"params": unflatten(flat)}, *given, **tokens))
+    def run(program, flat):
+        return np.asarray(program({"params": unflatten(flat)}, *given, **tokens))
 
-    wanted = run(base, {path: x for path, x in flat.items() if "/first_frame/" not in path})
-    np.testing.assert_array_equal(run(with_adapter, zeroed), wanted)
-    assert relative_error(run(with_adapter, flat), wanted) > 1e-2
+    without, program = (exact_jit(UNet(config).apply) for config in (base, with_adapter))
+    wanted = run(without, {path: x for path, x in flat.items() if "/first_frame/" not in path})
+    np.testing.assert_array_equal(run(program, zeroed), wanted)
+    assert relative_error(run(program, flat), wanted) > 1e-2
 
 
 def test_branch_scales():
