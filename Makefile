@@ -42,23 +42,23 @@ clean:
 	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/.installed: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q --no-compile -r requirements.txt
+	$(BIN)/python -m pip install -q -r requirements.txt
 	@touch $@
 
 .venv/.installed-test: requirements-test.txt requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q --no-compile -r requirements-test.txt
+	$(BIN)/python -m pip install -q -r requirements-test.txt
 	@touch .venv/.installed $@
 
 .venv/.installed-plan: requirements-plan.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q --no-compile --upgrade --target .venv/libtpu -r requirements-plan.txt
+	$(BIN)/python -m pip install -q --upgrade --target .venv/libtpu -r requirements-plan.txt
 	@touch $@
 
 .venv-page/.installed: requirements-page.txt | .venv-page/bin/python
-	.venv-page/bin/python -m pip install -q --no-compile -r requirements-page.txt
+	.venv-page/bin/python -m pip install -q -r requirements-page.txt
 	@touch $@
 
 .venv-newest/.installed: requirements-newest.txt
 	@test -n "$(NEWEST_PYTHON)" || { echo "Python >= 3.12 is wanted. Mend: make NEWEST_PYTHON=/path/to/python3.12 ..."; exit 1; }
 	test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q --no-compile -r requirements-newest.txt
+	.venv-newest/bin/python -m pip install -q -r requirements-newest.txt
 	@touch $@
