@@ -6,13 +6,12 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(firstword $(foreach it,python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) \
 	$(PYTHON),$(shell $(it) -c 'import sys; sys.version_info < (3, 12) or print("$(it)")' 2>/dev/null)))
 BIN := .venv/bin
-MAKEFLAGS += --jobs=3
 
 # What reads and writes the libraries' files and computes as they do, but for their Flax models, which newer ones lack.
 NEWEST_TESTS := $(addprefix tests/test_,convert.py data.py diffusion.py finishing.py formats_diffusers.py formats_original.py \
 	image_projection.py ip_adapter.py lora.py orbax.py samplers.py tokenizer.py weights.py media.py showing.py)
 
-.PHONY: sample page test test-newest lint clean small-world
+.PHONY: sample page test environments test-newest lint clean small-world
 
 sample: .venv/.installed
 	$(BIN)/python sample.py --config configs/sample/default.py
@@ -21,9 +20,12 @@ sample: .venv/.installed
 page: .venv-page/.installed
 	.venv-page/bin/python -m i2v_jax.page $(OPTIONS)
 
-test: .venv/.installed-test .venv/.installed-plan .venv-page/.installed
+test:
+	@$(MAKE) --no-print-directory --jobs=3 environments
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+environments: .venv/.installed-test .venv/.installed-plan .venv-page/.installed
 
 test-newest: .venv-newest/.installed
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NEWEST_TESTS) -k "not flax_models and not flax_folder"

@@ -65,6 +65,27 @@ def theirs(path: str) -> str:
     return PUBLISHED_UNET.to_theirs(path.removeprefix("unet/")).name
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_traces_its_loss_once_and_moves_what_it_looks_at(accumulate):
+    """Weights that count for each clip's own loss alone stay; a decay moves the others also where a gradient is 0."""
+    traced = []
+
+    def loss(tree, batch, draws):
+        traced.append(len(batch["x"]))
+        each = tree["a"] * batch["x"]
+        return jnp.mean(each) + 0.0 * tree["zero"], {"each": each + tree["told"]}
+
+    loss.draw = lambda key, batch: jnp.zeros(len(batch["x"]))
+    optimizer = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    state = init_state({name: np.float32(1) for name in ("a", "zero", "told")}, optimizer)
+    step = jax.jit(make_step(loss, optimizer, accumulate=accumulate))
+    state, metrics = step(state, {}, {"x": jnp.arange(4.0)}, jax.random.key(0))
+    assert traced == [4 // accumulate]
+    np.testing.assert_allclose(metrics.each, np.arange(4) + 1)
+    wanted = dict(a=1 - 0.1 * (1.5 + 0.5), zero=1 - 0.1 * 0.5, told=1)
+    assert {name: float(leaf) for name, leaf in state.trained.items()} == pytest.approx(wanted)
+
+
 def test_one_step_of_the_published_code(recorded_step, measured):
     ((state, metrics), value, seen, gradient), io = recorded_step
     measured("training step: noisy latents", relative_error(seen["noisy"], io["noisy_latents"]), 1e-4)

@@ -274,6 +274,16 @@ def test_adapter_has_the_published_number_of_parameters(preset, layout, wanted):
     assert sum(size for path, size in sizes.items() if "/first_frame/" in path) == wanted
 
 
+def test_shapes_are_those_of_initialised_parameters(monkeypatch):
+    """And no initialiser is run for them."""
+    given = with_conditions(inputs(1, 1, 8, 8, context=32))
+    begun = jax.eval_shape(UNet(SMALLEST).init, jax.random.key(0), **given)["params"]
+    parameter_shapes.cache_clear()
+    monkeypatch.setattr(jax.random, "fold_in", None)
+    monkeypatch.setattr(jax.random, "truncated_normal", None)
+    assert parameter_shapes(SMALLEST) == flatten(begun)
+
+
 SMALLEST = dataclasses.replace(
     unet.TINY,
     transformer_depth=(3, 3),
