@@ -9,6 +9,8 @@ import resource
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's spin while they wait for one that is held up
+
 from tests.processes import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -104,14 +106,6 @@ def pytest_runtest_logfinish():
             gc.collect()
             return_freed_memory()
         _size_before = memory()
-
-
-@pytest.fixture(scope="module")
-def optimised():
-    """Programs are compiled as users' are: where they run for longer than they compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

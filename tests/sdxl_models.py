@@ -4,10 +4,8 @@ Every structure is SDXL's (three levels, no attention in the finest, depth by le
 conditioning, motion modules of the beta layout); only the widths are small.
 """
 
-import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -267,7 +265,7 @@ def run_pipeline(pipeline, frames: int, prompt: str, latents: torch.Tensor, **op
     side = 8 * latents.shape[-2], 8 * latents.shape[-1]
     settings = dict(height=side[0], width=side[1], num_inference_steps=STEPS, guidance_scale=GUIDANCE) | options
     settings |= dict(callback_on_step_end=keep, callback_on_step_end_tensor_inputs=shown)
-    with torch.no_grad(), one_thread():
+    with torch.no_grad():
         made = pipeline(prompt, latents=latents, output_type="np", **settings)
     pictures = made.images if hasattr(made, "images") else made.frames
     negative_text, text = last["prompt_embeds"].numpy()[:: text_repeats(pipeline, frames)]
@@ -275,17 +273,6 @@ def run_pipeline(pipeline, frames: int, prompt: str, latents: torch.Tensor, **op
     negative_sizes, sizes = last["add_time_ids"].numpy()
     conditions = (text, negative_text, pooled, negative_pooled, sizes, negative_sizes)
     return Run(*(x[None] for x in conditions), last["latents"].numpy(), np.round(pictures * 255).astype(np.uint8))
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs PyTorch on one thread: on a busy machine its threads spend more time waiting for each other than working."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def text_repeats(pipeline, frames: int) -> int:
@@ -302,7 +289,7 @@ def image_tokens(projection: str, picture: np.ndarray) -> tuple[np.ndarray, np.n
         add_watermarker=False,
     )
     pipeline.unet._load_ip_adapter_weights([image_adapter_weights(projection)])
-    with torch.no_grad(), one_thread():
+    with torch.no_grad():
         (embeds,) = pipeline.prepare_ip_adapter_image_embeds([picture], None, "cpu", 1, True)
         (tokens,) = pipeline.unet.encoder_hid_proj([embeds])
     unconditional, conditional = tokens.flatten(1, -2).numpy()

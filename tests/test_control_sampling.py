@@ -108,7 +108,7 @@ def theirs(family, networks, **options):
     nets = nets if networks > 1 else nets[0]
     settings = dict(height=HEIGHT, width=WIDTH, num_inference_steps=STEPS, guidance_scale=SETTINGS.guidance_scale)
     settings |= dict(negative_prompt=NEGATIVE, output_type="latent") | options
-    with torch.no_grad(), sdxl_models.one_thread():
+    with torch.no_grad():
         if family == "sdxl":
             pipe = diffusers.StableDiffusionXLControlNetPipeline.from_pretrained(
                 sdxl_models.folder(), controlnet=nets, add_watermarker=False

@@ -38,7 +38,7 @@ from i2v_jax.weights.infer import infer_config
 from tests import tiny
 from tests.conversions import comes_back_to_diffusers, read, run
 from tests.helpers import relative_error, with_conditions
-from tests.sdxl_models import VIDEO_SCHEDULE, one_thread
+from tests.sdxl_models import VIDEO_SCHEDULE
 from tests.test_weights import animatediff, bytes_of, state_of
 from tests.torch_models import our_parameters, our_shapes, randomise
 
@@ -257,7 +257,7 @@ def diffusers_latents(network, monkeypatch):
         scheduler=diffusers.DDIMScheduler(**VIDEO_SCHEDULE),
     )
     pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), one_thread():
+    with torch.no_grad():
         made = pipeline(
             PROMPT,
             SIZE,

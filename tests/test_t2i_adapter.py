@@ -34,7 +34,7 @@ from i2v_jax.weights.infer import infer_config
 from tests import sdxl_models, tiny
 from tests.conversions import comes_back_to_diffusers, read, run
 from tests.helpers import relative_error, with_conditions
-from tests.sdxl_models import PICTURE_SCHEDULE, one_thread
+from tests.sdxl_models import PICTURE_SCHEDULE
 from tests.test_weights import bytes_of, state_of
 from tests.torch_models import our_parameters, our_shapes, randomise
 
@@ -279,7 +279,7 @@ def test_guided_runs_equal_diffusers(family, tmp_path, measured):
     made = {}
     for factor in (1.0,) if family == "SD1.5" else (1.0, 0.5):
         options = dict(adapter_conditioning_factor=factor) if family == "SDXL" else {}
-        with torch.no_grad(), one_thread():
+        with torch.no_grad():
             wanted = yardstick(
                 prompt=PROMPT,
                 negative_prompt=NEGATIVE,
