@@ -20,14 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QUICKLY = {"xla_cpu_parallel_codegen_split_count": 1}
 if version("jaxlib").startswith("0.10."):
-    QUICKLY |= {"xla_cpu_use_fusion_emitters": False}
-"""XLA's options with which programs compile in half the time; later ones lack the second, and end at unknown ones."""
+    QUICKLY |= {
+        "xla_cpu_use_fusion_emitters": "false",
+        "xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
+        "xla_cpu_experimental_ynn_fusion_type": "-individual_dot,-individual_convolution",
+    }
+"""XLA's options with which programs compile in half the time; later ones lack some, and end at unknown ones."""
 
 
 def xla_flags(devices: int) -> str:
     """Flags for virtual devices, and for programs that compile quickly."""
     flags = {"xla_force_host_platform_device_count": devices} | QUICKLY
-    return " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items())
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -173,16 +173,16 @@ def of_two(clips, folder, second=None, **changes):
 
 
 def test_two_processes_train_as_one(clips, unbroken, measured, tmp_path):
-    commands = of_two(clips, tmp_path, mesh__data=4, mesh__fsdp=2)
-    both = [processes.start(command, devices=4) for command in commands]
+    commands = of_two(clips, tmp_path, mesh__data=2, mesh__fsdp=2)
+    both = [processes.start(command, devices=2) for command in commands]
     for process in both:
         processes.finish(process)
     one, two = (np.array(list(train_runs.losses(folder).values())) for folder in (unbroken, tmp_path))
     assert len(one) == len(two) == STEPS
-    measured(f"losses of {STEPS} steps, 2 processes x 4 devices", np.abs(two / one - 1).max(), 1e-5)
+    measured(f"losses of {STEPS} steps, 2 processes x 2 devices", np.abs(two / one - 1).max(), 1e-5)
     one, two = (train_runs.curves(folder)["held_out/loss"] for folder in (unbroken, tmp_path))
     assert one.keys() == two.keys() == {STEPS}
-    measured("held-out loss, 2 processes x 4 devices", abs(two[STEPS] / one[STEPS] - 1), 1e-5)
+    measured("held-out loss, 2 processes x 2 devices", abs(two[STEPS] / one[STEPS] - 1), 1e-5)
 
 
 def test_all_options_at_once_and_all_that_a_run_shows(clips, tmp_path):
@@ -228,7 +228,7 @@ def test_where_one_process_cannot_go_on_all_say_why_and_end(clips, tmp_path):
     shutil.copytree(clips, damaged)
     for video in damaged.glob("*.mp4"):
         video.write_bytes(b"no video")
-    both = [processes.start(command, devices=4) for command in of_two(clips, tmp_path / "run", damaged)]
+    both = [processes.start(command) for command in of_two(clips, tmp_path / "run", damaged)]
     first, second = (processes.finish(process, 2) for process in both)
     assert "error: process 1 cannot go on. " in first
     for output in (first, second):
