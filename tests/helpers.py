@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from i2v_jax.models.conditions import Conditions
-from tests.processes import QUICKLY
+from tests.processes import AS_USERS
 
 
 def relative_error(out, ref) -> float:
@@ -19,8 +19,7 @@ def relative_error(out, ref) -> float:
 
 def exact_jit(function, **options):
     """`jax.jit`, compiled as users' programs are: what two programs both do has the same bits in both."""
-    usual = {name: True for name, value in QUICKLY.items() if value == "false"}
-    return jax.jit(function, compiler_options=usual, **options)
+    return jax.jit(function, compiler_options=AS_USERS, **options)
 
 
 def with_conditions(given: Mapping[str, Any]) -> dict[str, Any]:

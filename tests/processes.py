@@ -18,14 +18,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-QUICKLY = {"xla_cpu_parallel_codegen_split_count": 1}
+QUICKLY, AS_USERS = {"xla_cpu_parallel_codegen_split_count": 1}, {}
 if version("jaxlib").startswith("0.10."):
     QUICKLY |= {
         "xla_cpu_use_fusion_emitters": "false",
         "xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
         "xla_cpu_experimental_ynn_fusion_type": "-individual_dot,-individual_convolution",
     }
-"""XLA's options with which programs compile in half the time; later ones lack some, and end at unknown ones."""
+    kinds = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION")
+    AS_USERS = {
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT",
+        "xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds),
+    }
+"""XLA's options with which programs compile in half the time, and a program's own that undo what changes roundings;
+later versions lack some, and end at unknown ones."""
 
 
 def xla_flags(devices: int) -> str:
